@@ -1,0 +1,5 @@
+"""The one error of this package: a sentence for the user, shown without a traceback."""
+
+
+class NasError(ValueError):
+    """Wrong use or bad input: the message states the rule, the values and the remedy, in one line."""
