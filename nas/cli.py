@@ -1,0 +1,272 @@
+"""The `nas` command. Each command is a few lines: parse, call one function, print. Heavy imports wait until then."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="nas",
+    help="Hardware-aware search for the temporal layers of mobile video diffusion models.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+space_app = typer.Typer(help="Positions, variants, size of a space.", no_args_is_help=True, rich_markup_mode=None)
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML whose keys override the space's defaults.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.steps=200.")]
+Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is continued.")]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+
+DONE, NO, WRONG_USE, STOPPED = 0, 1, 2, 130
+
+
+def emit(data: Any) -> None:
+    """Print one JSON document."""
+    typer.echo(json.dumps(data, indent=2, default=str))
+
+
+# The main job --------------------------------------------------------------------------------------
+
+
+@app.command(rich_help_panel=None)
+def run(
+    space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
+    out: Out,
+    device: Annotated[str, typer.Option(help="A shipped device's name, or a YAML.")] = "host_cpu",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006 - typer reads the default, nobody mutates it
+    as_json: Json = False,
+) -> None:
+    """The whole main job, resumable: profile, train, search, build, export, sample, report."""
+    from nas.config import resolve
+    from nas.run import run_all
+
+    metrics = run_all(resolve(space, device, config, set_), out)
+    if as_json:
+        emit(metrics)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine has: runtimes, devices, extras, versions."""
+    from nas.doctor import examine, render
+
+    findings = examine()
+    emit(findings) if as_json else typer.echo(render(findings))
+
+
+# What may be chosen, what it costs -----------------------------------------------------------------
+
+
+@space_app.command("list")
+def space_list(as_json: Json = False) -> None:
+    """The spaces that ship with the toolkit."""
+    from search_spaces.inspect import summaries
+
+    found = summaries()
+    if as_json:
+        emit([s.to_json() for s in found])
+    else:
+        for s in found:
+            typer.echo(s.line())
+
+
+@space_app.command("show")
+def space_show(space: str, as_json: Json = False) -> None:
+    """Positions, variants, size of the space and its parameter range, read from the plan."""
+    from search_spaces.inspect import summary
+
+    found = summary(space)
+    emit(found.to_json()) if as_json else typer.echo(found.render())
+
+
+@space_app.command("check")
+def space_check(space: str, as_json: Json = False) -> None:
+    """Check a space against its blocks and its plan; exit code 1 when something is wrong."""
+    from search_spaces.inspect import check
+
+    problems = check(space)
+    if as_json:
+        emit({"space": space, "problems": problems})
+    else:
+        typer.echo("\n".join(problems) or f"{space}: everything holds")
+    raise typer.Exit(NO if problems else DONE)
+
+
+app.add_typer(space_app, name="space")
+
+
+@app.command()
+def profile(
+    space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
+    device: Annotated[str, typer.Option(help="A shipped device's name, or a YAML.")] = "host_cpu",
+    table: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("tables"),
+    retry: Annotated[bool, typer.Option(help="Measure failed, timed-out and unstable rows again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what the table lacks; run again to go on after a stop."""
+    from nas.costs import profile_space
+
+    summary = profile_space(space, device, table, retry=retry)
+    if as_json:
+        emit(summary)
+    else:
+        typer.echo(
+            f"{summary['table']}: {summary['rows']} rows, {summary['measured']} measured now, "
+            f"{summary['not_ok']} without a number"
+        )
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def table(context: typer.Context) -> None:
+    """Tables: list, show, validate, coverage, predict and more (nas table --help)."""
+    from latency_tables.cli import main as table_main
+
+    raise typer.Exit(table_main(context.args))
+
+
+# Train, search, build ------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
+    out: Out,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Train the supernet; run again to go on from the last checkpoint."""
+    from nas.config import resolve
+    from nas.run import train_supernet
+
+    summary = train_supernet(resolve(space, None, config, set_, run=out), out)
+    if as_json:
+        emit(summary)
+
+
+@app.command()
+def search(
+    run: RunDir,
+    latency_ms: Annotated[float | None, typer.Option(help="Latency limit of one network evaluation.")] = None,
+    memory_mb: Annotated[float | None, typer.Option(help="Limit of the peak memory.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Search trials in all.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="surrogate, nsga2, tpe or random.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Choose the arrangement under the budget; exit code 1 when nothing can meet it."""
+    from nas.run import search_arrangement
+
+    answer = search_arrangement(run, latency_ms=latency_ms, memory_mb=memory_mb, trials=trials, sampler=sampler)
+    emit(answer.to_json()) if as_json else typer.echo(answer.render())
+    raise typer.Exit(DONE if answer.feasible else NO)
+
+
+@app.command()
+def build(
+    run: RunDir,
+    out: Annotated[Path | None, typer.Option(help="Model folder; RUN/model by default.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The chosen arrangement with the supernet's weights, as a plain diffusers model."""
+    from nas.build import build_model
+
+    summary = build_model(run, out or run / "model")
+    emit(summary) if as_json else typer.echo(
+        f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "
+        f"{summary['difference']:.1e}"
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the package; MODEL/../coreml by default.")] = None,
+    clip: Annotated[str, typer.Option(help="The space's clip whose shape the package has.")] = "deployment",
+    as_json: Json = False,
+) -> None:
+    """A Core ML package of the whole network."""
+    from nas.export import export_model
+
+    stats = export_model(model, out or model.parent / "coreml", clip)
+    emit(stats) if as_json else typer.echo(
+        f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "
+        f"{stats['weights_mb']:.2f} MB of weights, rank {stats['max_rank']}"
+    )
+
+
+@app.command()
+def sample(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    out: Annotated[Path, typer.Option(help="Video file; a contact sheet PNG is written beside it.")] = Path("out.mp4"),
+    steps: Annotated[int, typer.Option(help="Network evaluations.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """A video file from a prompt."""
+    from nas.sample import sample_video
+
+    summary = sample_video(model, prompt, out, steps=steps, guidance=guidance, seed=seed)
+    emit(summary) if as_json else typer.echo(f"{summary['video']} and {summary['contact_sheet']}")
+
+
+@app.command()
+def report(run: RunDir) -> None:
+    """One self-contained HTML page of a run."""
+    from nas.report import write_report
+
+    typer.echo(write_report(run))
+
+
+# Errors --------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: one clear line and exit code 2 for wrong use or bad input; a traceback only with --debug."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+    try:
+        app(args=arguments, standalone_mode=True)
+    except KeyboardInterrupt:
+        typer.echo("nas: stopped; run the same command to go on from here", err=True)
+        raise SystemExit(STOPPED) from None
+    except Exception as error:  # the one place where exceptions become sentences
+        if debug or (sentence := explain(error)) is None:
+            raise
+        typer.echo(f"nas: {sentence}", err=True)
+        raise SystemExit(WRONG_USE) from None
+
+
+def explain(error: Exception) -> str | None:
+    """The sentence for a user, or None for a fault of ours, whose traceback should be seen."""
+    if type(error).__name__ in ("NasError", "SpaceError", "ProfileError", "TableError"):
+        return str(error)
+    if isinstance(error, OSError):
+        path = f"{error.filename}: " if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"{path}the disk is full; free some space and run the same command to go on from here"
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return f"{path}no permission to write or read there; choose another folder"
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)):
+            return f"{path}{(error.strerror or 'not usable').lower()}; check the path"
+    return None
+
+
+if __name__ == "__main__":
+    main()

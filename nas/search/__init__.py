@@ -1,0 +1,1 @@
+"""Choose the arrangement: costs from the table, quality from the supernet, proposals from Optuna."""

@@ -1,0 +1,103 @@
+"""The answer of a search: the front, the arrangement to take, and what cannot be told apart."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nas.search.study import Evaluation
+from search_spaces.arrangement import Arrangement
+
+FRONT_FILE = "front.csv"
+
+
+def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    """The feasible evaluations that no other feasible one beats in loss and latency, cheapest first."""
+    front: list[Evaluation] = []
+    for candidate in sorted((e for e in evaluations if e.feasible), key=lambda e: (e.latency_ms, e.loss)):
+        if not front or candidate.loss < front[-1].loss:
+            front.append(candidate)
+    return front
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The arrangement taken, and why.
+
+    Attributes:
+        best: lowest loss on the front. chosen: the cheapest that cannot be told apart from it.
+        difference, stderr: paired difference of loss, chosen minus best, and its standard error.
+        tied: front members (cheapest first) within ``TIE`` standard errors of the best, chosen and best included.
+    """
+
+    best: Evaluation
+    chosen: Evaluation
+    difference: float
+    stderr: float
+    tied: tuple[Evaluation, ...]
+
+
+TIE = 1.0  # standard errors of the paired difference
+
+
+def choose(
+    front: Sequence[Evaluation], difference: Callable[[Arrangement, Arrangement], tuple[float, float]]
+) -> Choice:
+    """The cheapest member of the front whose loss cannot be told apart from the best's: the one-standard-error rule.
+
+    Args:
+        front: cheapest first, not empty.
+        difference: (a, b) -> mean and standard error of loss(a) - loss(b) over the same clips, noise and timesteps.
+
+    Source: the one-standard-error rule of Breiman et al., Classification and Regression Trees (1984), section 3.4.3,
+    with paired instead of independent errors, because common random numbers make the pairs far tighter.
+    """
+    best = min(front, key=lambda e: e.loss)
+    tied: list[tuple[Evaluation, float, float]] = []
+    for member in front:
+        if member is best:
+            tied.append((member, 0.0, 0.0))
+            continue
+        mean, stderr = difference(member.arrangement, best.arrangement)
+        if mean <= TIE * stderr:
+            tied.append((member, mean, stderr))
+    chosen, mean, stderr = min(tied, key=lambda entry: entry[0].latency_ms)
+    return Choice(best, chosen, mean, stderr, tuple(entry[0] for entry in tied))
+
+
+def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) -> None:
+    """One CSV row for each evaluation, in trial order; written whole or not at all.
+
+    Columns: trial, origin, key, one per position (labels joined by `` + ``), loss, loss_stderr, velocity_loss,
+    motion_loss, latency_ms, peak_mb, weights_mb, parameters, feasible, on_front, chosen.
+    """
+    on_front = {e.arrangement.key for e in pareto_front(evaluations)}
+    positions = [name for name, _ in evaluations[0].arrangement.layers]
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        losses = ["loss", "loss_stderr", "velocity_loss", "motion_loss"]
+        costs = ["latency_ms", "peak_mb", "weights_mb", "parameters"]
+        writer.writerow(["trial", "origin", "key", *positions, *losses, *costs, "feasible", "on_front", "chosen"])
+        for e in evaluations:
+            layers = [" + ".join(v.label for v in variants) for _, variants in e.arrangement.layers]
+            writer.writerow(
+                [
+                    e.trial,
+                    e.origin,
+                    e.arrangement.key,
+                    *layers,
+                    *(f"{x:.6f}" for x in (e.loss, e.loss_stderr, e.velocity_loss, e.motion_loss)),
+                    *(f"{x:.4f}" for x in (e.latency_ms, e.peak_mb, e.weights_mb)),
+                    e.parameters,
+                    int(e.feasible),
+                    int(e.arrangement.key in on_front),
+                    int(e.arrangement.key == chosen_key),
+                ]
+            )
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(partial, path)

@@ -1,0 +1,139 @@
+"""The search problem: one choice a position, its exact cost from the table, its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency_tables.budget import Budget, feasible, violations
+from latency_tables.cost import CostModel, Costs
+from nas.errors import NasError
+from search_spaces.arrangement import Arrangement
+from search_spaces.space import Space
+
+Indices = NDArray[np.int64]
+
+NO_LAYER = "none"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise the quality loss and the latency of an arrangement under a budget.
+
+    A choice is an index into ``space.options(position)`` for each position, so every arrangement has exactly one
+    encoding: nothing has to be made canonical afterwards, and no two trials can be the same under two names.
+
+    Args:
+        space: what may be chosen.
+        costs: the cost model over the device's table; its options are the space's, in the same order.
+        budget: limits in ms, MB and parameters.
+
+    Raises:
+        NasError: if the cost model describes other positions or options than the space.
+    """
+
+    space: Space
+    costs: CostModel
+    budget: Budget
+
+    def __post_init__(self) -> None:
+        names = tuple(position.name for position in self.space.positions)
+        if tuple(self.costs.positions) != names:
+            raise NasError(
+                f"the plan's positions {', '.join(self.costs.positions)} are not those of the space "
+                f"{self.space.name} ({', '.join(names)}); write the plan again with python -m search_spaces.plan"
+            )
+        for name in names:
+            if len(self.costs.options[name]) != len(self.space.options(name)):
+                raise NasError(
+                    f"{name}: the plan has {len(self.costs.options[name])} options, the space "
+                    f"{len(self.space.options(name))}; write the plan again with python -m search_spaces.plan"
+                )
+
+    @cached_property
+    def positions(self) -> tuple[str, ...]:
+        return tuple(position.name for position in self.space.positions)
+
+    @cached_property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Position -> the readable name of each option, ``none`` first; Optuna's categorical choices."""
+        return {
+            name: tuple(" + ".join(v.label for v in option) or NO_LAYER for option in self.space.options(name))
+            for name in self.positions
+        }
+
+    @cached_property
+    def num_options(self) -> Indices:
+        return np.array([len(self.labels[name]) for name in self.positions])
+
+    @cached_property
+    def _label_index(self) -> dict[str, dict[str, int]]:
+        return {name: {label: i for i, label in enumerate(self.labels[name])} for name in self.positions}
+
+    def params(self, indices: Sequence[int] | Indices) -> dict[str, str]:
+        """Optuna parameters of a choice of shape (P,)."""
+        return {name: self.labels[name][int(i)] for name, i in zip(self.positions, indices, strict=True)}
+
+    def indices(self, params: Mapping[str, str]) -> Indices:
+        """The choice, shape (P,), of a trial's parameters."""
+        return np.array([self._label_index[name][params[name]] for name in self.positions])
+
+    def arrangement(self, indices: Sequence[int] | Indices) -> Arrangement:
+        layers = tuple((n, self.space.options(n)[int(i)]) for n, i in zip(self.positions, indices, strict=True))
+        return Arrangement(space=self.space.name, layers=layers)
+
+    def indices_of(self, arrangement: Arrangement) -> Indices:
+        self.space.check(arrangement)
+        return self.indices({name: " + ".join(v.label for v in vs) or NO_LAYER for name, vs in arrangement.layers})
+
+    def cost(self, indices: Indices) -> Costs:
+        """Costs of (N, P) choices; infinite where the table has no number for a chosen layer."""
+        return self.costs.cost(np.atleast_2d(indices))
+
+    def feasible(self, indices: Indices) -> NDArray[np.bool_]:
+        return feasible(self.cost(indices), self.budget)
+
+    def violations(self, indices: Indices) -> dict[str, NDArray[np.float64]]:
+        """Limit -> value / limit - 1 of (N, P) choices: zero or less is kept, as Optuna's constraints read it."""
+        return violations(self.cost(indices), self.budget)
+
+    def excess(self, indices: Indices) -> NDArray[np.float64]:
+        """Sum of the broken limits' shares over (N, P) choices; zero where feasible."""
+        broken = [np.maximum(v, 0) for v in self.violations(indices).values()]
+        return np.sum(broken, axis=0) if broken else np.zeros(len(np.atleast_2d(indices)))
+
+    def neighbours(self, indices: Indices) -> Indices:
+        """All choices that differ from ``indices`` (P,) at exactly one position."""
+        rows = []
+        for p, count in enumerate(self.num_options):
+            others = np.delete(np.arange(count), indices[p])
+            block = np.repeat(indices[None, :], len(others), axis=0)
+            block[:, p] = others
+            rows.append(block)
+        return np.concatenate(rows)
+
+    def hand_made(self) -> dict[str, Indices]:
+        """The designs people use without a search, where the space has them: name -> choice."""
+        designs: dict[str, tuple[str, ...]] = {
+            "no temporal layers": (),
+            "all SelfAttention1D": ("SelfAttention1D",),  # the motion modules of AnimateDiff
+            "all Conv1D": ("Conv1D",),
+            "all Conv3D": ("Conv3D",),
+            "all Conv1D + SelfAttention1D": ("Conv1D", "SelfAttention1D"),  # ModelScope-style
+        }
+        found = {}
+        for name, blocks in designs.items():
+            choice = [self._first_option(position, blocks) for position in self.positions]
+            if all(i is not None for i in choice):
+                found[name] = np.array(choice)
+        return found
+
+    def _first_option(self, position: str, blocks: tuple[str, ...]) -> int | None:
+        for i, option in enumerate(self.space.options(position)):
+            if tuple(v.block for v in option) == blocks:
+                return i
+        return None

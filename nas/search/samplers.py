@@ -1,0 +1,148 @@
+"""Samplers: who proposes the next arrangement. Every proposal is feasible and new before it becomes a trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.errors import NasError
+from nas.search.problem import Indices, Problem
+from nas.search.surrogate import SurrogateSampler
+
+PROPOSALS = 8  # tries of the inner sampler before its last proposal is repaired
+POPULATION = 20  # small populations won on placement problems of this size; see benchmarks/search_regret.py
+
+
+class SpaceExhausted(Exception):
+    """Every feasible arrangement within reach has been evaluated."""
+
+
+class FeasibleSampler(BaseSampler):
+    """Wraps a sampler so that what it proposes fits the budget and was never evaluated.
+
+    Costs come from the table, so feasibility is known before anything is paid for. A proposal that breaks a limit or
+    repeats a trial is asked again; after ``PROPOSALS`` tries it is repaired by the single-position change that is
+    feasible and new, or, while there is none, by the one that lowers the excess most.
+
+    Args:
+        inner: any Optuna sampler of independent or relative kind.
+        problem: positions, costs and limits.
+        seed: of the choice among equally good repairs.
+    """
+
+    def __init__(self, inner: BaseSampler, problem: Problem, seed: int) -> None:
+        self._inner = inner
+        self._problem = problem
+        self._rng = np.random.default_rng(seed)
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(distributions(self._problem))
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        fixed = trial.system_attrs.get("fixed_params")
+        if fixed:  # an enqueued design: proposed by somebody else
+            return dict(fixed)
+        seen = evaluated(study, self._problem)
+        proposal = self._propose(study, trial, search_space)
+        for _ in range(PROPOSALS - 1):
+            if tuple(proposal) not in seen and self._problem.feasible(proposal)[0]:
+                return self._problem.params(proposal)
+            proposal = self._propose(study, trial, search_space)
+        return self._problem.params(repair(self._problem, proposal, seen, self._rng))
+
+    def _propose(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Indices:
+        params = self._inner.sample_relative(study, trial, search_space)
+        for name, distribution in search_space.items():
+            if name not in params:
+                params[name] = self._inner.sample_independent(study, trial, name, distribution)
+        return self._problem.indices(params)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        self._inner.before_trial(study, trial)
+
+    def after_trial(
+        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._inner.after_trial(study, trial, state, values)
+
+    def reseed_rng(self) -> None:
+        self._inner.reseed_rng()
+        self._rng = np.random.default_rng()
+
+
+def distributions(problem: Problem) -> dict[str, CategoricalDistribution]:
+    """One categorical parameter a position."""
+    return {name: CategoricalDistribution(problem.labels[name]) for name in problem.positions}
+
+
+def evaluated(study: optuna.Study, problem: Problem) -> set[tuple[int, ...]]:
+    """Choices that a trial has taken or is taking."""
+    states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
+    seen = set()
+    for trial in study.get_trials(deepcopy=False, states=states):
+        params = trial.params or trial.system_attrs.get("fixed_params", {})
+        if len(params) == len(problem.positions):
+            seen.add(tuple(int(i) for i in problem.indices(params)))
+    return seen
+
+
+def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices:
+    """The proposal, changed at as few positions as a greedy descent needs, feasible and not in ``seen``.
+
+    Raises:
+        SpaceExhausted: if no such arrangement is within two changes a position.
+    """
+    current = proposal
+    for _ in range(2 * len(problem.positions)):
+        around = problem.neighbours(current)
+        excess = problem.excess(around)
+        fits = [i for i in np.flatnonzero(excess == 0) if tuple(int(j) for j in around[i]) not in seen]
+        if fits:
+            return around[rng.choice(fits)]
+        best = np.flatnonzero(excess == excess.min())
+        current = around[rng.choice(best)]
+    raise SpaceExhausted
+
+
+def _nsga2(problem: Problem, seed: int) -> BaseSampler:
+    return FeasibleSampler(NSGAIISampler(population_size=POPULATION, seed=seed), problem, seed)
+
+
+def _tpe(problem: Problem, seed: int) -> BaseSampler:
+    return FeasibleSampler(TPESampler(multivariate=True, seed=seed), problem, seed)
+
+
+def _random(problem: Problem, seed: int) -> BaseSampler:
+    return FeasibleSampler(RandomSampler(seed=seed), problem, seed)
+
+
+def _surrogate(problem: Problem, seed: int) -> BaseSampler:
+    return FeasibleSampler(SurrogateSampler(problem, seed=seed), problem, seed)
+
+
+SAMPLERS: dict[str, Callable[[Problem, int], BaseSampler]] = {
+    "surrogate": _surrogate,
+    "nsga2": _nsga2,
+    "tpe": _tpe,
+    "random": _random,
+}
+
+
+def make_sampler(name: str, problem: Problem, seed: int) -> BaseSampler:
+    """A sampler by name; made anew for every trial from a seed of its own, so that a resumed study goes on exactly."""
+    if name not in SAMPLERS:
+        raise NasError(f"search.sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
+    return SAMPLERS[name](problem, seed)
