@@ -1,0 +1,1 @@
+"""What may be chosen: temporal blocks, backbones, positions, and the spaces made of them."""

@@ -1,0 +1,160 @@
+"""The spatial backbones by name: their configuration and, without torch, their positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from search_spaces.errors import SpaceError, unknown
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from search_spaces.space import Space
+
+#: Entry points of this group name a ``BackboneSpec``.
+GROUP = "temporal_nas.backbones"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where temporal layers may stand: a name, the channels there, and how far height and width are divided."""
+
+    name: str
+    channels: int
+    downscale: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a space must know of a backbone: its input, its text, and its places in execution order."""
+
+    in_channels: int
+    context_dim: int
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What is known of a backbone without loading it.
+
+    Attributes:
+        build: ``module:function``, called as ``function(config)`` and returning the module.
+        run: ``module:function`` with the signature of ``unet.run_unet``: one evaluation that offers ``temporal`` the
+            running tensor at every place.
+        config: its arguments; a space may override them, key by key.
+        tokens: length of the text that its measured workload reads.
+        layout: the torch-free reading of a config.
+        summary: one phrase for people.
+    """
+
+    build: str
+    run: str
+    config: Mapping[str, Any]
+    tokens: int
+    layout: Callable[[Mapping[str, Any]], Layout]
+    summary: str
+
+
+def unet_layout(config: Mapping[str, Any]) -> Layout:
+    """Places of diffusers' ``UNet2DConditionModel``: after every resnet(+attention) pair, down then up.
+
+    ``down.i.j`` and ``up.i.j`` count stages and pairs as diffusers' ``down_blocks`` and ``up_blocks`` do, so ``up.0``
+    is the lowest resolution. An up stage has one pair more than a down stage: it also consumes the stage's input.
+    """
+    channels, layers = config["block_out_channels"], config["layers_per_block"]
+    stages = len(channels)
+    down = [Place(f"down.{i}.{j}", channels[i], 2**i) for i in range(stages) for j in range(layers)]
+    up = [
+        Place(f"up.{i}.{j}", channels[-1 - i], 2 ** (stages - 1 - i)) for i in range(stages) for j in range(layers + 1)
+    ]
+    return Layout(config["in_channels"], config["cross_attention_dim"], tuple(down + up))
+
+
+BACKBONES: dict[str, BackboneSpec] = {
+    "sd15_pruned": BackboneSpec(
+        "search_spaces.backbones.unet:build_unet",
+        "search_spaces.backbones.unet:run_unet",
+        {
+            "sample_size": 64,
+            "in_channels": 4,
+            "out_channels": 4,
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3,
+            "mid_block_type": None,
+            "up_block_types": ["CrossAttnUpBlock2D"] * 3,
+            "block_out_channels": [320, 640, 1280],
+            "layers_per_block": 1,
+            "cross_attention_dim": 768,
+            "attention_head_dim": 8,  # diffusers means the number of heads
+            "norm_num_groups": 32,
+        },
+        tokens=77,
+        layout=unet_layout,
+        summary="Stable Diffusion 1.5's UNet cut to three stages, one layer a block, no mid block",
+    ),
+    "tiny": BackboneSpec(
+        "search_spaces.backbones.unet:build_unet",
+        "search_spaces.backbones.unet:run_unet",
+        {
+            "sample_size": 16,
+            "in_channels": 3,
+            "out_channels": 3,
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+            "mid_block_type": None,
+            "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+            "block_out_channels": [16, 32],
+            "layers_per_block": 1,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 4,  # diffusers means the number of heads
+            "norm_num_groups": 8,
+        },
+        tokens=12,
+        layout=unet_layout,
+        summary="the same kind of UNet in pixel space, small enough for two cores",
+    ),
+}
+
+
+def known_backbones() -> list[str]:
+    """Names of our backbones and of those that installed packages add."""
+    return sorted({*BACKBONES, *(point.name for point in entry_points(group=GROUP))})
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """What is known of a backbone: ours, or one that an installed package adds.
+
+    Raises:
+        SpaceError: if nobody knows it, or the package's entry point is no ``BackboneSpec``.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            spec = point.load()
+            if not isinstance(spec, BackboneSpec):
+                raise SpaceError(f"backbone {name!r}: entry point {point.value} must name a BackboneSpec, not {spec!r}")
+            return spec
+    raise SpaceError(unknown("backbone", name, known_backbones()))
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def build_backbone(space: Space) -> nn.Module:
+    """The backbone of a space, freshly initialised."""
+    return _load(backbone_spec(space.backbone.name).build)(space.backbone.config)
+
+
+def backbone_forward(space: Space) -> Callable[..., Any]:
+    """The function that evaluates the space's backbone: ``run_unet`` for ours."""
+    return _load(backbone_spec(space.backbone.name).run)
+
+
+def run_unet(*args: Any, **kwargs: Any) -> Any:
+    """``search_spaces.backbones.unet.run_unet``, imported when called, so that this package stays free of torch."""
+    return _load("search_spaces.backbones.unet:run_unet")(*args, **kwargs)

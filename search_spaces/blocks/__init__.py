@@ -1,0 +1,144 @@
+"""The temporal blocks by name, what they may be asked for, and how one is built. No torch until one is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
+
+from search_spaces.errors import SpaceError, unknown
+from search_spaces.variant import Variant
+
+if TYPE_CHECKING:
+    from torch import nn
+
+#: Entry points of this group name a ``BlockSpec``; that is how another package adds blocks.
+GROUP = "temporal_nas.blocks"
+
+#: Given a variant's parameters and the channels of its position: what is wrong, with the remedy, or None.
+Rule = Callable[[Mapping[str, int], int], str | None]
+
+
+def heads_divide_channels(params: Mapping[str, int], channels: int) -> str | None:
+    """Each head takes an equal share of the channels."""
+    heads = params["heads"]
+    if heads >= 1 and channels % heads == 0:
+        return None
+    choices = [str(n) for n in range(1, min(channels, 64) + 1) if channels % n == 0]
+    return f"heads must divide channels, but {channels} channels and heads={heads}; choose {', '.join(choices)}"
+
+
+def odd_kernel(params: Mapping[str, int], channels: int) -> str | None:
+    """An even kernel would shift its output by half a step against the residual it is added to."""
+    size = params["kernel_size"]
+    if size >= 1 and size % 2 == 1:
+        return None
+    return (
+        f"kernel_size must be odd, so that time stays aligned, but is {size}; choose {max(1, size - 1)} or {size + 1}"
+    )
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """What is known of a block without loading it.
+
+    Attributes:
+        path: ``module:Class``; the class is called as ``Class(channels, **params)``, with ``context_dim=`` as well if
+            it needs a context.
+        params: every parameter and its default.
+        needs_context: whether ``forward`` reads the text.
+        summary: one phrase for people.
+        rules: what must hold between parameters and channels.
+    """
+
+    path: str
+    params: Mapping[str, int]
+    needs_context: bool
+    summary: str
+    rules: tuple[Rule, ...] = ()
+
+
+_ATTENTION, _CONVOLUTION, _CROSS = (
+    f"search_spaces.blocks.{file}" for file in ("self_attention", "convolution", "cross_attention")
+)
+
+BLOCKS: dict[str, BlockSpec] = {
+    "SelfAttention1D": BlockSpec(
+        f"{_ATTENTION}:SelfAttention1D", {"heads": 8}, False, "attention along time", (heads_divide_channels,)
+    ),
+    "SelfAttention3D": BlockSpec(
+        f"{_ATTENTION}:SelfAttention3D", {"heads": 8}, False, "attention over time and space", (heads_divide_channels,)
+    ),
+    "CrossAttention1D": BlockSpec(
+        f"{_CROSS}:CrossAttention1D", {"heads": 8}, True, "text read with time known", (heads_divide_channels,)
+    ),
+    "CrossAttention3D": BlockSpec(
+        f"{_CROSS}:CrossAttention3D",
+        {"heads": 8},
+        True,
+        "text read with time and place known",
+        (heads_divide_channels,),
+    ),
+    "Conv1D": BlockSpec(f"{_CONVOLUTION}:Conv1D", {"kernel_size": 3}, False, "convolution along time", (odd_kernel,)),
+    "Conv3D": BlockSpec(
+        f"{_CONVOLUTION}:Conv3D", {"kernel_size": 3}, False, "convolution over time and space", (odd_kernel,)
+    ),
+}
+
+
+def known_blocks() -> list[str]:
+    """Names of our blocks and of those that installed packages add."""
+    return sorted({*BLOCKS, *(point.name for point in entry_points(group=GROUP))})
+
+
+def block_spec(name: str) -> BlockSpec:
+    """What is known of a block: ours, or one that an installed package adds.
+
+    Raises:
+        SpaceError: if nobody knows it, or the package's entry point is no ``BlockSpec``.
+    """
+    if name in BLOCKS:
+        return BLOCKS[name]
+    for point in entry_points(group=GROUP):
+        if point.name == name:
+            spec = point.load()
+            if not isinstance(spec, BlockSpec):
+                raise SpaceError(f"block {name!r}: entry point {point.value} must name a BlockSpec, not {spec!r}")
+            return spec
+    raise SpaceError(unknown("block", name, known_blocks()))
+
+
+def complete(variant: Variant, channels: int) -> Variant:
+    """The variant with defaults filled in, checked against its block's rules for a position of so many channels.
+
+    Raises:
+        SpaceError: if the block or a parameter is unknown, or a rule is broken.
+    """
+    spec = block_spec(variant.block)
+    for name, _ in variant.params:
+        if name not in spec.params:
+            raise SpaceError(f"{variant.block}: {unknown('parameter', name, spec.params)}")
+    full = Variant(variant.block, tuple({**spec.params, **dict(variant.params)}.items()))
+    for rule in spec.rules:
+        broken = rule(dict(full.params), channels)
+        if broken:
+            raise SpaceError(f"{variant.block}: {broken}")
+    return full
+
+
+def build_block(variant: Variant, channels: int, context_dim: int = 0) -> nn.Module:
+    """A block as a module, freshly initialised (an identity until it is trained).
+
+    Its ``forward(x, num_frames, context=None)`` takes ``x: (B*T, C, H, W)`` and ``context: (B, L, context_dim)``.
+
+    Raises:
+        SpaceError: if the variant breaks its block's rules, or needs a context and ``context_dim`` is 0.
+    """
+    full, spec = complete(variant, channels), block_spec(variant.block)
+    if spec.needs_context and context_dim < 1:
+        raise SpaceError(f"{variant.block} reads the text; give context_dim, the width of its embedding")
+    module, _, name = spec.path.partition(":")
+    extra = {"context_dim": context_dim} if spec.needs_context else {}
+    return getattr(import_module(module), name)(channels, **dict(full.params), **extra)

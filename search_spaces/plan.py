@@ -1,0 +1,280 @@
+"""A plan: the torch-free JSON of a space, and (with torch) how it is computed from the real backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from search_spaces.arrangement import Arrangement
+from search_spaces.errors import SpaceError, unknown
+from search_spaces.space import SPACES, Space, list_spaces
+from search_spaces.variant import Variant
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class PlanLayer:
+    """A variant at a position: the workload that costs it (without precision) and its parameters."""
+
+    variant: Variant
+    workload: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class PlanPosition:
+    """A position with the feature map there and every layer that it allows."""
+
+    name: str
+    channels: int
+    frames: int
+    height: int
+    width: int
+    max_layers: int
+    layers: tuple[PlanLayer, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment of execution: the skip tensors (name, elements) alive then, without the running tensor itself."""
+
+    name: str
+    kind: str
+    skips: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a table and a search must know of a space, at its deployment clip and batch 1. No torch needed to read it.
+
+    Attributes:
+        space: name of the space.
+        fingerprint: of the definition it was computed from.
+        clip: ``name``, ``frames``, ``height``, ``width``, ``fps`` and ``latent`` (T, C, H, W).
+        backbone_name, backbone_workload, backbone_parameters: the bare backbone.
+        positions: in execution order.
+        points: moments of execution, in order; kind ``position`` is where that position's layers run.
+    """
+
+    space: str
+    fingerprint: str
+    clip: Mapping[str, Any]
+    backbone_name: str
+    backbone_workload: str
+    backbone_parameters: int
+    positions: tuple[PlanPosition, ...]
+    points: tuple[Point, ...]
+
+    @classmethod
+    def load(cls, space: str | Path | Space) -> Plan:
+        """The plan of a space: the committed one, the one cached beside a user's YAML, or (with torch) a new one.
+
+        A new plan of a user's space is written as ``<name>.plan.json`` beside the YAML, where the folder allows it.
+
+        Raises:
+            SpaceError: if the space is wrong, or a committed plan does not fit its space.
+        """
+        space = Space.load(space)
+        if space.source is None:
+            return compute(space)
+        path = plan_path(space)
+        if path.exists():
+            plan = cls.read(path)
+            if plan.fingerprint == space.fingerprint:
+                return plan
+            if path.parent == SPACES:
+                raise SpaceError(
+                    f"{path.name} was computed from definition {plan.fingerprint}, but {space.name}.yaml is "
+                    f"{space.fingerprint}; run python -m search_spaces.plan"
+                )
+        plan = compute(space)
+        try:
+            plan.save(path)
+        except OSError:
+            pass  # a read-only folder costs the next call some seconds, nothing else
+        return plan
+
+    @classmethod
+    def read(cls, path: str | Path) -> Plan:
+        """Read one file.
+
+        Raises:
+            SpaceError: if it cannot be read or is no plan of this schema.
+        """
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise SpaceError(f"{path}: cannot be read ({error.strerror})") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise SpaceError(f"{path}: is no plan of schema {SCHEMA} ({type(error).__name__}: {error})") from None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """The inverse of ``to_json``."""
+        if data["schema"] != SCHEMA:
+            raise SpaceError(f"schema is {data['schema']}, but this reads {SCHEMA}; run python -m search_spaces.plan")
+        return cls(
+            space=data["space"],
+            fingerprint=data["fingerprint"],
+            clip=data["clip"],
+            backbone_name=data["backbone"]["name"],
+            backbone_workload=data["backbone"]["workload"],
+            backbone_parameters=data["backbone"]["parameters"],
+            positions=tuple(
+                PlanPosition(
+                    **{name: item[name] for name in _POSITION_FIELDS},
+                    layers=tuple(
+                        PlanLayer(Variant.parse(layer["variant"]), layer["workload"], layer["parameters"])
+                        for layer in item["layers"]
+                    ),
+                )
+                for item in data["positions"]
+            ),
+            points=tuple(
+                Point(item["name"], item["kind"], tuple((name, count) for name, count in item["skips"]))
+                for item in data["points"]
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; the schema that ``latency_tables`` reads."""
+        return {
+            "schema": SCHEMA,
+            "space": self.space,
+            "fingerprint": self.fingerprint,
+            "clip": dict(self.clip),
+            "backbone": {
+                "name": self.backbone_name,
+                "workload": self.backbone_workload,
+                "parameters": self.backbone_parameters,
+            },
+            "positions": [
+                {
+                    **{name: getattr(position, name) for name in _POSITION_FIELDS},
+                    "layers": [
+                        {
+                            "variant": layer.variant.label,
+                            **layer.variant.to_json(),
+                            "workload": layer.workload,
+                            "parameters": layer.parameters,
+                        }
+                        for layer in position.layers
+                    ],
+                }
+                for position in self.positions
+            ],
+            "points": [
+                {"name": point.name, "kind": point.kind, "skips": [list(skip) for skip in point.skips]}
+                for point in self.points
+            ],
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write JSON, one row of detail a line, atomically; returns the path."""
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_text(_dump(self.to_json()), encoding="utf-8")
+        partial.replace(path)
+        return path
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _layers(self) -> dict[tuple[str, Variant], PlanLayer]:
+        return {(position.name, layer.variant): layer for position in self.positions for layer in position.layers}
+
+    def layer(self, position: str, variant: Variant) -> PlanLayer:
+        """One allowed layer."""
+        try:
+            return self._layers[position, variant]
+        except KeyError:
+            known = [f"{name}: {allowed.label}" for name, allowed in self._layers]
+            raise SpaceError(unknown("layer", f"{position}: {variant.label}", known)) from None
+
+    def parameters(self, arrangement: Arrangement) -> int:
+        """Parameters of the backbone and of all layers of an arrangement."""
+        return self.backbone_parameters + sum(
+            self.layer(position, variant).parameters for position, layers in arrangement.layers for variant in layers
+        )
+
+    def smallest(self) -> Arrangement:
+        """The arrangement with fewest parameters: none of the layers."""
+        return Arrangement(self.space, tuple((position.name, ()) for position in self.positions))
+
+    def largest(self) -> Arrangement:
+        """The arrangement with most parameters: every position full of its largest variant (the first of equals)."""
+        return Arrangement(
+            self.space,
+            tuple(
+                (
+                    position.name,
+                    (max(position.layers, key=lambda layer: layer.parameters).variant,) * position.max_layers
+                    if position.max_layers
+                    else (),
+                )
+                for position in self.positions
+            ),
+        )
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """Distinct workloads (without precision), the backbone first."""
+        layers = (layer.workload for position in self.positions for layer in position.layers)
+        return tuple(dict.fromkeys([self.backbone_workload, *layers]))
+
+
+_POSITION_FIELDS = ("name", "channels", "frames", "height", "width", "max_layers")
+
+
+def plan_path(space: Space) -> Path:
+    """Where the plan of a loaded space lies: beside its YAML."""
+    if space.source is None:
+        raise SpaceError(f"space {space.name} was not loaded from a file, so its plan has no place")
+    return space.source.with_name(f"{space.source.stem}.plan.json")
+
+
+def compute(space: Space) -> Plan:
+    """Compute a plan from the real modules on torch's meta device: shapes and counts, no weights, no memory."""
+    from search_spaces.network import trace_plan
+
+    return trace_plan(space)
+
+
+def _dump(data: Mapping[str, Any]) -> str:
+    """JSON with one line a leaf record, so that a reviewed diff names what changed."""
+    text = json.dumps(data, indent=1)
+    lines: list[str] = []
+    for key, value in data.items():
+        if not isinstance(value, list):
+            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+            continue
+        rows = []
+        for item in value:
+            inner = item.get("layers")
+            if inner is None:
+                rows.append(f"  {json.dumps(item)}")
+                continue
+            head = json.dumps({name: part for name, part in item.items() if name != "layers"})[:-1]
+            layers = ",\n".join(f"    {json.dumps(layer)}" for layer in inner)
+            rows.append(f'  {head}, "layers": [\n{layers}\n  ]}}')
+        lines.append(f"{json.dumps(key)}: [\n" + ",\n".join(rows) + "\n]")
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    return text
+
+
+def main() -> None:
+    """Rewrite the committed plan of every space of the package."""
+    for name in list_spaces():
+        space = Space.load(name)
+        path = compute(space).save(plan_path(space))
+        print(f"{path} {space.fingerprint}")
+
+
+if __name__ == "__main__":
+    main()

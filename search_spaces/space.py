@@ -1,0 +1,533 @@
+"""A space: a backbone, its positions with what each allows, and the clips from which every shape is derived."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from search_spaces.arrangement import Arrangement
+from search_spaces.backbones import Layout, backbone_spec
+from search_spaces.blocks import block_spec, complete
+from search_spaces.errors import SpaceError, unknown
+from search_spaces.variant import Variant
+from search_spaces.workload import Workload
+
+if TYPE_CHECKING:
+    from numpy.random import Generator
+
+SPACES = Path(__file__).parent / "spaces"
+
+#: Options of one position that may be enumerated; beyond it nothing that lists them would end.
+MAX_OPTIONS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video's size in pixels: ``frames`` at ``fps``, each ``height`` x ``width``."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """By how much the autoencoder divides time and space; 1 and 1 for a space of pixels."""
+
+    time: int = 1
+    space: int = 1
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the text encoder gives for one prompt: ``tokens`` vectors of width ``dim``."""
+
+    tokens: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A backbone's name and its whole configuration."""
+
+    name: str
+    config: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def layout(self) -> Layout:
+        """Its input channels, text width and places."""
+        return backbone_spec(self.name).layout(self.config)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in the backbone that may hold up to ``max_layers`` temporal layers, each one of ``variants``."""
+
+    name: str
+    channels: int
+    downscale: int
+    max_layers: int
+    variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        where = f"positions.{self.name}"
+        if self.max_layers < 0:
+            raise SpaceError(f"{where}.max_layers must be 0 or more, but is {self.max_layers}")
+        if self.max_layers and not self.variants:
+            raise SpaceError(
+                f"{where}.variants is empty, but max_layers is {self.max_layers}; name some or set it to 0"
+            )
+        full = []
+        for index, variant in enumerate(self.variants):
+            try:
+                full.append(complete(variant, self.channels))
+            except SpaceError as error:
+                raise SpaceError(f"{where}.variants[{index}]: {error}") from None
+            if full[-1] in full[:-1]:
+                raise SpaceError(f"{where}.variants[{index}]: {full[-1].label} stands there already; remove one")
+        object.__setattr__(self, "variants", tuple(full))
+
+    @property
+    def size(self) -> int:
+        """Number of options: ordered selections of 0 to ``max_layers`` variants, repeats allowed."""
+        return sum(len(self.variants) ** length for length in range(self.max_layers + 1))
+
+
+@dataclass(frozen=True)
+class Space:
+    """Everything that may be chosen, with the shapes at which it is trained and measured.
+
+    Load one with ``Space.load("tiny")`` or ``Space.load("my_space.yaml")``. A space is checked when it is made: names
+    exist, heads divide channels, clips divide by the autoencoder and by the backbone's strides.
+
+    Raises:
+        SpaceError: naming the field, the rule, the values and the remedy.
+    """
+
+    name: str
+    backbone: Backbone
+    positions: tuple[Position, ...]
+    clips: Mapping[str, Clip] = field(hash=False)
+    text: Text
+    latent_channels: int
+    autoencoder: Autoencoder = Autoencoder()
+    description: str = ""
+    source: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if set(self.clips) != {"training", "deployment"}:
+            raise SpaceError(f"clips must be training and deployment, but are {', '.join(self.clips) or 'none'}")
+        layout = self.backbone.layout
+        if (self.latent_channels, self.text.dim) != (layout.in_channels, layout.context_dim):
+            raise SpaceError(
+                f"backbone {self.backbone.name} reads {layout.in_channels} channels and text of width "
+                f"{layout.context_dim}, but latent_channels is {self.latent_channels} and text.dim {self.text.dim}"
+            )
+        order = [place.name for place in layout.places]
+        names = [position.name for position in self.positions]
+        for name in names:
+            if name not in order:
+                raise SpaceError(f"positions: {unknown('position', name, order)}")
+        if names != [name for name in order if name in names]:
+            raise SpaceError(f"positions must be named once each, in execution order: {', '.join(order)}")
+        coarsest = max((place.downscale for place in layout.places), default=1)
+        for clip_name, clip in self.clips.items():
+            _check_clip(f"clips.{clip_name}", clip, self.autoencoder, coarsest)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path | Space) -> Space:
+        """A space that ships with the package, by name, or anybody's, by the path of its YAML.
+
+        Raises:
+            SpaceError: if there is no such space or file, or its content is wrong; the message starts with the file.
+        """
+        if isinstance(name_or_path, Space):
+            return name_or_path
+        text = str(name_or_path)
+        if text in list_spaces():
+            return _read(SPACES / f"{text}.yaml", f"{text}.yaml")
+        if text.endswith((".yaml", ".yml")):
+            return _read(Path(text), text)
+        raise SpaceError(f"{unknown('space', text, list_spaces())} A space of your own is given by its .yaml path.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """12 hex characters of the SHA-256 over the definition; prose and file name do not count."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        """The definition, complete: defaults filled in, derived values included."""
+        return {
+            "name": self.name,
+            "backbone": {"name": self.backbone.name, "config": dict(self.backbone.config)},
+            "latent_channels": self.latent_channels,
+            "autoencoder": vars(self.autoencoder),
+            "text": vars(self.text),
+            "clips": {name: vars(clip) for name, clip in self.clips.items()},
+            "positions": [
+                {**vars(position), "variants": [variant.label for variant in position.variants]}
+                for position in self.positions
+            ],
+        }
+
+    # Positions and arrangements ---------------------------------------------------------------------------------
+
+    def position(self, name: str | Position) -> Position:
+        """A position by name."""
+        if isinstance(name, Position):
+            return name
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise SpaceError(f"space {self.name}: {unknown('position', name, self._by_name)}") from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Position]:
+        return {position.name: position for position in self.positions}
+
+    @cached_property
+    def _options(self) -> dict[str, tuple[tuple[Variant, ...], ...]]:
+        return {}
+
+    def options(self, position: str | Position) -> tuple[tuple[Variant, ...], ...]:
+        """All that a position may hold: index 0 is nothing, then by length, then in product order of ``variants``."""
+        place = self.position(position)
+        if place.name not in self._options:
+            if place.size > MAX_OPTIONS:
+                raise SpaceError(
+                    f"positions.{place.name} has {place.size:,} options, over {MAX_OPTIONS:,}; "
+                    "lower max_layers or name fewer variants"
+                )
+            lengths = range(place.max_layers + 1)
+            self._options[place.name] = tuple(
+                option for length in lengths for option in product(place.variants, repeat=length)
+            )
+        return self._options[place.name]
+
+    def size(self) -> int:
+        """Number of arrangements, exactly."""
+        return math.prod(position.size for position in self.positions)
+
+    def arrange(self, layers: Mapping[str, Iterable[Variant | str]]) -> Arrangement:
+        """An arrangement from what stands where; positions left out stay empty, parameters left out get defaults.
+
+        Raises:
+            SpaceError: if a position is unknown or does not allow what is asked for.
+        """
+        chosen = dict(layers)
+        for name in chosen:
+            self.position(name)
+        filled = []
+        for position in self.positions:
+            wanted = [Variant.parse(item) if isinstance(item, str) else item for item in chosen.get(position.name, ())]
+            filled.append((position.name, tuple(complete(variant, position.channels) for variant in wanted)))
+        arrangement = Arrangement(self.name, tuple(filled))
+        self.check(arrangement)
+        return arrangement
+
+    def empty(self) -> Arrangement:
+        """No temporal layer anywhere: the bare image backbone."""
+        return self.arrange({})
+
+    def largest(self) -> Arrangement:
+        """The arrangement with most parameters: every position full of its largest variant (the plan knows which)."""
+        from search_spaces.plan import Plan
+
+        return Plan.load(self).largest()
+
+    def sample(self, rng: Generator) -> Arrangement:
+        """A random arrangement: at each position first a number of layers, then each layer, all uniform.
+
+        Drawing among options uniformly would fill almost every position, since most options are the long ones.
+        """
+        layers = []
+        for position in self.positions:
+            length = int(rng.integers(position.max_layers + 1))
+            chosen = tuple(position.variants[int(rng.integers(len(position.variants)))] for _ in range(length))
+            layers.append((position.name, chosen))
+        return Arrangement(self.name, tuple(layers))
+
+    def mutate(self, arrangement: Arrangement, rng: Generator) -> Arrangement:
+        """A random neighbour: one layer added, removed or changed at one random position. Never the same again."""
+        self.check(arrangement)
+        movable = [position for position in self.positions if position.size > 1]
+        if not movable:
+            raise SpaceError(f"space {self.name} has one arrangement only; nothing can be mutated")
+        position = movable[int(rng.integers(len(movable)))]
+        neighbours = _neighbours(arrangement.at(position.name), position)
+        return arrangement.replace(position.name, neighbours[int(rng.integers(len(neighbours)))])
+
+    def check(self, arrangement: Arrangement) -> None:
+        """Whether the arrangement lies in this space.
+
+        Raises:
+            SpaceError: if it belongs to another space, or a position holds too much or what it does not allow.
+        """
+        if arrangement.space != self.name:
+            raise SpaceError(f"this arrangement is of space {arrangement.space!r}, but the space is {self.name!r}")
+        names = tuple(self._by_name)
+        if arrangement.positions != names:
+            for name in arrangement.positions:
+                self.position(name)
+            raise SpaceError(
+                f"an arrangement of {self.name} names every position in execution order ({', '.join(names)}), but this "
+                f"names {', '.join(arrangement.positions) or 'none'}; write [] where there is no layer"
+            )
+        for position in self.positions:
+            layers = arrangement.at(position.name)
+            if len(layers) > position.max_layers:
+                raise SpaceError(
+                    f"{position.name}: {len(layers)} layers, over max_layers={position.max_layers}; drop some"
+                )
+            for variant in layers:
+                if variant not in position.variants:
+                    allowed = ", ".join(other.label for other in position.variants) or "nothing"
+                    raise SpaceError(f"{position.name}: {variant.label} is not allowed here; allowed: {allowed}")
+
+    # Shapes and workloads ----------------------------------------------------------------------------------------
+
+    def clip(self, name: str = "deployment") -> Clip:
+        """A clip by name: ``training`` or ``deployment``."""
+        if name not in self.clips:
+            raise SpaceError(f"space {self.name}: {unknown('clip', name, self.clips)}")
+        return self.clips[name]
+
+    def latent_shape(self, clip: str = "deployment") -> tuple[int, int, int, int]:
+        """What the backbone reads for a clip: ``(T, C, H, W)``."""
+        pixels, factor = self.clip(clip), self.autoencoder
+        return (
+            pixels.frames // factor.time,
+            self.latent_channels,
+            pixels.height // factor.space,
+            pixels.width // factor.space,
+        )
+
+    def position_shape(self, position: str | Position, clip: str = "deployment") -> tuple[int, int, int, int]:
+        """The feature map at a position: ``(T, C, H, W)``."""
+        place = self.position(position)
+        frames, _, height, width = self.latent_shape(clip)
+        return frames, place.channels, height // place.downscale, width // place.downscale
+
+    def workload(
+        self, position: str | Position, variant: Variant, precision: str, clip: str = "deployment"
+    ) -> Workload:
+        """The workload of one layer at a position, batch 1."""
+        place = self.position(position)
+        full = complete(variant, place.channels)
+        frames, channels, height, width = self.position_shape(place, clip)
+        reads_text = block_spec(full.block).needs_context
+        return Workload(
+            full.block,
+            full.params,
+            channels=channels,
+            frames=frames,
+            height=height,
+            width=width,
+            precision=precision,
+            context_tokens=self.text.tokens if reads_text else 0,
+            context_dim=self.text.dim if reads_text else 0,
+        )
+
+    def backbone_workload(self, precision: str, clip: str = "deployment") -> Workload:
+        """The workload of the bare backbone, batch 1."""
+        return self._whole("backbone", self.backbone_id, precision, clip)
+
+    def network_workload(self, arrangement: Arrangement, precision: str, clip: str = "deployment") -> Workload:
+        """The workload of the backbone with all layers of an arrangement, batch 1."""
+        self.check(arrangement)
+        return self._whole("network", f"{self.name}:{arrangement.key}", precision, clip)
+
+    def workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
+        """All that must be measured to cost any arrangement: the backbone, then each distinct workload once."""
+        found = {self.backbone_workload(precision, clip): None}
+        for position in self.positions:
+            for variant in position.variants if position.max_layers else ():
+                found[self.workload(position, variant, precision, clip)] = None
+        return tuple(found)
+
+    @property
+    def backbone_id(self) -> str:
+        """What keys call the backbone: its name; with a hash once the space changes its config or text length."""
+        spec = backbone_spec(self.backbone.name)
+        if (dict(self.backbone.config), self.text.tokens) == (dict(spec.config), spec.tokens):
+            return self.backbone.name
+        definition = json.dumps([self.backbone.config, self.text.tokens], sort_keys=True, separators=(",", ":"))
+        return f"{self.backbone.name}-{hashlib.sha256(definition.encode()).hexdigest()[:6]}"
+
+    def _whole(self, kind: str, name: str, precision: str, clip: str) -> Workload:
+        frames, channels, height, width = self.latent_shape(clip)
+        return Workload(
+            kind,
+            (),
+            channels=channels,
+            frames=frames,
+            height=height,
+            width=width,
+            precision=precision,
+            context_tokens=self.text.tokens,
+            context_dim=self.text.dim,
+            name=name,
+        )
+
+
+def list_spaces() -> list[str]:
+    """Names of the spaces that ship with the package."""
+    return sorted(path.stem for path in SPACES.glob("*.yaml"))
+
+
+def _neighbours(layers: tuple[Variant, ...], position: Position) -> list[tuple[Variant, ...]]:
+    """Every option one addition, removal or change away, without repeats."""
+    found: dict[tuple[Variant, ...], None] = {}
+    for at in range(len(layers) + 1):
+        for variant in position.variants:
+            if len(layers) < position.max_layers:
+                found[(*layers[:at], variant, *layers[at:])] = None
+            if at < len(layers):
+                found[(*layers[:at], variant, *layers[at + 1 :])] = None
+        if at < len(layers):
+            found[(*layers[:at], *layers[at + 1 :])] = None
+    return [option for option in found if option != layers]
+
+
+def _check_clip(where: str, clip: Clip, autoencoder: Autoencoder, coarsest: int) -> None:
+    if min(clip.frames, clip.height, clip.width, clip.fps) <= 0:
+        raise SpaceError(
+            f"{where}: frames, height, width and fps must be above 0, but are {tuple(vars(clip).values())}"
+        )
+    if clip.frames % autoencoder.time:
+        raise SpaceError(
+            f"{where}.frames must be a multiple of {autoencoder.time} (autoencoder.time), but is {clip.frames}; "
+            f"choose {clip.frames // autoencoder.time * autoencoder.time or autoencoder.time}"
+        )
+    stride = autoencoder.space * coarsest
+    for side in ("height", "width"):
+        value = getattr(clip, side)
+        if value % stride:
+            raise SpaceError(
+                f"{where}.{side} must be a multiple of {stride} (autoencoder.space={autoencoder.space} times the "
+                f"backbone's {coarsest}), but is {value}; choose {value // stride * stride or stride}"
+            )
+
+
+# Reading YAML -------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error instead of a silent last word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        for key in keys:
+            if keys.count(key) > 1 and key != "<<":
+                raise SpaceError(f"key {key!r} stands there twice (line {node.start_mark.line + 1}); keep one")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path, shown: str) -> Space:
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return _parse(data, path)
+    except OSError as error:
+        raise SpaceError(f"{shown}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{shown}: is no YAML ({' '.join(str(error).split())})") from None
+    except SpaceError as error:
+        raise SpaceError(f"{shown}: {error}") from None
+
+
+def _parse(data: Any, source: Path) -> Space:
+    fields = _mapping(data, "", ("name", "backbone", "text", "clips", "positions"), ("description", "autoencoder"))
+    name = fields["name"]
+    if not isinstance(name, str) or not name.replace("_", "").isalnum():
+        raise SpaceError(f"name must be letters, digits and _ (it becomes part of table keys), but is {name!r}")
+    backbone = _parse_backbone(fields["backbone"])
+    layout = backbone.layout
+    text = _mapping(fields["text"], "text", ("tokens",))
+    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space"))
+    clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
+    parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
+    return Space(
+        name=name,
+        description=str(fields.get("description", "")).strip(),
+        backbone=backbone,
+        positions=_parse_positions(fields["positions"], layout),
+        clips={"training": parsed.get("training", parsed["deployment"]), "deployment": parsed["deployment"]},
+        text=Text(_integer(text["tokens"], "text.tokens"), layout.context_dim),
+        latent_channels=layout.in_channels,
+        autoencoder=Autoencoder(**{key: _integer(value, f"autoencoder.{key}") for key, value in autoencoder.items()}),
+        source=source,
+    )
+
+
+def _parse_backbone(data: Any) -> Backbone:
+    fields = _mapping({"name": data} if isinstance(data, str) else data, "backbone", ("name",), ("config",))
+    try:
+        spec = backbone_spec(fields["name"])
+    except SpaceError as error:
+        raise SpaceError(f"backbone.name: {error}") from None
+    changes = _mapping(fields.get("config") or {}, "backbone.config", (), tuple(spec.config))
+    return Backbone(fields["name"], {**spec.config, **changes})
+
+
+def _parse_clip(data: Any, where: str) -> Clip:
+    fields = _mapping(data, where, ("frames", "height", "width", "fps"))
+    fps = fields["fps"]
+    if isinstance(fps, bool) or not isinstance(fps, int | float):
+        raise SpaceError(f"{where}.fps must be a number, but is {fps!r}")
+    sizes = {side: _integer(fields[side], f"{where}.{side}") for side in ("frames", "height", "width")}
+    return Clip(**sizes, fps=fps)
+
+
+def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
+    places = {place.name: place for place in layout.places}
+    fields = _mapping(data, "positions", (), tuple(places), kind="position")
+    if not fields:
+        raise SpaceError(f"positions is empty; name at least one of {', '.join(places)}")
+    positions = []
+    for place in (place for name, place in places.items() if name in fields):
+        where = f"positions.{place.name}"
+        entry = _mapping(fields[place.name], where, ("max_layers", "variants"))
+        if not isinstance(entry["variants"], list):
+            raise SpaceError(f"{where}.variants must be a list, but is {entry['variants']!r}")
+        variants = []
+        for index, label in enumerate(entry["variants"]):
+            try:
+                variants.append(Variant.parse(label))
+            except SpaceError as error:
+                raise SpaceError(f"{where}.variants[{index}]: {error}") from None
+        limit = _integer(entry["max_layers"], f"{where}.max_layers", least=0)
+        positions.append(Position(place.name, place.channels, place.downscale, limit, tuple(variants)))
+    return tuple(positions)
+
+
+def _mapping(
+    data: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...] = (), kind: str = "key"
+) -> dict[str, Any]:
+    """The mapping itself, if it has all required keys and no unknown ones."""
+    dot, at = (f"{where}.", where) if where else ("", "the file")
+    if not isinstance(data, Mapping):
+        raise SpaceError(f"{at} must map {', '.join(required + optional)} to values, but is {data!r}")
+    for key in data:
+        if key not in required + optional:
+            raise SpaceError(f"{dot}{key}: {unknown(kind, key, required + optional)}")
+    missing = [key for key in required if key not in data]
+    if missing:
+        raise SpaceError(f"{at} lacks {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
+    return dict(data)
+
+
+def _integer(value: Any, where: str, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpaceError(f"{where} must be a whole number of at least {least}, but is {value!r}")
+    return value

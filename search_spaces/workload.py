@@ -1,0 +1,98 @@
+"""A workload: a variant, a backbone or a whole network at an input shape and precision; what is measured once."""
+
+import re
+from dataclasses import dataclass
+from dataclasses import replace as dataclass_replace
+
+from search_spaces.errors import SpaceError
+from search_spaces.variant import Variant
+
+#: Bytes of one element.
+PRECISIONS: dict[str, int] = {"fp32": 4, "fp16": 2}
+
+_KEY = re.compile(
+    r"(?P<label>[^/@]+)/c(?P<channels>\d+)/t(?P<frames>\d+)/(?P<height>\d+)x(?P<width>\d+)"
+    r"(/l(?P<tokens>\d+)x(?P<dim>\d+))?/b(?P<batch>\d+)@(?P<precision>\w+)"
+)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a table row is about. ``key`` is its name everywhere; positions of equal shape share one workload.
+
+    ``block`` is a block's name, or ``backbone``, or ``network``; ``name`` then says which. Sizes are those of the
+    input: a block's feature map at its position, or the latent of the whole network.
+    """
+
+    block: str
+    params: tuple[tuple[str, int], ...]
+    channels: int
+    frames: int
+    height: int
+    width: int
+    batch: int = 1
+    precision: str = "fp32"
+    context_tokens: int = 0
+    context_dim: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise SpaceError(f"unknown precision {self.precision!r}. Known precisions: {', '.join(PRECISIONS)}.")
+        sizes = (self.channels, self.frames, self.height, self.width, self.batch)
+        if min(sizes) < 1:
+            raise SpaceError(f"channels, frames, height, width and batch must be at least 1, but are {sizes}")
+
+    @property
+    def is_block(self) -> bool:
+        """Whether this is a single temporal block (and not a backbone or a whole network)."""
+        return self.block not in ("backbone", "network")
+
+    @property
+    def variant(self) -> Variant:
+        """The block with its parameters."""
+        return Variant(self.block, self.params)
+
+    @property
+    def base(self) -> str:
+        """The key without its precision; plans name workloads so."""
+        shape = f"t{self.frames}/{self.height}x{self.width}"
+        if not self.is_block:
+            return f"{self.block}:{self.name}/{shape}/b{self.batch}"
+        text = f"/l{self.context_tokens}x{self.context_dim}" if self.context_tokens else ""
+        return f"{self.variant.label}/c{self.channels}/{shape}{text}/b{self.batch}"
+
+    @property
+    def key(self) -> str:
+        """For example ``Conv3D(kernel_size=3)/c320/t30/64x64/b1@fp16``."""
+        return f"{self.base}@{self.precision}"
+
+    def at_precision(self, precision: str) -> "Workload":
+        """The same workload in another precision."""
+        return dataclass_replace(self, precision=precision)
+
+    @classmethod
+    def parse(cls, key: str) -> "Workload":
+        """The block workload that a key names (the inverse of ``key``).
+
+        Raises:
+            SpaceError: if the text is no key of a block; backbones and networks need their space.
+        """
+        match = _KEY.fullmatch(key)
+        if match is None:
+            raise SpaceError(
+                f"cannot read workload {key!r}; a block's key looks like Conv3D(kernel_size=3)/c320/t30/64x64/b1@fp16"
+            )
+        variant = Variant.parse(match["label"])
+        return cls(
+            variant.block,
+            variant.params,
+            channels=int(match["channels"]),
+            frames=int(match["frames"]),
+            height=int(match["height"]),
+            width=int(match["width"]),
+            batch=int(match["batch"]),
+            precision=match["precision"],
+            context_tokens=int(match["tokens"] or 0),
+            context_dim=int(match["dim"] or 0),
+        )
