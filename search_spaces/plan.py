@@ -248,7 +248,6 @@ def compute(space: Space) -> Plan:
 
 def _dump(data: Mapping[str, Any]) -> str:
     """JSON with one line a leaf record, so that a reviewed diff names what changed."""
-    text = json.dumps(data, indent=1)
     lines: list[str] = []
     for key, value in data.items():
         if not isinstance(value, list):
@@ -264,8 +263,7 @@ def _dump(data: Mapping[str, Any]) -> str:
             layers = ",\n".join(f"    {json.dumps(layer)}" for layer in inner)
             rows.append(f'  {head}, "layers": [\n{layers}\n  ]}}')
         lines.append(f"{json.dumps(key)}: [\n" + ",\n".join(rows) + "\n]")
-    text = "{\n" + ",\n".join(lines) + "\n}\n"
-    return text
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def main() -> None:

@@ -427,7 +427,7 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which a key given twice is an error instead of a silent last word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1 and key != "<<":
                 raise SpaceError(f"key {key!r} stands there twice (line {node.start_mark.line + 1}); keep one")

@@ -35,9 +35,7 @@ def odd_kernel(params: Mapping[str, int], channels: int) -> str | None:
     size = params["kernel_size"]
     if size >= 1 and size % 2 == 1:
         return None
-    return (
-        f"kernel_size must be odd, so that time stays aligned, but is {size}; choose {max(1, size - 1)} or {size + 1}"
-    )
+    return f"kernel_size must be odd, so that time stays aligned, but is {size}; choose {max(0, size) // 2 * 2 + 1}"
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,13 @@ BLOCKS: dict[str, BlockSpec] = {
         f"{_ATTENTION}:SelfAttention3D", {"heads": 8}, False, "attention over time and space", (heads_divide_channels,)
     ),
     "CrossAttention1D": BlockSpec(
-        f"{_CROSS}:CrossAttention1D", {"heads": 8}, True, "text read with time known", (heads_divide_channels,)
+        f"{_CROSS}:CrossAttention1D", {"heads": 8}, True, "text read with time", (heads_divide_channels,)
     ),
     "CrossAttention3D": BlockSpec(
         f"{_CROSS}:CrossAttention3D",
         {"heads": 8},
         True,
-        "text read with time and place known",
+        "text read with time and place",
         (heads_divide_channels,),
     ),
     "Conv1D": BlockSpec(f"{_CONVOLUTION}:Conv1D", {"kernel_size": 3}, False, "convolution along time", (odd_kernel,)),

@@ -1,0 +1,103 @@
+"""diffusers' ``UNet2DConditionModel`` as a video backbone: frames in the batch, temporal layers between its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+
+#: Called with a moment's name, the running tensor and the skips alive then, as (name, tensor).
+Watch = Callable[[str, Tensor, Sequence[tuple[str, Tensor]]], None]
+
+
+def build_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    """A freshly initialised UNet."""
+    return UNet2DConditionModel(**config)
+
+
+def per_frame(x: Tensor, num_frames: int) -> Tensor:
+    """Repeat what is given once a clip for each of its frames: ``(B, ...)`` to ``(B*T, ...)``."""
+    return x[:, None].expand(-1, num_frames, *x.shape[1:]).flatten(0, 1)
+
+
+def run_unet(
+    unet: UNet2DConditionModel,
+    x: Tensor,
+    timestep: Tensor,
+    context: Tensor,
+    num_frames: int,
+    temporal: Callable[[str, Tensor], Tensor],
+    watch: Watch | None = None,
+) -> Tensor:
+    """One evaluation of the UNet that hands the running tensor to ``temporal`` after every resnet(+attention) pair.
+
+    It walks the UNet's own modules in the order of ``UNet2DConditionModel.forward``; with an identity for ``temporal``
+    the result is that method's, bit for bit. What ``temporal`` returns goes on to the next pair and, on the way down,
+    into the skip that the way up will read.
+
+    Args:
+        unet: text-conditioned, without class labels, added conditions or masks.
+        x: ``(B*T, C, H, W)``.
+        timestep: ``(B,)``, one a clip.
+        context: ``(B, L, D)``, one text a clip.
+        num_frames: T.
+        temporal: ``(name, x) -> x``; names are those of ``unet_layout``.
+        watch: told of every moment of execution, for accounting.
+
+    Returns:
+        ``(B*T, C_out, H, W)``.
+    """
+    see = watch or (lambda name, x, skips: None)
+    context = per_frame(context, num_frames)
+    embedded = unet.time_embedding(unet.get_time_embed(x, per_frame(timestep, num_frames)))
+    # An odd height or width comes out of down and up one larger than it went in; the skip knows the right size.
+    uneven = any(side % 2**unet.num_upsamplers for side in x.shape[-2:])
+
+    x = unet.conv_in(x)
+    see("conv_in", x, [])
+    skips = [("conv_in", x)]
+
+    def pair(block: Any, index: int, name: str, x: Tensor) -> Tensor:
+        resnet = block.resnets[index]
+        if torch.is_grad_enabled() and block.gradient_checkpointing:
+            x = block._gradient_checkpointing_func(resnet, x, embedded)
+        else:
+            x = resnet(x, embedded)
+        if getattr(block, "has_cross_attention", False):
+            x = block.attentions[index](x, encoder_hidden_states=context, return_dict=False)[0]
+        see(name, x, skips)
+        return temporal(name, x)
+
+    for stage, block in enumerate(unet.down_blocks):
+        for index in range(len(block.resnets)):
+            name = f"down.{stage}.{index}"
+            x = pair(block, index, name, x)
+            skips.append((name, x))
+        for downsampler in block.downsamplers or ():
+            x = downsampler(x)
+            see(f"down.{stage}.downsample", x, skips)
+            skips.append((f"down.{stage}.downsample", x))
+
+    if unet.mid_block is not None:
+        if getattr(unet.mid_block, "has_cross_attention", False):
+            x = unet.mid_block(x, embedded, encoder_hidden_states=context)
+        else:
+            x = unet.mid_block(x, embedded)
+        see("mid", x, skips)
+
+    for stage, block in enumerate(unet.up_blocks):
+        for index in range(len(block.resnets)):
+            x = torch.cat([x, skips.pop()[1]], dim=1)
+            x = pair(block, index, f"up.{stage}.{index}", x)
+        for upsampler in block.upsamplers or ():
+            x = upsampler(x, skips[-1][1].shape[2:] if uneven else None)
+            see(f"up.{stage}.upsample", x, skips)
+
+    if unet.conv_norm_out is not None:
+        x = unet.conv_act(unet.conv_norm_out(x))
+    x = unet.conv_out(x)
+    see("conv_out", x, skips)
+    return x

@@ -1,0 +1,209 @@
+"""A video network: a backbone with the layers of an arrangement; and any workload as a module to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from search_spaces.arrangement import Arrangement
+from search_spaces.backbones import backbone_forward, build_backbone
+from search_spaces.blocks import block_spec, build_block
+from search_spaces.errors import SpaceError
+from search_spaces.plan import Plan, PlanLayer, PlanPosition, Point
+from search_spaces.space import Space
+from search_spaces.workload import Workload
+
+
+def module_name(position: str) -> str:
+    """A position's name where torch allows no dots: ``down.1.0`` becomes ``down_1_0``."""
+    return position.replace(".", "_")
+
+
+class VideoNetwork(nn.Module):
+    """The backbone with temporal layers in it.
+
+    Attributes:
+        unet: the spatial backbone.
+        temporal: for each position (by ``module_name``) its layers in execution order.
+
+    Raises:
+        SpaceError: if the arrangement does not lie in the space.
+    """
+
+    def __init__(self, space: Space, arrangement: Arrangement) -> None:
+        super().__init__()
+        space.check(arrangement)
+        self.arrangement = arrangement
+        self.unet = build_backbone(space)
+        self.temporal = nn.ModuleDict(
+            {
+                module_name(position.name): nn.ModuleList(
+                    build_block(variant, position.channels, space.text.dim) for variant in arrangement.at(position.name)
+                )
+                for position in space.positions
+            }
+        )
+        self._run: Callable[..., Tensor] = backbone_forward(space)
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int) -> Tensor:
+        """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
+
+        def temporal(position: str, x: Tensor) -> Tensor:
+            name = module_name(position)
+            for layer in self.temporal[name] if name in self.temporal else ():  # type: ignore[union-attr]
+                x = layer(x, num_frames, context)
+            return x
+
+        return self._run(self.unet, x, timestep, context, num_frames, temporal)
+
+
+class _Block(nn.Module):
+    """A block with ``num_frames`` bound, so that it takes tensors only."""
+
+    def __init__(self, block: nn.Module, num_frames: int) -> None:
+        super().__init__()
+        self.block, self.num_frames = block, num_frames
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.block(x, self.num_frames, context)
+
+
+class _Network(nn.Module):
+    """A network with ``num_frames`` bound, so that it takes tensors only."""
+
+    def __init__(self, network: nn.Module, num_frames: int) -> None:
+        super().__init__()
+        self.network, self.num_frames = network, num_frames
+
+    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
+        return self.network(x, timestep, context, self.num_frames)
+
+
+def build_module(
+    workload: Workload, space: Space | None = None, arrangement: Arrangement | None = None, seed: int = 0
+) -> tuple[nn.Module, tuple[Tensor, ...], tuple[str, ...]]:
+    """A workload as a module that takes tensors only, in evaluation mode: what a runtime lowers and measures.
+
+    Weights are random and the same for the same ``seed``. Those that start at zero are filled as well, with small
+    values, since a compiler may drop a product with zeros.
+
+    Args:
+        workload: a block, a backbone or a network.
+        space: the space that a backbone or network belongs to; a block needs none.
+        arrangement: that of a network.
+        seed: of weights and example inputs.
+
+    Returns:
+        The module, example inputs, and the inputs' names: ``x`` and, where they are read, ``timestep`` and ``context``.
+        All tensors are float32 whatever the workload's precision: a lowering decides how to reach it.
+
+    Raises:
+        SpaceError: if the space or arrangement is missing, or is not the one that the workload names.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if workload.is_block:
+            block = build_block(workload.variant, workload.channels, workload.context_dim)
+            module: nn.Module = _Block(block, workload.frames)
+            names: tuple[str, ...] = ("x", "context") if block_spec(workload.block).needs_context else ("x",)
+        else:
+            module = _Network(_whole_network(workload, space, arrangement), workload.frames)
+            names = ("x", "timestep", "context")
+        _fill_zeros(module)
+        examples = {
+            "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
+            "timestep": torch.full((workload.batch,), 500.0),
+            "context": torch.randn(workload.batch, workload.context_tokens, workload.context_dim),
+        }
+    return module.eval().requires_grad_(False), tuple(examples[name] for name in names), names
+
+
+def _whole_network(workload: Workload, space: Space | None, arrangement: Arrangement | None) -> VideoNetwork:
+    if space is None:
+        raise SpaceError(f"{workload.base}: a {workload.block} belongs to a space; pass it")
+    if workload.block == "backbone":
+        arrangement = space.empty()
+        expected = space.backbone_id
+    elif arrangement is None:
+        raise SpaceError(f"{workload.base}: a network needs its arrangement; pass it")
+    else:
+        expected = f"{space.name}:{arrangement.key}"
+    if workload.name != expected:
+        raise SpaceError(f"{workload.base} names {workload.name}, but the {workload.block} passed is {expected}")
+    return VideoNetwork(space, arrangement)
+
+
+def _fill_zeros(module: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+
+
+def trace_plan(space: Space) -> Plan:
+    """Compute a space's plan from the real modules on the meta device: shapes and counts, no weights, no memory.
+
+    Raises:
+        SpaceError: if the backbone's feature maps are not where and what its layout says.
+    """
+    frames, channels, height, width = space.latent_shape()
+    clip = space.clip()
+    seen: dict[str, Sequence[int]] = {}
+    points: list[Point] = []
+
+    def watch(name: str, x: Tensor, skips: Sequence[tuple[str, Tensor]]) -> None:
+        seen[name] = tuple(x.shape)
+        kind = "position" if name in {position.name for position in space.positions} else "backbone"
+        points.append(Point(name, kind, tuple((skip, tensor.numel()) for skip, tensor in skips)))
+
+    with torch.device("meta"), torch.no_grad():
+        unet = build_backbone(space)
+        x, timestep = torch.empty(frames, channels, height, width), torch.empty(1)
+        context = torch.empty(1, space.text.tokens, space.text.dim)
+        backbone_forward(space)(unet, x, timestep, context, frames, lambda name, x: x, watch)
+        for position in space.positions:
+            expected = space.position_shape(position)
+            if seen.get(position.name) != expected:
+                raise SpaceError(
+                    f"{position.name}: the layout of backbone {space.backbone.name} promises {expected} (T, C, H, W), "
+                    f"but the module gives {seen.get(position.name)}; correct the layout"
+                )
+        counts = {
+            key: _count(build_block(key[1], key[0], space.text.dim))
+            for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
+        }
+
+    def layers(position_name: str) -> tuple[PlanLayer, ...]:
+        position = space.position(position_name)
+        return tuple(
+            PlanLayer(variant, space.workload(position, variant, "fp32").base, counts[position.channels, variant])
+            for variant in position.variants
+        )
+
+    return Plan(
+        space=space.name,
+        fingerprint=space.fingerprint,
+        clip={"name": "deployment", **vars(clip), "latent": [frames, channels, height, width]},
+        backbone_name=space.backbone_id,
+        backbone_workload=space.backbone_workload("fp32").base,
+        backbone_parameters=_count(unet),
+        positions=tuple(
+            PlanPosition(
+                position.name,
+                position.channels,
+                frames,
+                height // position.downscale,
+                width // position.downscale,
+                position.max_layers,
+                layers(position.name),
+            )
+            for position in space.positions
+        ),
+        points=tuple(points),
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
