@@ -1,0 +1,25 @@
+"""What was measured: tables of costs, their checks, and the cost model made from them. Needs no torch."""
+
+from latency_tables.budget import Budget, Infeasible, nearest
+from latency_tables.cost import CostModel, Costs
+from latency_tables.errors import TableError
+from latency_tables.header import Header
+from latency_tables.plan import Plan
+from latency_tables.record import COLUMNS, Record
+from latency_tables.table import PACKAGED, Table, table_path
+
+__all__ = [
+    "COLUMNS",
+    "PACKAGED",
+    "Budget",
+    "CostModel",
+    "Costs",
+    "Header",
+    "Infeasible",
+    "Plan",
+    "Record",
+    "Table",
+    "TableError",
+    "nearest",
+    "table_path",
+]

@@ -1,0 +1,70 @@
+"""How far a table's predictions were off on whole networks, and the margin that budgets are held to for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latency_tables.header import Header
+
+LIMIT = 0.05  # mean error on whole networks above which a table's sums are not trusted as they are
+UNKNOWN_MARGIN = 0.10  # held back while nobody has measured whole networks: above every error seen on a quiet machine
+ESTIMATED_MARGIN = 0.25  # a roofline model is no measurement, however well its sums add up
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The additivity evidence of a table, as a gate.
+
+    Attributes:
+        state: ``trusted``, ``over limit``, ``unknown`` or ``estimated``.
+        mape: mean absolute error on whole networks as a fraction, if known.
+        worst: the largest error seen, if known.
+        kendall_tau: rank agreement on whole networks, if known.
+        networks: how many whole networks it rests on.
+        margin: fraction by which a prediction may be exceeded; budgets that must hold are divided by ``1 + margin``.
+    """
+
+    state: str
+    mape: float | None
+    worst: float | None
+    kendall_tau: float | None
+    networks: int
+    margin: float
+
+    @classmethod
+    def of(cls, header: Header, source: str = "measured") -> Audit:
+        """The audit of a table's header; numbers made of estimated rows never count as trusted."""
+        evidence = header.additivity or {}
+        mape, worst, tau = (_fraction(evidence.get(name)) for name in ("mape", "worst", "kendall_tau"))
+        count = evidence.get("networks")
+        networks = count if isinstance(count, int) and not isinstance(count, bool) else 0
+        if "estimated" in source:
+            return cls("estimated", mape, worst, tau, networks, max(ESTIMATED_MARGIN, worst or 0.0))
+        if mape is None:
+            return cls("unknown", None, worst, tau, networks, UNKNOWN_MARGIN)
+        margin = max(mape, worst if worst is not None else 2.0 * mape)
+        if mape > LIMIT:
+            return cls("over limit", mape, worst, tau, networks, max(UNKNOWN_MARGIN, margin))
+        return cls("trusted", mape, worst, tau, networks, margin)
+
+    def interval(self, latency_ms: float) -> tuple[float, float]:
+        """The range, in ms, that a prediction stands for."""
+        return latency_ms * max(0.0, 1.0 - self.margin), latency_ms * (1.0 + self.margin)
+
+    @property
+    def sentence(self) -> str:
+        """One line to print beside every prediction."""
+        if self.state == "trusted":
+            return f"error on {self.networks} whole networks: {self.mape:.1%} on average, margin {self.margin:.1%}"
+        if self.state == "over limit":
+            return (
+                f"error on whole networks {self.mape:.1%} is over the limit of {LIMIT:.0%}: "
+                f"budgets are held to a margin of {self.margin:.0%}"
+            )
+        if self.state == "estimated":
+            return f"made of estimated rows, not measured: margin {self.margin:.0%}"
+        return f"error on whole networks unknown (no additivity evidence): margin {self.margin:.0%}"
+
+
+def _fraction(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0 else None

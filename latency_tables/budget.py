@@ -1,0 +1,272 @@
+"""Limits that an arrangement must meet, and an exact answer when none can."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency_tables.cost import CostModel, Costs
+from latency_tables.errors import TableError
+from latency_tables.optimum import SLACK, limits_of, optimum
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# Limit -> (column of Costs, +1 for "at most" and -1 for "at least", unit, decimals).
+LIMITS = {
+    "latency_ms": ("latency_ms", 1, "ms", 3),
+    "memory_mb": ("peak_mb", 1, "MB", 3),
+    "parameters_min": ("parameters", -1, "parameters", 0),
+    "parameters_max": ("parameters", 1, "parameters", 0),
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits on one evaluation of the network; ``None`` is no limit.
+
+    Attributes:
+        latency_ms: at most this latency.
+        memory_mb: at most this peak, in MB of 10^6 bytes.
+        parameters_min, parameters_max: the whole network's parameters, backbone included.
+
+    Raises:
+        TableError: on a limit that is not a positive number, or a minimum over the maximum.
+    """
+
+    latency_ms: float | None = None
+    memory_mb: float | None = None
+    parameters_min: float | None = None
+    parameters_max: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+                raise TableError(
+                    f"budget: {field.name} must be a number over 0, got {value!r}; leave it out for no limit"
+                )
+        low, high = self.parameters_min, self.parameters_max
+        if low is not None and high is not None and low > high:
+            raise TableError(f"budget: parameters_min {low:g} is over parameters_max {high:g}; swap them")
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The limits that are set."""
+        return {
+            field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
+        }
+
+    def held(self, margin: float) -> Budget:
+        """The budget that predictions must meet so that the truth meets this one, at an error up to "
+        "``margin`` of latency."""
+        return self if self.latency_ms is None else replace(self, latency_ms=self.latency_ms / (1.0 + margin))
+
+    def violations(self, costs: Costs) -> dict[str, Floats]:
+        """By how much each limit is missed, as a fraction of the limit, shape (N,); zero or less is met.
+
+        ``value / limit - 1`` for an upper limit, ``1 - value / limit`` for a lower one, ``inf`` for what is unknown.
+        """
+        found = {}
+        for name, limit in self.given.items():
+            column, direction, _, _ = LIMITS[name]
+            values = np.asarray(getattr(costs, column), dtype=np.float64)
+            excess = direction * (values / limit - 1.0)
+            found[name] = np.where(np.isnan(values), np.inf, excess)
+        return found
+
+    def feasible(self, costs: Costs) -> NDArray[np.bool_]:
+        """Which of N arrangements meet every limit (to a relative 1e-9) and can be run at all, shape (N,)."""
+        meets = np.isfinite(costs.latency_ms)
+        for excess in self.violations(costs).values():
+            meets &= excess <= SLACK
+        return meets
+
+
+@dataclass(frozen=True)
+class Miss:
+    """One limit of an infeasible budget.
+
+    Attributes:
+        limit: ``latency_ms``, ``memory_mb``, ``parameters_min`` or ``parameters_max``.
+        wanted: its value.
+        alone: the best that any arrangement reaches, other limits aside.
+        within: the best within the other limits; ``None`` if those cannot be met even without this one.
+    """
+
+    limit: str
+    wanted: float
+    alone: float
+    within: float | None
+
+    @property
+    def by(self) -> float | None:
+        """The amount missed within the other limits, in the limit's unit; ``None`` if they cannot be met."""
+        return None if self.within is None else abs(self.within - self.wanted)
+
+
+@dataclass(frozen=True)
+class Infeasible:
+    """Why no arrangement meets a budget, and the nearest that does.
+
+    Nearest is the smallest change, as a fraction of the limit, of one limit alone; where no single one suffices, the
+    smallest change that all limits then have to give.
+
+    Attributes:
+        limit: the limit to give way, or ``"latency_ms + memory_mb"`` where several must together.
+        amount: by how much, in the unit of the (first) limit.
+        misses: every limit that was given.
+        arrangement: the nearest feasible arrangement, option indices of shape (P,).
+        costs: its costs, N = 1.
+        budget: the nearest feasible budget.
+        message: all of it in one line.
+    """
+
+    limit: str
+    amount: float
+    misses: tuple[Miss, ...]
+    arrangement: Integers
+    costs: Costs
+    budget: Budget
+    message: str
+
+
+def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
+    """``None`` if some arrangement meets the budget; else what is missed, by how much, and the nearest that is met.
+
+    Exact over the whole space: see :mod:`latency_tables.optimum`.
+
+    Raises:
+        TableError: if the budget limits memory and the table does not know it, or nothing in the space can be run.
+    """
+    if not budget.given:
+        return None
+    empty = np.zeros(len(model.positions), dtype=np.int64)
+    if budget.feasible(model.cost(empty[None]))[0] and not (model.unknown_memory and budget.memory_mb):
+        return None
+    within = {name: _best(model, name, replace(budget, **{name: None}), stop=budget) for name in budget.given}
+    for found in within.values():
+        if found is not None and budget.feasible(model.cost(found[None]))[0]:
+            return None
+    alone = {name: _best(model, name, Budget()) for name in budget.given}
+    if any(found is None for found in alone.values()):
+        raise TableError(
+            f"{model.plan.space} on {model.header.device}: no arrangement can be run; measure the failed rows again"
+        )
+    misses = tuple(
+        Miss(
+            name,
+            wanted,
+            _reached(model, name, alone[name]),
+            None if within[name] is None else _reached(model, name, within[name]),
+        )
+        for name, wanted in budget.given.items()
+    )
+    singles = {name: found for name, found in within.items() if found is not None}
+    if singles:
+        arrangement = min(singles.values(), key=lambda found: _worst(model, budget, found))
+    else:
+        arrangement = _together(model, budget, empty)
+    costs = model.cost(arrangement[None])
+    given_way = {name: float(values[0]) for name, values in budget.violations(costs).items() if values[0] > SLACK}
+    nearest_budget = replace(budget, **{name: _reached(model, name, arrangement) for name in given_way})
+    first = max(given_way, key=lambda name: given_way[name])
+    amount = abs(_reached(model, first, arrangement) - budget.given[first])
+    limit = " + ".join(given_way)
+    message = _message(model, budget, misses, given_way, nearest_budget, arrangement)
+    return Infeasible(limit, amount, misses, arrangement, costs, nearest_budget, message)
+
+
+def _best(model: CostModel, limit: str, others: Budget, stop: Budget | None = None) -> Integers | None:
+    """The arrangement that goes furthest towards ``limit`` within ``others``; enough once ``stop`` is met."""
+    column, direction, _, _ = LIMITS[limit]
+    enough = None if stop is None else stop.given[limit]
+    return optimum(model, column, limits_of(others.given), "min" if direction > 0 else "max", enough)
+
+
+def _reached(model: CostModel, limit: str, arrangement: Integers | None) -> float:
+    assert arrangement is not None
+    return float(getattr(model.cost(arrangement[None]), LIMITS[limit][0])[0])
+
+
+def _worst(model: CostModel, budget: Budget, arrangement: Integers) -> float:
+    return max(float(values[0]) for values in budget.violations(model.cost(arrangement[None])).values())
+
+
+def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
+    """The arrangement whose largest miss, as a fraction of its limit, is the smallest of all."""
+    best, low, high = start, 0.0, _worst(model, budget, start)
+    if not np.isfinite(high):
+        found = optimum(model, "latency_ms")
+        assert found is not None
+        best, high = found, _worst(model, budget, found)
+    while high - low > 1e-9:
+        # Halve while that gains much; then only ask whether anything better than the best known exists.
+        middle = 0.5 * (low + high) if high - low > 1e-3 else high - 1e-9
+        found = _any_within(model, budget, middle)
+        if found is None:
+            low = middle
+        else:
+            best, high = found, min(middle, _worst(model, budget, found))
+    return best
+
+
+def _any_within(model: CostModel, budget: Budget, share: float) -> Integers | None:
+    """Any arrangement that misses no limit by more than ``share``."""
+    loosened = {name: limit * (1.0 + LIMITS[name][1] * share) for name, limit in budget.given.items()}
+    first = next(iter(loosened))
+    others = Budget(**{name: value for name, value in loosened.items() if name != first and value > 0})
+    column, direction, _, _ = LIMITS[first]
+    found = optimum(model, column, limits_of(others.given), "min" if direction > 0 else "max", enough=loosened[first])
+    if found is None or direction * (_reached(model, first, found) - loosened[first]) > SLACK * abs(loosened[first]):
+        return None
+    return found
+
+
+def _message(
+    model: CostModel,
+    budget: Budget,
+    misses: tuple[Miss, ...],
+    given_way: dict[str, float],
+    nearest_budget: Budget,
+    arrangement: Integers,
+) -> str:
+    layers = [f"{name}: {' + '.join(labels)}" for name, labels in model.decode(arrangement).items() if labels]
+    parts = []
+    for miss in misses:
+        if miss.limit not in given_way:
+            continue
+        best = _reached(model, miss.limit, arrangement)
+        reason = (
+            ""
+            if len(misses) == 1 or miss.alone == best
+            else f"; {_amount(miss.limit, miss.alone)} without the other limits"
+        )
+        word = "short" if LIMITS[miss.limit][1] < 0 else "over"
+        parts.append(
+            f"{miss.limit} {_amount(miss.limit, miss.wanted)} is missed: nearest is {_amount(miss.limit, best)} "
+            f"({_amount(miss.limit, abs(best - miss.wanted))} {word}, {given_way[miss.limit]:.1%}{reason})"
+        )
+    if len(parts) > 1:
+        parts[0] = "no single limit is enough to loosen; " + parts[0]
+    wanted = ", ".join(f"{name} {_rounded(name, value)}" for name, value in nearest_budget.given.items())
+    return (
+        f"{model.plan.space} on {model.header.device} ({model.source}): {'; '.join(parts)}; "
+        f"nearest feasible budget: {wanted} ({'; '.join(layers) or 'the backbone with no temporal layer'})"
+    )
+
+
+def _amount(limit: str, value: float) -> str:
+    _, _, unit, decimals = LIMITS[limit]
+    return f"{value:,.{decimals}f} {unit}" if unit != "parameters" else f"{value:,.0f}"
+
+
+def _rounded(limit: str, value: float) -> str:
+    """The value with few decimals, rounded to the side that stays feasible."""
+    _, direction, unit, decimals = LIMITS[limit]
+    scale = 10.0**decimals
+    side = math.ceil(value * scale) if direction > 0 else math.floor(value * scale)
+    return f"{side / scale:.{decimals}f}{'' if unit == 'parameters' else ' ' + unit}"

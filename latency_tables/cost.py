@@ -1,0 +1,361 @@
+"""What an arrangement costs, from a plan and a table: latency by sum, peak memory by what is alive where."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency_tables.audit import Audit
+from latency_tables.errors import TableError
+from latency_tables.plan import BYTES_PER_ELEMENT, Plan, PlanPosition
+from latency_tables.record import METHODS, SOURCES, Record
+from latency_tables.table import Table, describe_sources
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+CHUNK = 8192  # arrangements at a time: the working set stays in the processor's second-level cache
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Costs of N arrangements: arrays of shape (N,). ``inf`` where a chosen workload has no ok row, ``nan`` "
+    "if unknown."""
+
+    latency_ms: Floats
+    weights_mb: Floats
+    activation_peak_mb: Floats
+    peak_mb: Floats
+    parameters: Integers
+
+    def __len__(self) -> int:
+        return len(self.latency_ms)
+
+
+@dataclass(frozen=True)
+class OptionCosts:
+    """Costs of every option of one position, shape (options,); ``point_mb`` is the peak while its layers run."""
+
+    latency_ms: Floats
+    weights_mb: Floats
+    parameters: Floats
+    point_mb: Floats
+
+
+class CostModel:
+    """The cost of any arrangement of a plan's space, from the rows of one table.
+
+    Latency is the backbone's plus the sum of the chosen workloads'. Peak memory is not additive: it is all weights plus
+    the maximum, over the backbone alone and every chosen layer, of the skip tensors alive at the layer's position and
+    the workload's own activation peak.
+
+    Args:
+        plan: the space.
+        table: rows of one device and runtime.
+        method: which rows to build on; by default the first of in_context, slope and alone that covers every workload.
+        allow_mixed: build on measured and estimated rows together. Off, that is refused; on, ``source`` says so.
+        correct: apply the table's fitted correction to the latencies.
+
+    Attributes:
+        source: ``measured``, ``estimated``, ``imported`` or ``mixed: ...``; print it beside every number.
+        audit: how far predictions of this table were off on whole networks, if that is known.
+        unknown_memory: workload keys whose rows know no memory; arrangements that use one have a ``nan`` peak.
+
+    Raises:
+        TableError: if rows are missing (naming them and the command that measures them), if the backbone's row is not
+            ok, or if sources mix without ``allow_mixed``.
+    """
+
+    def __init__(
+        self, plan: Plan, table: Table, method: str | None = None, *, allow_mixed: bool = False, correct: bool = False
+    ) -> None:
+        self.plan = plan
+        self.header = table.header
+        self.precision = _precision(table)
+        self.positions = tuple(position.name for position in plan.positions)
+        self.method = _choose_method(plan, table, self.precision, method)
+        self.rows = self._collect(table)
+        used = Counter(record.source for record in self.rows.values())
+        self.sources = {source: used[source] for source in SOURCES if used[source]}
+        self.source = describe_sources(self.sources)
+        if len(self.sources) > 1 and not allow_mixed:
+            raise TableError(
+                f"{plan.space} on {table.header.device}: rows of several sources ({self.source}) do not mix silently; "
+                "measure the rest with `nas profile`, or say so with --allow-mixed"
+            )
+        self.audit = Audit.of(table.header, self.source)
+        self.correction = _correction(table, correct)
+        self.unknown_memory = tuple(
+            record.key
+            for record in self.rows.values()
+            if record.ok and (record.weights_mb is None or record.activation_peak_mb is None)
+        )
+        self._element_mb = BYTES_PER_ELEMENT[self.precision] / 1e6
+        offset, scale, per_layer = self.correction
+        latency, self.backbone_weights_mb, self.backbone_activation_mb = _costs_of(self.rows[plan.backbone_workload])
+        self.backbone_latency_ms = offset + scale * latency
+        self._layers = {
+            workload: _costs_of(record) for workload, record in self.rows.items() if workload != plan.backbone_workload
+        }
+        self._scale, self._per_layer = scale, per_layer
+        self.live_mb = tuple(plan.skip_elements(name) * self._element_mb for name in self.positions)
+        self.option_costs = tuple(
+            self._option_costs(position, live) for position, live in zip(plan.positions, self.live_mb, strict=True)
+        )
+        self.options = tuple(
+            tuple(tuple(position.layers[i].variant for i in option) for option in position.options)
+            for position in plan.positions
+        )
+        self._index = tuple({option: i for i, option in enumerate(options)} for options in self.options)
+
+    def _collect(self, table: Table) -> dict[str, Record]:
+        """The row of each workload: the fastest ok one of the method, else the failed one that says why."""
+        found: dict[str, Record] = {}
+        missing = []
+        for workload in self.plan.workloads:
+            key = f"{workload}@{self.precision}"
+            method = None if workload == self.plan.backbone_workload else self.method
+            record = table.get(key, method=method)
+            if record is None:
+                failed = [row for row in table.rows(key) if method in (None, row.method)]
+                record = failed[0] if failed else None
+            if record is None:
+                missing.append(key)
+            else:
+                found[workload] = record
+        if missing:
+            named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise TableError(
+                f"{self.plan.space} on {table.header.device}/{table.header.runtime}: {len(missing)} of "
+                f"{len(self.plan.workloads)} workloads have no row ({named}); measure them with "
+                f"`nas profile {self.plan.space} --device {table.header.device}`"
+            )
+        backbone = found[self.plan.backbone_workload]
+        if not backbone.ok:
+            raise TableError(
+                f"{backbone.key} on {table.header.device}: the backbone's row is {backbone.status} "
+                f"({backbone.reason or 'no reason given'}); without it nothing can be costed, measure it again"
+            )
+        return found
+
+    def _option_costs(self, position: PlanPosition, live_mb: float) -> OptionCosts:
+        latency, weights, parameters, point = (np.zeros(len(position.options)) for _ in range(4))
+        layers = [(*self._layers[layer.workload], layer.parameters) for layer in position.layers]
+        for i, option in enumerate(position.options):
+            # Summed in one order whatever the order of the layers, so that equal sets of layers have equal costs.
+            chosen = [layers[j] for j in sorted(option)]
+            latency[i] = sum(self._scale * layer[0] + self._per_layer for layer in chosen)
+            weights[i] = sum(layer[1] for layer in chosen)
+            parameters[i] = sum(layer[3] for layer in chosen)
+            if chosen:
+                point[i] = live_mb + np.max([layer[2] for layer in chosen])
+        return OptionCosts(latency, weights, parameters, point)
+
+    @property
+    def size(self) -> int:
+        """How many arrangements there are."""
+        return self.plan.size
+
+    def encode(self, arrangement: Mapping[str, Sequence[str]]) -> Integers:
+        """Option indices, shape (P,), of ``{position: (variant labels, ...)}``; positions left out are empty.
+
+        Raises:
+            TableError: on a position or a choice of layers that the plan does not offer.
+        """
+        unknown = set(arrangement) - set(self.positions)
+        if unknown:
+            raise TableError(
+                f"{self.plan.space} has no position {', '.join(sorted(unknown))}; positions: "
+                f"{', '.join(self.positions)}"
+            )
+        indices = np.zeros(len(self.positions), dtype=np.int64)
+        for p, name in enumerate(self.positions):
+            labels = tuple(arrangement.get(name, ()))
+            if labels not in self._index[p]:
+                position = self.plan.positions[p]
+                offered = ", ".join(layer.variant for layer in position.layers)
+                raise TableError(
+                    f"{name}: {' + '.join(labels)} is not offered there; up to {position.max_layers} layers of "
+                    f"{offered}"
+                )
+            indices[p] = self._index[p][labels]
+        return indices
+
+    def decode(self, indices: Sequence[int] | Integers) -> dict[str, tuple[str, ...]]:
+        """``{position: (variant labels, ...)}`` of option indices, shape (P,), every position included."""
+        row = self._checked(np.asarray(indices)[None])[0]
+        return {name: self.options[p][row[p]] for p, name in enumerate(self.positions)}
+
+    def random(self, count: int, rng: np.random.Generator) -> Integers:
+        """``count`` arrangements drawn uniformly, shape (count, P)."""
+        sizes = np.array([len(options) for options in self.options])
+        return rng.integers(0, sizes, size=(count, len(sizes)), dtype=np.int64)
+
+    def cost(self, indices: NDArray[Any] | Sequence[Sequence[int]]) -> Costs:
+        """Costs of N arrangements.
+
+        Args:
+            indices: option indices, integers, shape (N, P).
+
+        Raises:
+            TableError: on another shape, or an index that is no option.
+        """
+        chosen = self._checked(np.asarray(indices))
+        count = len(chosen)
+        latency = np.full(count, self.backbone_latency_ms)
+        weights = np.full(count, self.backbone_weights_mb)
+        activation = np.full(count, self.backbone_activation_mb)
+        parameters = np.full(count, float(self.plan.backbone_parameters))
+        size = min(CHUNK, count)
+        taken = np.empty(size)
+        column = np.empty(size, dtype=np.intp)
+        for start in range(0, count, CHUNK):
+            stop = min(start + CHUNK, count)
+            value, index = taken[: stop - start], column[: stop - start]
+            for p, option in enumerate(self.option_costs):
+                index[:] = chosen[start:stop, p]
+                # Indices were checked above; "clip" spares numpy a second look at each of them.
+                for total, cost in (
+                    (latency, option.latency_ms),
+                    (weights, option.weights_mb),
+                    (parameters, option.parameters),
+                ):
+                    np.take(cost, index, out=value, mode="clip")
+                    total[start:stop] += value
+                np.take(option.point_mb, index, out=value, mode="clip")
+                np.maximum(activation[start:stop], value, out=activation[start:stop])
+        peak = weights + activation
+        if self.unknown_memory:
+            for values in (weights, activation, peak):
+                values[np.isinf(latency)] = np.inf
+        return Costs(latency, weights, activation, peak, parameters.astype(np.int64))
+
+    def column(self, name: str, indices: NDArray[Any] | Sequence[Sequence[int]]) -> Floats:
+        """The sum of any other additive column (energy, load time, ...), shape (N,); ``nan`` where a row lacks it.
+
+        Raises:
+            TableError: if no row has the column.
+        """
+        values = {workload: _column_of(record, name) for workload, record in self.rows.items()}
+        if all(np.isnan(value) for value in values.values()):
+            raise TableError(
+                f"{self.header.device}/{self.header.runtime}: no row has a column {name!r}; measure it first"
+            )
+        chosen = self._checked(np.asarray(indices))
+        total = np.full(len(chosen), values[self.plan.backbone_workload])
+        for p, position in enumerate(self.plan.positions):
+            layers = [values[layer.workload] for layer in position.layers]
+            total += np.array([sum(layers[j] for j in sorted(option)) for option in position.options])[chosen[:, p]]
+        return total
+
+    def breakdown(self, indices: Sequence[int] | Integers) -> list[dict[str, Any]]:
+        """Where one arrangement's milliseconds and megabytes go: the backbone's row, then one for each position.
+
+        Each row has ``position``, ``layers`` (labels), ``latency_ms``, ``weights_mb``, ``live_mb`` (skip tensors),
+        ``point_peak_mb`` (0 where nothing runs), ``parameters`` and ``is_peak`` (this point sets the network's peak).
+        """
+        row = self._checked(np.asarray(indices)[None])[0]
+        rows: list[dict[str, Any]] = [
+            {
+                "position": "backbone",
+                "layers": (),
+                "latency_ms": self.backbone_latency_ms,
+                "weights_mb": self.backbone_weights_mb,
+                "live_mb": 0.0,
+                "point_peak_mb": self.backbone_activation_mb,
+                "parameters": self.plan.backbone_parameters,
+            }
+        ]
+        for p, name in enumerate(self.positions):
+            costs, i = self.option_costs[p], row[p]
+            rows.append(
+                {
+                    "position": name,
+                    "layers": self.options[p][i],
+                    "latency_ms": float(costs.latency_ms[i]),
+                    "weights_mb": float(costs.weights_mb[i]),
+                    "live_mb": self.live_mb[p],
+                    "point_peak_mb": float(costs.point_mb[i]),
+                    "parameters": int(costs.parameters[i]),
+                }
+            )
+        highest = max((item["point_peak_mb"] for item in rows), default=0.0)
+        for item in rows:
+            item["is_peak"] = item["point_peak_mb"] == highest
+        return rows
+
+    def _checked(self, indices: NDArray[Any]) -> NDArray[Any]:
+        count = len(self.positions)
+        if indices.ndim != 2 or indices.shape[1] != count or (indices.size and indices.dtype.kind not in "iu"):
+            raise TableError(
+                f"option indices must be integers of shape (N, {count}), got {indices.dtype} {indices.shape}; "
+                "use encode()"
+            )
+        if len(indices):
+            lowest, highest = indices.min(axis=0), indices.max(axis=0)
+            for p, options in enumerate(self.options):
+                if lowest[p] < 0 or highest[p] >= len(options):
+                    raise TableError(
+                        f"{self.positions[p]}: option {lowest[p] if lowest[p] < 0 else highest[p]} does not exist, "
+                        f"0 to {len(options) - 1} do; use encode()"
+                    )
+        return indices
+
+
+def _precision(table: Table) -> str:
+    found = {table.header.precision} if table.header.precision else {record.precision for record in table}
+    if len(found) != 1 or not found <= BYTES_PER_ELEMENT.keys():
+        raise TableError(
+            f"{table.header.device}/{table.header.runtime}: costs need rows of one precision, "
+            f"{' or '.join(BYTES_PER_ELEMENT)}, "
+            f"got {', '.join(sorted(found)) or 'no rows'}; state the precision in the table's header"
+        )
+    return found.pop()
+
+
+def _choose_method(plan: Plan, table: Table, precision: str, method: str | None) -> str:
+    if method is not None:
+        if method not in METHODS:
+            raise TableError(f"method is {method!r}; use one of {', '.join(METHODS)}")
+        return method
+    measured = {(record.key, record.method) for record in table}
+    blocks = [key for key in plan.keys(precision) if not key.startswith(f"{plan.backbone_workload}@")]
+    for candidate in reversed(METHODS):
+        if blocks and all((key, candidate) in measured for key in blocks):
+            return candidate
+    return METHODS[0]
+
+
+def _correction(table: Table, correct: bool) -> tuple[float, float, float]:
+    """(offset_ms, scale, per_layer_ms) to apply: the identity unless a correction is asked for."""
+    if not correct:
+        return 0.0, 1.0, 0.0
+    fit = table.header.correction
+    if fit is None:
+        raise TableError(
+            f"{table.header.device}/{table.header.runtime}: the table has no correction; leave --correct out"
+        )
+    values = tuple(fit.get(name) for name in ("offset_ms", "scale", "per_layer_ms"))
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise TableError(f"{table.header.device}: the correction needs offset_ms, scale and per_layer_ms; fit it again")
+    offset, scale, per_layer = (float(value) for value in values if value is not None)
+    return offset, scale, per_layer
+
+
+def _costs_of(record: Record) -> tuple[float, float, float]:
+    """(latency_ms, weights_mb, activation_peak_mb): inf for a failed row, nan for what is unknown."""
+    if not record.ok:
+        return np.inf, np.inf, np.inf
+    values = (record.latency_ms_median, record.weights_mb, record.activation_peak_mb)
+    latency, weights, activation = (np.nan if value is None else value for value in values)
+    return latency, weights, activation
+
+
+def _column_of(record: Record, name: str) -> float:
+    value = dict(record.extra).get(name, getattr(record, name, None))
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")

@@ -1,0 +1,103 @@
+"""Files that survive a crash and a neighbour: a lock on the folder, and writes that happen whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from latency_tables.errors import TableError
+
+_counter = itertools.count()
+
+
+def checksum(data: bytes) -> str:
+    """``sha256:`` and 16 hex digits: enough to notice any accident, short enough to read in a diff."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, timeout_s: float = 60.0) -> Iterator[None]:
+    """Hold the folder's lock, so that one process at a time rewrites the tables in it.
+
+    The lock is on the folder itself: it leaves no file behind and ends with the process, even with ``kill -9``.
+
+    Raises:
+        TableError: if another process holds it for longer than ``timeout_s``.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TableError(
+                        f"{folder}: another process has held this folder for {timeout_s:.0f} s; end it, then run again"
+                    ) from None
+                time.sleep(0.002)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path`` whole: readers and a crash see the old file or the new one, never a part.
+
+    Raises:
+        TableError: if the disk is full or the folder cannot be written; the old file is then untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_counter)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise TableError(
+            f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder, "
+            "what was there is untouched"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename durable: without this a power cut may undo it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(path: Path) -> None:
+    """Remove the temporary files that killed writers of ``path`` left; call with the folder's lock held."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            left.unlink()
+
+
+def read_bytes(path: Path, limit_mb: float) -> bytes:
+    """The file's bytes.
+
+    Raises:
+        TableError: if there is no such file, it cannot be read, or it is larger than ``limit_mb``.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(int(limit_mb * 1e6) + 1)
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    if len(data) > limit_mb * 1e6:
+        raise TableError(f"{path}: larger than {limit_mb:g} MB, so it is none of ours; check the path")
+    return data

@@ -1,0 +1,209 @@
+"""What is fixed for a whole table: device, runtime, versions, evidence; the YAML file beside the CSV."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from latency_tables.errors import TableError
+from latency_tables.files import checksum
+
+SCHEMA = 1
+# Rows may stand in one table only where these agree: another runtime version is another set of costs.
+IDENTITY = ("device", "chip", "os", "runtime", "runtime_version", "compute_unit", "precision")
+_TEXT = (*IDENTITY, "toolkit_version", "created", "updated", "notes")
+_MAPPINGS = ("additivity", "correction", "reference", "details")
+
+
+@dataclass(frozen=True)
+class Header:
+    """The facts that every row of a table shares.
+
+    Attributes:
+        device, chip, os, runtime, runtime_version, compute_unit, precision: what the rows were measured on; rows of
+            another identity are refused.
+        toolkit_version, created, updated: what wrote the table and on which days (ISO dates).
+        additivity: evidence from whole networks (``mape``, ``kendall_tau``, ``worst``, ``networks``, ...), or unknown.
+        correction: a fit of whole networks on sums of rows, with its cross-validated error, or none.
+        reference: the reference workload's latency and spread through the run, or unknown.
+        details: anything else worth keeping (threads, commit, seeds), as plain YAML values.
+
+    Raises:
+        TableError: on a missing device or runtime, or a value that is no text, number, list or mapping.
+    """
+
+    device: str
+    runtime: str
+    chip: str = ""
+    os: str = ""
+    runtime_version: str = ""
+    compute_unit: str = ""
+    precision: str = ""
+    toolkit_version: str = ""
+    created: str = ""
+    updated: str = ""
+    notes: str = ""
+    additivity: dict[str, Any] | None = None
+    correction: dict[str, Any] | None = None
+    reference: dict[str, Any] | None = None
+    details: dict[str, Any] | None = None
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        for name in _TEXT:
+            if not isinstance(getattr(self, name), str):
+                raise TableError(f"table header: {name} must be text, got {getattr(self, name)!r}; quote it")
+        for name in ("device", "runtime"):
+            value = getattr(self, name)
+            if not value or "/" in value or value.startswith("."):
+                raise TableError(f"table header: {name} must be a plain name, got {value!r}; name what was measured")
+        for name in _MAPPINGS:
+            value = getattr(self, name)
+            if value is not None:
+                if not isinstance(value, dict):
+                    raise TableError(f"table header: {name} must be a mapping, got {value!r}; leave it out if unknown")
+                object.__setattr__(self, name, _plain(name, value))
+        if self.schema != SCHEMA:
+            raise TableError(f"table header: schema must be {SCHEMA}, got {self.schema!r}; leave it out")
+
+    def conflicts(self, other: Header) -> list[str]:
+        """``"runtime_version 1.30 and 1.31"`` for each identity that both state and that differs."""
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in IDENTITY)
+        return [f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours and theirs and ours != theirs]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The YAML mapping, schema first, empty fields left out."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        ordered = {"schema": values.pop("schema"), **values}
+        return {name: value for name, value in ordered.items() if value not in ("", None)}
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, Any]) -> Header:
+        """A header from its YAML mapping.
+
+        Raises:
+            TableError: on an unknown or missing field, or one of the wrong kind.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in mapping:
+            if name not in known:
+                raise TableError(f"table header: unknown field {name!r}; known fields: {', '.join(sorted(known))}")
+        for name in ("device", "runtime"):
+            if name not in mapping:
+                raise TableError(f"table header: no {name}; name what was measured")
+        return cls(**mapping)
+
+    def over(self, theirs: Header, base: Header | None) -> Header:
+        """``theirs`` with the fields that this header changed since ``base`` (all that it states, without a base)."""
+        changes = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            changed = value not in ("", None) if base is None else value != getattr(base, field.name)
+            if changed:
+                changes[field.name] = value
+        return dataclasses.replace(theirs, **changes)
+
+
+def dump_header(mapping: Mapping[str, Any], csv_checksums: list[str]) -> bytes:
+    """The YAML bytes: the mapping, then its checksum and those of the CSV contents that belong to it."""
+    sealed = {**mapping, "header_checksum": checksum(_canonical(mapping)), "csv_checksums": csv_checksums}
+    return yaml.safe_dump(sealed, sort_keys=False, allow_unicode=True, width=120).encode()
+
+
+def parse_header(data: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The mapping and the CSV checksums of a header file, before migration.
+
+    Raises:
+        TableError: if the bytes are no YAML mapping of ours, or one that does not match its own checksum.
+    """
+    mapping = parse_yaml(data)
+    schema = mapping.get("schema")
+    if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
+        raise TableError(
+            f"schema {schema} is newer than the {SCHEMA} known here; update temporal-nas to read this table"
+        )
+    sums = mapping.pop("csv_checksums", None)
+    own = mapping.pop("header_checksum", None)
+    if isinstance(schema, bool) or not isinstance(schema, int) or schema < 1:
+        raise TableError(f"schema is {schema!r}; a table's header states its schema, 1 to {SCHEMA}: restore the file")
+    if not isinstance(sums, list) or not sums or not all(isinstance(item, str) for item in sums):
+        raise TableError("no csv_checksums: the header is cut short; restore the file from git or measure again")
+    if own != checksum(_canonical(_plain("header", mapping))):
+        raise TableError(
+            "the header does not match its header_checksum: restore the file, or accept the edit with "
+            "`python -m latency_tables seal CSV`"
+        )
+    return mapping, sums
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as plain data: dates stay text, no aliases (a small file cannot unfold to a huge one), no key twice."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise TableError("YAML aliases are not used in tables; write the value out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
+                raise TableError("a field name that is no plain text; quote it")
+            if key.value in seen:
+                raise TableError(f"field {key.value!r} stands twice; keep one")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(data: bytes) -> dict[str, Any]:
+    """A YAML mapping of plain values.
+
+    Raises:
+        TableError: on anything else, in one line.
+    """
+    try:
+        value = yaml.load(data.decode("utf-8"), Loader=_Loader)  # noqa: S506  # a SafeLoader, made stricter
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
+        if isinstance(error, TableError):
+            raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise TableError(f"no valid YAML ({reason}); restore the file") from None
+    if not isinstance(value, dict):
+        raise TableError("no YAML mapping of field: value; restore the file")
+    return value
+
+
+def _plain(path: str, value: Any) -> Any:
+    """``value`` as text, numbers, lists and mappings alone, numpy scalars converted."""
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TableError(f"table header: {path} has the field name {name!r}; use text")
+        return {str(name): _plain(f"{path}.{name}", item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    item = getattr(value, "item", None)
+    number = item() if callable(item) else value
+    if isinstance(number, (bool, int)):
+        return number
+    if isinstance(number, float) and math.isfinite(number):
+        return number
+    raise TableError(f"table header: {path} is {value!r}; use text, finite numbers, lists or mappings")
+
+
+def _canonical(mapping: Mapping[str, Any]) -> bytes:
+    return json.dumps(mapping, sort_keys=True, ensure_ascii=True, separators=(",", ":")).encode()
