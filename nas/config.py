@@ -12,12 +12,12 @@ class DataConfig(BaseModel):
     """Where the clips come from.
 
     Attributes:
-        source: `sample_clips` (real footage that a package ships), `folder` (your videos) or `moving_shapes` (procedural).
+        source: `sample_clips` (real footage that a package ships), `folder` (your videos), or `moving_shapes` (drawn).
         path: of `folder`, the videos' folder.
-        captions: of `folder`, a CSV or JSONL of path and caption, with optional start and end in seconds; by default
-            `captions.csv` or `captions.jsonl` in `path`.
+        captions: of `folder`, a CSV or JSONL of path and caption, with optional seconds and place; see
+            `nas.data.captions`. By default `captions.csv` or `captions.jsonl` in `path`.
         cache: where decoded, downscaled frames are kept, so that nothing is decoded twice.
-        crop_margin: cached frames are this much larger than the clip on their tighter side; random crops use the room.
+        crop_margin: cached frames are this much larger than the clip on their tighter side; random crops move by it.
         holdout: `time` keeps the end of every captioned segment for validation, `video` keeps whole videos.
         validation_share: of the frames (`time`) or of the videos (`video`).
         validation_clips: how many fixed clips the validation split has.
@@ -30,9 +30,9 @@ class DataConfig(BaseModel):
     path: Path | None = None
     captions: Path | None = None
     cache: Path = Path("runs/.frames")
-    crop_margin: float = Field(1.25, ge=1.0, le=4.0)
+    crop_margin: float = Field(default=1.25, ge=1.0, le=4.0)
     holdout: Literal["time", "video"] = "time"
-    validation_share: float = Field(0.2, gt=0.0, lt=1.0)
-    validation_clips: int = Field(64, ge=1)
-    max_objects: int = Field(2, ge=1, le=2)
+    validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
+    validation_clips: int = Field(default=64, ge=1)
+    max_objects: int = Field(default=2, ge=1, le=2)
     boundary: Literal["wrap", "bounce"] = "wrap"

@@ -1,0 +1,50 @@
+"""Captioned clips: a folder of videos, sample footage that a package ships, or procedural moving shapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from nas.data.clip import ClipLike, Dataset, Images, Item
+from nas.errors import NasError
+
+if TYPE_CHECKING:
+    from nas.config import DataConfig
+
+__all__ = ["ClipLike", "Dataset", "Images", "Item", "open_data"]
+
+
+def open_data(
+    config: DataConfig, clip: ClipLike, split: Literal["train", "validation"] = "train", seed: int = 0
+) -> Dataset:
+    """The dataset that a configuration names, cut to a clip's shape and frame rate.
+
+    Args:
+        clip: frames, height, width in pixels and frames a second; one frame gives images.
+        split: ``train`` is endless for practical purposes: every index is another random clip, a pure function of
+            (seed, index). ``validation`` is ``config.validation_clips`` fixed clips that share no frame with training
+            and do not depend on the seed, so that scores of different runs compare.
+        seed: of the random clips.
+
+    Returns:
+        A map-style dataset of ``{"video": (T, C, H, W) float32 in [-1, 1], "caption": str}`` with ``captions``, every
+        caption it may show, and ``skipped``, what could not be used and why.
+
+    Raises:
+        NasError: if nothing is left to show, captions are missing, or the sample footage is not installed.
+    """
+    if config.source == "moving_shapes":
+        from nas.data.shapes import MovingShapes
+
+        return MovingShapes(config, clip, split, seed)
+    from nas.data.videos import open_videos
+
+    if config.source == "sample_clips":
+        from nas.data.samples import sample_captions
+
+        return open_videos(sample_captions(), config, clip, split, seed)
+    from nas.data.captions import read_captions, uncaptioned
+
+    if config.path is None:
+        raise NasError("data.source is 'folder' but data.path is not set; give the folder that holds the videos")
+    captions = read_captions(config.path, config.captions)
+    return open_videos(captions, config, clip, split, seed, uncaptioned(config.path, captions))

@@ -1,0 +1,166 @@
+"""Moving shapes: procedural captioned clips whose content is known exactly, for controlled experiments."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+
+from nas.data.clip import TRAIN_LENGTH, ClipLike, Item, Skip, check_index, generator
+
+if TYPE_CHECKING:
+    from nas.config import DataConfig
+
+KINDS = ("circle", "square", "triangle", "cross")
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.9, 0.1, 0.1),
+    "green": (0.1, 0.75, 0.2),
+    "blue": (0.15, 0.3, 0.95),
+    "yellow": (0.95, 0.85, 0.1),
+    "white": (0.95, 0.95, 0.95),
+}
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+BACKGROUND = 0.12
+RADIUS = (0.16, 0.24)  # of the shorter side
+SPEED = (0.35, 0.75)  # sides of the frame a second
+PHRASE = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(KINDS)}) moving ({'|'.join(DIRECTIONS)})")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a caption says of one object: the attributes that a sampled clip is checked for."""
+
+    kind: str
+    colour: str
+    direction: str
+
+    def __str__(self) -> str:
+        return f"a {self.colour} {self.kind} moving {self.direction}"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A shape in a scene: centre at time zero and radius in pixels, speed in pixels a frame."""
+
+    shape: Shape
+    x: float
+    y: float
+    radius: float
+    speed: float
+
+
+def parse_caption(caption: str) -> tuple[Shape, ...]:
+    """The shapes that a caption names, in its order.
+
+    >>> parse_caption("a red circle moving left and a blue square moving up")[1]
+    Shape(kind='square', colour='blue', direction='up')
+    """
+    return tuple(Shape(kind, colour, direction) for colour, kind, direction in PHRASE.findall(caption))
+
+
+class MovingShapes:
+    """One or two shapes of different colours, each moving straight at its own speed over a dark background.
+
+    At the border a shape either wraps around (the default: its direction holds for the whole clip) or bounces (then
+    the caption names the direction in which it starts). Edges are anti-aliased; the second shape lies over the first.
+
+    Training clips are a pure function of (seed, index); the validation clips are fixed and come from a random stream
+    that training never draws from.
+    """
+
+    skipped: Sequence[Skip] = ()
+
+    def __init__(
+        self, config: DataConfig, clip: ClipLike, split: Literal["train", "validation"] = "train", seed: int = 0
+    ) -> None:
+        self.config, self.clip, self.split = config, clip, split
+        self.seed = seed if split == "train" else 0
+        self._length = TRAIN_LENGTH if split == "train" else config.validation_clips
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Every caption of one shape, and every word in every place of two: what a tokenizer needs to see."""
+        single = [
+            str(Shape(kind, colour, direction))
+            for colour, kind, direction in itertools.product(COLOURS, KINDS, DIRECTIONS)
+        ]
+        if self.config.max_objects == 1:
+            return tuple(single)
+        return tuple(single + [f"{a} and {b}" for a, b in zip(single, reversed(single), strict=True)])
+
+    def __len__(self) -> int:
+        return self._length
+
+    def scene(self, index: int) -> tuple[Placed, ...]:
+        """What the clip at ``index`` shows, first the shape that lies below."""
+        rng = generator(self.seed, self.split, check_index(index, len(self)))
+        count = int(rng.integers(1, self.config.max_objects + 1))
+        colours = rng.permutation(list(COLOURS))[:count]  # different, so that a caption is never ambiguous
+        return tuple(self._place(str(colour), rng) for colour in colours)
+
+    def __getitem__(self, index: int) -> Item:
+        scene = self.scene(index)
+        video = render(scene, self.clip, self.config.boundary)
+        caption = " and ".join(str(placed.shape) for placed in scene)
+        return {"video": torch.from_numpy(video * np.float32(2) - np.float32(1)), "caption": caption}
+
+    def _place(self, colour: str, rng: np.random.Generator) -> Placed:
+        direction = str(rng.choice(list(DIRECTIONS)))
+        side = self.clip.width if DIRECTIONS[direction][0] else self.clip.height
+        radius = float(rng.uniform(*RADIUS)) * min(self.clip.height, self.clip.width)
+        x, y = rng.uniform(0, 1, size=2)
+        if self.config.boundary == "bounce":
+            x, y = (radius + c * (n - 2 * radius) for c, n in ((x, self.clip.width), (y, self.clip.height)))
+        else:
+            x, y = x * self.clip.width, y * self.clip.height
+        speed = float(rng.uniform(*SPEED)) * side / self.clip.fps
+        return Placed(Shape(str(rng.choice(KINDS)), colour, direction), float(x), float(y), radius, speed)
+
+
+def render(scene: Sequence[Placed], clip: ClipLike, boundary: Literal["wrap", "bounce"] = "wrap") -> np.ndarray:
+    """Draw a scene: (T, 3, H, W) float32 in [0, 1]."""
+    video = np.full((clip.frames, 3, clip.height, clip.width), BACKGROUND, dtype=np.float32)
+    time = np.arange(clip.frames)[:, None, None]
+    columns = np.arange(clip.width)[None, None, :] + 0.5
+    rows = np.arange(clip.height)[None, :, None] + 0.5
+    for placed in scene:
+        step_x, step_y = DIRECTIONS[placed.shape.direction]
+        x, y = placed.x + step_x * placed.speed * time, placed.y + step_y * placed.speed * time
+        if boundary == "wrap":  # the nearest copy of the shape on the torus
+            across = (columns - x + clip.width / 2) % clip.width - clip.width / 2
+            down = (rows - y + clip.height / 2) % clip.height - clip.height / 2
+        else:
+            across = columns - _bounce(x, placed.radius, clip.width)
+            down = rows - _bounce(y, placed.radius, clip.height)
+        cover = np.clip(0.5 - _distance(placed.shape.kind, across, down, placed.radius), 0, 1)[:, None]
+        colour = np.asarray(COLOURS[placed.shape.colour], dtype=np.float32)[None, :, None, None]
+        video += (cover * (colour - video)).astype(np.float32)
+    return video
+
+
+def _bounce(centre: np.ndarray, radius: float, side: int) -> np.ndarray:
+    """A centre that is reflected where the shape touches the border."""
+    room = side - 2 * radius
+    phase = np.mod(centre - radius, 2 * room)
+    return radius + np.where(phase > room, 2 * room - phase, phase)
+
+
+def _distance(kind: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """Distance in pixels to a shape's edge, negative inside; half a pixel either side of it is blended."""
+    if kind == "circle":
+        return np.hypot(x, y) - radius
+    if kind == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - 0.85 * radius
+    if kind == "triangle":  # upright, as high as it is wide
+        cosine, sine = 2 / math.sqrt(5), 1 / math.sqrt(5)
+        return np.maximum(np.abs(x) * cosine - (y + radius) * sine, y - radius)
+    long, short = radius, 0.35 * radius  # a cross: two bars
+    upright = np.maximum(np.abs(x) - short, np.abs(y) - long)
+    flat = np.maximum(np.abs(x) - long, np.abs(y) - short)
+    return np.minimum(upright, flat)

@@ -1,0 +1,91 @@
+"""Moving shapes: what a caption says is what the clip shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from nas.config import DataConfig
+from nas.data import open_data
+from nas.data.shapes import BACKGROUND, DIRECTIONS, KINDS, MovingShapes, Placed, Shape, parse_caption, render
+
+
+@dataclass(frozen=True)
+class Clip:
+    frames: int = 8
+    height: int = 32
+    width: int = 32
+    fps: float = 8.0
+
+
+def shapes(**changes: object) -> MovingShapes:
+    settings = DataConfig.model_validate({"source": "moving_shapes", **changes})
+    data = open_data(settings, Clip())
+    assert isinstance(data, MovingShapes)
+    return data
+
+
+def centre(frame: np.ndarray) -> tuple[float, float]:
+    """x and y of what is not background."""
+    weight = np.abs(frame - BACKGROUND).sum(axis=0)
+    rows, columns = np.indices(weight.shape) + 0.5
+    return float((weight * columns).sum() / weight.sum()), float((weight * rows).sum() / weight.sum())
+
+
+def test_items_match_their_scene_and_caption() -> None:
+    data = shapes()
+    counts = set()
+    for index in range(40):
+        item, scene = data[index], data.scene(index)
+        assert item["video"].shape == (8, 3, 32, 32) and item["video"].dtype == torch.float32
+        assert item["video"].abs().max() <= 1
+        assert parse_caption(item["caption"]) == tuple(placed.shape for placed in scene)
+        counts.add(len(scene))
+    assert counts == {1, 2}
+    assert {len(shapes(max_objects=1).scene(i)) for i in range(20)} == {1}
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shape_moves_where_its_caption_says_at_its_speed(kind: str, direction: str) -> None:
+    video = render([Placed(Shape(kind, "red", direction), 16, 16, 5, 1.25)], Clip())
+    path = np.array([centre(frame) for frame in video])
+    step = np.array(DIRECTIONS[direction]) * 1.25
+    assert np.allclose(np.diff(path, axis=0), step, atol=0.12)  # sub-pixel steps: the edges are anti-aliased
+
+
+def test_wrapping_keeps_the_area_and_bouncing_keeps_inside() -> None:
+    placed = Placed(Shape("circle", "blue", "left"), 5, 16, 4, 4.0)
+    area = np.abs(render([placed], Clip()) - BACKGROUND).sum(axis=(1, 2, 3))
+    assert np.allclose(area, area[0], rtol=0.02)
+    placed = replace(placed, x=9.0)
+    bounced = render([placed], Clip(), "bounce")
+    across = np.diff([centre(frame)[0] for frame in bounced])
+    assert across[0] < 0 < across[-1]
+    assert np.allclose(np.abs(bounced - BACKGROUND).sum(axis=(1, 2, 3)), area[0], rtol=0.05)
+
+
+def test_two_shapes_never_share_a_colour() -> None:
+    data = shapes()
+    for index in range(60):
+        colours = [placed.shape.colour for placed in data.scene(index)]
+        assert len(set(colours)) == len(colours)
+
+
+def test_clips_are_reproducible_and_splits_differ() -> None:
+    settings = DataConfig(source="moving_shapes")
+    one, same = (open_data(settings, Clip(), seed=4) for _ in range(2))
+    assert torch.equal(one[123456]["video"], same[123456]["video"])
+    validation = open_data(settings, Clip(), "validation", seed=4)
+    assert len(validation) == settings.validation_clips
+    assert torch.equal(validation[0]["video"], open_data(settings, Clip(), "validation", seed=5)[0]["video"])
+    assert not torch.equal(validation[0]["video"], open_data(settings, Clip(), "train", seed=0)[0]["video"])
+
+
+def test_captions_hold_every_word() -> None:
+    words = {word for caption in shapes().captions for word in caption.split()}
+    data = shapes()
+    assert words >= {word for i in range(300) for word in data[i]["caption"].split()}
