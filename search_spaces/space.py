@@ -141,8 +141,8 @@ class Space:
         if names != [name for name in order if name in names]:
             raise SpaceError(f"positions must be named once each, in execution order: {', '.join(order)}")
         coarsest = max((place.downscale for place in layout.places), default=1)
-        for clip_name, clip in self.clips.items():
-            _check_clip(f"clips.{clip_name}", clip, self.autoencoder, coarsest)
+        for clip_name in ("deployment", "training"):  # an absent training clip is the deployment clip: name that one
+            _check_clip(f"clips.{clip_name}", self.clips[clip_name], self.autoencoder, coarsest)
 
     @classmethod
     def load(cls, name_or_path: str | Path | Space) -> Space:
@@ -180,6 +180,31 @@ class Space:
                 for position in self.positions
             ],
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Space:
+        """The inverse of ``to_json``: a definition that was stored with a model or a run.
+
+        Raises:
+            SpaceError: if a field is missing or wrong.
+        """
+        try:
+            return cls(
+                name=data["name"],
+                backbone=Backbone(data["backbone"]["name"], dict(data["backbone"]["config"])),
+                positions=tuple(
+                    Position(**{**item, "variants": tuple(Variant.parse(label) for label in item["variants"])})
+                    for item in data["positions"]
+                ),
+                clips={name: Clip(**clip) for name, clip in data["clips"].items()},
+                text=Text(**data["text"]),
+                latent_channels=data["latent_channels"],
+                autoencoder=Autoencoder(**data["autoencoder"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SpaceError(
+                f"this is no stored space ({type(error).__name__}: {error}); store Space.to_json()"
+            ) from None
 
     # Positions and arrangements ---------------------------------------------------------------------------------
 
