@@ -179,7 +179,7 @@ def trace_plan(space: Space) -> Plan:
         position = space.position(position_name)
         return tuple(
             PlanLayer(variant, space.workload(position, variant, "fp32").base, counts[position.channels, variant])
-            for variant in position.variants
+            for variant in position.variants * (position.max_layers > 0)
         )
 
     return Plan(

@@ -497,12 +497,18 @@ def _parse(data: Any, source: Path) -> Space:
 
 def _parse_backbone(data: Any) -> Backbone:
     fields = _mapping({"name": data} if isinstance(data, str) else data, "backbone", ("name",), ("config",))
+    name = str(fields["name"])
     try:
-        spec = backbone_spec(fields["name"])
+        spec = backbone_spec(name)
     except SpaceError as error:
         raise SpaceError(f"backbone.name: {error}") from None
     changes = _mapping(fields.get("config") or {}, "backbone.config", (), tuple(spec.config))
-    return Backbone(fields["name"], {**spec.config, **changes})
+    backbone = Backbone(name, {**spec.config, **changes})
+    try:
+        spec.layout(backbone.config)
+    except SpaceError as error:
+        raise SpaceError(f"backbone.config: {error}") from None
+    return backbone
 
 
 def _parse_clip(data: Any, where: str) -> Clip:

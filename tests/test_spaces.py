@@ -166,6 +166,15 @@ def test_its_plan_is_computed_once_and_kept_beside_it(tmp_path):
             "block_out_chanels",
             r"backbone.config.block_out_chanels: unknown key.*'block_out_channels'",
         ),
+        (
+            "[8, 24]",
+            "[8, 20]",
+            r"backbone.config: norm_num_groups must divide .*stage 1 has 20.* is 8; choose a divisor of 4",
+        ),
+        ("[8, 24]}", "[8, 24], attention_head_dim: 5}", r"attention_head_dim must divide .*stage 1 has 24"),
+        ("[8, 24]", "[8, 24, 24]", r"backbone.config: .*must be equally many, but are 3, 2 and 2"),
+        ("[8, 24]", "8", r"backbone.config: .*must be lists"),
+        ("[8, 24]", "[8, wide]", r"backbone.config: block_out_channels must be whole and above 0, but is 'wide'"),
         ("frames: 4", "frames: four", r"clips.deployment.frames must be a whole number"),
         ("height: 8", "height: 9", r"clips.deployment.height must be a multiple of 2 .*but is 9; choose 8"),
         ("fps: 4", "fps: 0", r"clips.deployment: .*must be above 0"),
@@ -190,6 +199,21 @@ def test_an_unknown_space_names_the_known_ones(tmp_path):
         Space.load("tinny")
     with pytest.raises(ValueError, match="none.yaml: cannot be read"):
         Space.load(tmp_path / "none.yaml")
+
+
+def test_a_config_that_the_backbone_itself_refuses_is_one_line(tmp_path):
+    path = write(tmp_path, old="[8, 24]}", new="[8, 24], down_block_types: [Down, Down]}")
+    with pytest.raises(ValueError, match="own: backbone.config is refused by tiny: Down does not exist") as error:
+        Plan.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_position_may_be_closed(tmp_path):
+    space = Space.load(
+        write(tmp_path, old="{max_layers: 1, variants: [Conv3D(kernel_size=5)]}", new="{max_layers: 0, variants: []}")
+    )
+    assert space.size() == 3 and space.options("up.1.1") == ((),)
+    assert Plan.load(space).largest() == space.largest() == space.arrange({"down.1.0": ["SelfAttention1D(heads=4)"]})
 
 
 def test_a_position_with_too_many_options_is_not_enumerated(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -64,9 +65,36 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
 
     ``down.i.j`` and ``up.i.j`` count stages and pairs as diffusers' ``down_blocks`` and ``up_blocks`` do, so ``up.0``
     is the lowest resolution. An up stage has one pair more than a down stage: it also consumes the stage's input.
+
+    Raises:
+        SpaceError: if stages are not as many as channels, or heads or norm groups do not divide them; diffusers would
+            say so later, elsewhere, or not at all.
     """
     channels, layers = config["block_out_channels"], config["layers_per_block"]
+    down_types, up_types = config["down_block_types"], config["up_block_types"]
+    heads, groups = config["attention_head_dim"], config["norm_num_groups"]
+    sizes = {"layers_per_block": layers, "attention_head_dim": heads, "norm_num_groups": groups}
+    for name in ("in_channels", "cross_attention_dim"):
+        sizes[name] = config[name]
+    if not all(isinstance(item, list | tuple) for item in (channels, down_types, up_types)):
+        raise SpaceError("block_out_channels, down_block_types and up_block_types must be lists, one item a stage")
+    for name, size in [*sizes.items(), *(("block_out_channels", size) for size in channels)]:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise SpaceError(f"{name} must be whole and above 0, but is {size!r}")
     stages = len(channels)
+    if not stages == len(down_types) == len(up_types):
+        raise SpaceError(
+            f"block_out_channels, down_block_types and up_block_types must be equally many, but are {stages}, "
+            f"{len(down_types)} and {len(up_types)}"
+        )
+    for stage, size in enumerate(channels):
+        attends = "CrossAttn" in f"{down_types[stage]} {up_types[-1 - stage]}"
+        for name, divisor, needed in (("attention_head_dim", heads, attends), ("norm_num_groups", groups, True)):
+            if needed and size % divisor:
+                raise SpaceError(
+                    f"{name} must divide every stage's channels, but stage {stage} has {size} and {name} is {divisor}; "
+                    f"choose a divisor of {math.gcd(*channels)}"
+                )
     down = [Place(f"down.{i}.{j}", channels[i], 2**i) for i in range(stages) for j in range(layers)]
     up = [
         Place(f"up.{i}.{j}", channels[-1 - i], 2 ** (stages - 1 - i)) for i in range(stages) for j in range(layers + 1)
@@ -146,8 +174,17 @@ def _load(path: str) -> Any:
 
 
 def build_backbone(space: Space) -> nn.Module:
-    """The backbone of a space, freshly initialised."""
-    return _load(backbone_spec(space.backbone.name).build)(space.backbone.config)
+    """The backbone of a space, freshly initialised.
+
+    Raises:
+        SpaceError: if its own code refuses the configuration.
+    """
+    build = _load(backbone_spec(space.backbone.name).build)
+    try:
+        return build(space.backbone.config)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise SpaceError(f"{space.name}: backbone.config is refused by {space.backbone.name}: {reason}") from error
 
 
 def backbone_forward(space: Space) -> Callable[..., Any]:
