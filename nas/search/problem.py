@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables.budget import Budget, feasible, violations
+from latency_tables.budget import Budget
 from latency_tables.cost import CostModel, Costs
 from nas.errors import NasError
 from search_spaces.arrangement import Arrangement
@@ -47,11 +47,12 @@ class Problem:
                 f"the plan's positions {', '.join(self.costs.positions)} are not those of the space "
                 f"{self.space.name} ({', '.join(names)}); write the plan again with python -m search_spaces.plan"
             )
-        for name in names:
-            if len(self.costs.options[name]) != len(self.space.options(name)):
+        for name, planned in zip(names, self.costs.options, strict=True):
+            offered = tuple(tuple(v.label for v in option) for option in self.space.options(name))
+            if planned != offered:
                 raise NasError(
-                    f"{name}: the plan has {len(self.costs.options[name])} options, the space "
-                    f"{len(self.space.options(name))}; write the plan again with python -m search_spaces.plan"
+                    f"{name}: the plan's {len(planned)} options are not the space's {len(offered)}; "
+                    "write the plan again with python -m search_spaces.plan"
                 )
 
     @cached_property
@@ -95,16 +96,19 @@ class Problem:
         return self.costs.cost(np.atleast_2d(indices))
 
     def feasible(self, indices: Indices) -> NDArray[np.bool_]:
-        return feasible(self.cost(indices), self.budget)
+        return self.budget.feasible(self.cost(indices))
 
     def violations(self, indices: Indices) -> dict[str, NDArray[np.float64]]:
         """Limit -> value / limit - 1 of (N, P) choices: zero or less is kept, as Optuna's constraints read it."""
-        return violations(self.cost(indices), self.budget)
+        return self.budget.violations(self.cost(indices))
 
     def excess(self, indices: Indices) -> NDArray[np.float64]:
-        """Sum of the broken limits' shares over (N, P) choices; zero where feasible."""
-        broken = [np.maximum(v, 0) for v in self.violations(indices).values()]
-        return np.sum(broken, axis=0) if broken else np.zeros(len(np.atleast_2d(indices)))
+        """Sum of the broken limits' shares over (N, P) choices; zero where feasible, infinite where nothing runs."""
+        costs = self.cost(indices)
+        broken = np.where(np.isfinite(costs.latency_ms), 0.0, np.inf)
+        for share in self.budget.violations(costs).values():
+            broken = broken + np.maximum(share, 0)
+        return np.where(self.budget.feasible(costs), 0.0, broken)
 
     def neighbours(self, indices: Indices) -> Indices:
         """All choices that differ from ``indices`` (P,) at exactly one position."""

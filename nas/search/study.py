@@ -87,7 +87,7 @@ def search(
         NasError: if the journal is another study's, is held by another process, or cannot be read.
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(journal.with_suffix(".lock")):
+    with _only_one(journal.with_suffix(".writer")):
         study = open_study(journal, identity)
         _requeue_interrupted(study)
         for name, choice in problem.hand_made().items():
@@ -125,7 +125,7 @@ def _evaluate(
     violations = problem.violations(choice)
     for limit, value in violations.items():
         trial.set_constraint(limit, float(value[0]))
-    is_feasible = all(float(value[0]) <= 0 for value in violations.values())
+    is_feasible = bool(problem.feasible(choice)[0])
     if not violations:
         trial.set_constraint("unlimited", 0.0)  # a trial without any constraint would be read as one never checked
     arrangement = problem.arrangement(choice)
@@ -176,6 +176,7 @@ def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
 def open_study(journal: Path, identity: dict[str, str]) -> optuna.Study:
     """The study in ``journal``, created if need be; refused when it answers another question."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _check_journal(journal)
     try:
         storage = JournalStorage(JournalFileBackend(str(journal)))
         study = optuna.create_study(
@@ -186,13 +187,10 @@ def open_study(journal: Path, identity: dict[str, str]) -> optuna.Study:
             load_if_exists=True,
         )
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise NasError(
-            f"{journal}: not an Optuna journal, or a damaged one ({error}); move it away to search again"
-        ) from error
+        raise NasError(f"{journal}: a damaged Optuna journal ({error}); move it away to search again") from error
     known = study.user_attrs.get("identity")
     if known is None:
         study.set_user_attr("identity", identity)
-        study.set_metric_names(["quality loss", "latency (ms)"])
         return study
     changed = [name for name in sorted({*known, *identity}) if known.get(name) != identity.get(name)]
     if changed:
@@ -202,6 +200,20 @@ def open_study(journal: Path, identity: dict[str, str]) -> optuna.Study:
             f"Search in a new run folder, or move the journal away to search again"
         )
     return study
+
+
+def _check_journal(journal: Path) -> None:
+    """Refuse a file that is no journal before Optuna appends to it."""
+    if not journal.exists() or journal.stat().st_size == 0:
+        return
+    with journal.open("rb") as lines:
+        first = lines.readline()
+    try:
+        known = "op_code" in json.loads(first)
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise NasError(f"{journal}: not an Optuna journal; move it away to search here")
 
 
 def _requeue_interrupted(study: optuna.Study, again: bool = True) -> None:

@@ -47,6 +47,8 @@ class Features:
         entries: list[tuple[int, int, int, float]] = []
         for p, position in enumerate(problem.space.positions):
             for o, option in enumerate(problem.space.options(position.name)):
+                if p == 0:
+                    entries.append((p, o, column("constant"), 1.0))
                 for variant in option:
                     entries.append((p, o, column("variant", position.name, variant.label), 1.0))
                     entries.append((p, o, column("block", variant.block), 1.0))
@@ -186,31 +188,35 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
     ``grid`` bins between the bare backbone and the latency limit. Options that break the memory limit on their own
     are left out; limits that depend on several positions together are the caller's to check.
     """
-    singles, owners = _single_choices(problem)
-    costs = problem.cost(singles)
-    base = float(problem.cost(np.zeros(len(problem.positions), dtype=np.int64)).latency_ms[0])
-    allowed = np.isfinite(costs.latency_ms) & (np.asarray(costs.peak_mb) <= (problem.budget.memory_mb or np.inf))
-    finite = costs.latency_ms[np.isfinite(costs.latency_ms)]
-    dearest = base + sum(
-        (costs.latency_ms[(owners == p) & np.isfinite(costs.latency_ms)] - base).max()
-        for p in range(len(problem.positions))
-    )
-    limit = min(problem.budget.latency_ms or np.inf, max(dearest, float(finite.max())))
+    model, budget = problem.costs, problem.budget
+    base, room = model.backbone_latency_ms, np.inf if budget.memory_mb is None else budget.memory_mb
+    allowed = [
+        np.isfinite(option.latency_ms)
+        & ~(
+            model.backbone_weights_mb + option.weights_mb + np.maximum(model.backbone_activation_mb, option.point_mb)
+            > room
+        )
+        for option in model.option_costs
+    ]
+    extra = [
+        np.where(fits, option.latency_ms, np.inf) for fits, option in zip(allowed, model.option_costs, strict=True)
+    ]
+    dearest = base + sum(float(values[np.isfinite(values)].max()) for values in extra)
+    limit = dearest if budget.latency_ms is None else min(budget.latency_ms, dearest)
     step = max((limit - base) / grid, 1e-9)
-    bins = np.full(costs.latency_ms.shape, grid + 1, dtype=np.int64)
-    bins[allowed] = np.round((costs.latency_ms[allowed] - base) / step).astype(np.int64)
+    bins = [
+        np.where(np.isfinite(v), np.round(np.where(np.isfinite(v), v, 0) / step), grid + 1).astype(int) for v in extra
+    ]
 
     best = np.full((grid + 1, 2), np.inf)
     best[0, 0] = 0.0
     back: list[NDArray[np.int64]] = []
     for p, unary in enumerate(features.unary):
         own = unary @ weights
-        rows = np.flatnonzero(owners == p)
         pair = float(features.pair[p - 1] @ weights) if p else 0.0
         new = np.full((grid + 1, 2), np.inf)
         taken = np.zeros((grid + 1, 2, 2), dtype=np.int64)  # (option, previous flag)
-        for option, row in enumerate(rows):
-            shift = bins[row]
+        for option, shift in enumerate(bins[p]):
             if shift > grid:
                 continue
             held = int(option > 0)
@@ -230,19 +236,8 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
             choice = np.zeros(len(problem.positions), dtype=np.int64)
             for p in range(len(problem.positions) - 1, -1, -1):
                 choice[p], previous = back[p][b, flag]
-                b, flag = b - int(bins[np.flatnonzero(owners == p)[choice[p]]]), int(previous)
+                b, flag = b - int(bins[p][choice[p]]), int(previous)
             choices.append(choice)
             quality.append(float(best[end, held]))
     found = np.array(choices)
     return Front(found, problem.cost(found).latency_ms, np.array(quality))
-
-
-def _single_choices(problem: Problem) -> tuple[Indices, Indices]:
-    """Each option of each position alone on the bare backbone: (N, P) choices and the position (N,) of each."""
-    rows, owners = [], []
-    for p, count in enumerate(problem.num_options):
-        block = np.zeros((count, len(problem.positions)), dtype=np.int64)
-        block[:, p] = np.arange(count)
-        rows.append(block)
-        owners.append(np.full(count, p))
-    return np.concatenate(rows), np.concatenate(owners)
