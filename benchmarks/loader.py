@@ -52,7 +52,7 @@ def best_seconds(jobs: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
     paths = list(dict.fromkeys(caption.path for caption in sample_captions()))
     clip = Clip(frames=8, height=16, width=16, fps=8)

@@ -22,9 +22,9 @@ from nas.errors import NasError
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 2  # of the cache; part of every key
+SCHEMA = 3  # of the cache; part of every key
 SAMPLE_BYTES = 1 << 20  # hashed at either end of a file
-MOST_PHASES = 4  # kept frames for one clip frame
+MOST_PHASES = 2  # kept frames for one clip frame: more would cost more to convert than they teach
 LONGEST_GAP = 60.0  # seconds between two frames; more is a broken time stamp
 AREA = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
@@ -53,10 +53,10 @@ class FrameSpec:
         return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
     def stride(self, native_fps: float) -> int:
-        """Kept frames from one clip frame to the next: a 25/s video gives 8/s clips at three phases, not at one.
+        """Kept frames from one clip frame to the next: a 25/s video gives 8/s clips at two phases, not at one.
 
         >>> FrameSpec(16, 16, 8).stride(25)
-        3
+        2
         """
         return max(1, min(MOST_PHASES, math.floor(native_fps / self.fps + 1e-6)))
 
