@@ -105,7 +105,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         """
         limit = self.text_encoder.config.max_position_embeddings
         for text in prompts:
-            length = len(self.tokenizer(text).input_ids)
+            length = len(self.tokenizer(text, verbose=False).input_ids)
             if length > limit:
                 raise NasError(f"the prompt has {length} tokens, the text encoder takes {limit}: {text!r}; shorten it")
         tokens = self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt")

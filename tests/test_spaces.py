@@ -67,7 +67,7 @@ def test_workloads_are_distinct_with_the_backbone_first(tiny, snapgen_v):
         assert {k.rsplit("@")[0] for k in keys} == set(Plan.load(space).workloads)
     assert len(snapgen_v.workloads("fp16")) == 22
     cross = tiny.workload("down.1.0", Variant.of("CrossAttention1D", heads=4), "fp32")
-    assert cross.key == "CrossAttention1D(heads=4)/c32/t8/24x24/l12x32/b1@fp32"
+    assert cross.key == "CrossAttention1D(heads=4)/c32/t8/24x24/l16x32/b1@fp32"
     assert tiny.workload("up.1.0", Variant.of("Conv1D"), "fp16").key == "Conv1D(kernel_size=3)/c16/t8/48x48/b1@fp16"
 
 

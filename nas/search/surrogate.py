@@ -102,8 +102,8 @@ class Posterior:
         _, scale, noise = best
         precision = np.eye(size) / scale + x.T @ x / noise
         factor = np.linalg.cholesky(precision)
-        mean = np.linalg.solve(precision, x.T @ z / noise)
-        return cls(offset, unit, mean, np.linalg.inv(factor).T)
+        mean: Floats = np.linalg.solve(precision, x.T @ z / noise).astype(np.float64)
+        return cls(offset, unit, mean, np.linalg.inv(factor).T.astype(np.float64))
 
     def draw(self, rng: np.random.Generator) -> Floats:
         return self.mean + self.root @ rng.standard_normal(len(self.mean))

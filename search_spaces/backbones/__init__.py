@@ -139,7 +139,7 @@ BACKBONES: dict[str, BackboneSpec] = {
             "attention_head_dim": 4,  # diffusers means the number of heads
             "norm_num_groups": 8,
         },
-        tokens=12,
+        tokens=16,
         layout=unet_layout,
         summary="the same kind of UNet in pixel space, small enough for two cores",
     ),

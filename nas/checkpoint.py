@@ -1,0 +1,123 @@
+"""Checkpoints: safetensors and a JSON, written whole or not at all, refused when they belong to something else."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nas.errors import NasError
+
+STATE = "state.json"
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Named groups of tensors (weights, averages, optimiser state) and plain JSON facts about them."""
+
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write ``folder/step-N`` and drop all but the newest ``keep``.
+
+    Everything goes to a temporary folder first and is renamed once it is on disk, so a process killed at any moment,
+    or a disk that fills up, leaves the earlier checkpoints as they were.
+
+    Raises:
+        NasError: if the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    target = folder / f"{PREFIX}{step:08d}"
+    partial = folder / f".{target.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        sizes = {}
+        for name, tensors in checkpoint.tensors.items():
+            file = partial / f"{name}.safetensors"
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, str(file))
+            _sync(file)
+            sizes[name] = file.stat().st_size
+        state = partial / STATE
+        state.write_text(json.dumps({**checkpoint.state, "step": step, "bytes": sizes}, indent=1))
+        _sync(state)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
+        if not full:
+            raise
+        raise NasError(
+            f"{folder}: the disk is full, checkpoint {step} could not be written; earlier ones are intact. "
+            "Free some space and run the same command to go on from the last one"
+        ) from error
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(partial, target)
+    _sync(folder)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        NasError: if a file is missing or cut short.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = json.loads((path / STATE).read_text())
+        for name, size in state["bytes"].items():
+            found = (path / f"{name}.safetensors").stat().st_size
+            if found != size:
+                raise NasError(f"{path}/{name}.safetensors: {found} bytes, {size} were written; {_REMEDY}")
+        tensors = {name: load_file(str(path / f"{name}.safetensors")) for name in state["bytes"]}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, NasError):
+            raise
+        raise NasError(f"{path}: damaged checkpoint ({error}); {_REMEDY}") from error
+    return Checkpoint(tensors, state)
+
+
+_REMEDY = "delete this folder to go on from the checkpoint before it"
+
+
+def check_belongs(state: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint that was made of something else.
+
+    Raises:
+        NasError: naming what differs.
+    """
+    for name, value in expected.items():
+        if state.get(name) != value:
+            raise NasError(
+                f"{path}: this checkpoint's {name} is {state.get(name)!r}, the run's is {value!r}; "
+                "train in another run folder, or with the same settings"
+            )
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

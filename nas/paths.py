@@ -1,0 +1,59 @@
+"""Which paths of the supernet train at a step: a pure function of seed and step, so that every rank and every
+resumed run agrees without talking."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from search_spaces.arrangement import Arrangement
+from search_spaces.space import Space
+from search_spaces.variant import Variant
+
+
+def uniform(space: Space, seed: int, step: int) -> list[Arrangement]:
+    """One random arrangement: at each position a uniform number of layers, then uniform variants."""
+    return [space.sample(np.random.default_rng([seed, step]))]
+
+
+def fair(space: Space, seed: int, step: int) -> list[Arrangement]:
+    """One arrangement; over as many steps as a position has variants, each stands once in each of its slots.
+
+    The number of layers is uniform. Source: strict fairness, FairNAS (Chu et al., arXiv 1907.01845, section 3.2), with
+    one path a step instead of one update a cycle.
+    """
+    rng = np.random.default_rng([seed, step])
+    layers: list[tuple[str, tuple[Variant, ...]]] = []
+    for p, position in enumerate(space.positions):
+        count = len(position.variants)
+        chosen = []
+        for slot in range(int(rng.integers(position.max_layers + 1))):
+            order = np.random.default_rng([seed, p, slot, step // count]).permutation(count)
+            chosen.append(position.variants[int(order[step % count])])
+        layers.append((position.name, tuple(chosen)))
+    return [Arrangement(space.name, tuple(layers))]
+
+
+def sandwich(space: Space, seed: int, step: int) -> list[Arrangement]:
+    """Three arrangements: the deepest first (every slot filled, variants at random), the empty one, and a fair one.
+
+    The first teaches the others in place. Source: the sandwich rule of Yu and Huang (arXiv 1903.05134, section 3.1).
+    The widest path of their slimmable networks has no counterpart among exclusive variants; the deepest stands in.
+    """
+    rng = np.random.default_rng([seed, step, 1])
+    deepest = tuple(
+        (
+            position.name,
+            tuple(position.variants[int(rng.integers(len(position.variants)))] for _ in range(position.max_layers)),
+        )
+        for position in space.positions
+    )
+    return [Arrangement(space.name, deepest), space.empty(), *fair(space, seed, step)]
+
+
+PATHS: dict[str, Callable[[Space, int, int], list[Arrangement]]] = {
+    "uniform": uniform,
+    "fair": fair,
+    "sandwich": sandwich,
+}

@@ -1,0 +1,121 @@
+"""Text for training and sampling: a small encoder trained along, its tokenizer learned from the captions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import NasError
+from search_spaces.space import Space
+
+PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
+
+
+class TextEncoder(nn.Module):
+    """Captions to one vector a token.
+
+    Args:
+        tokenizer: a transformers tokenizer. model: a transformers ``CLIPTextModel``.
+
+    The number of tokens is the model's; a longer caption is refused, never cut.
+    """
+
+    def __init__(self, tokenizer: Any, model: nn.Module) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.model = model
+
+    @classmethod
+    def small(cls, space: Space, captions: Iterable[str]) -> TextEncoder:
+        """A two-layer encoder of the space's width, with a word-level vocabulary of the captions."""
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        tokenizer = word_tokenizer(captions, space.text.tokens)
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=space.text.dim,
+            intermediate_size=4 * space.text.dim,
+            num_hidden_layers=2,
+            num_attention_heads=max(1, space.text.dim // 16),
+            max_position_embeddings=space.text.tokens,
+            projection_dim=space.text.dim,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return cls(tokenizer, CLIPTextModel(config))
+
+    @property
+    def max_tokens(self) -> int:
+        return int(self.model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+
+    def tokenize(self, captions: Sequence[str]) -> Tensor:
+        """(B, L) token numbers.
+
+        Raises:
+            NasError: if a caption has more tokens than the encoder takes.
+        """
+        for text in captions:
+            length = len(self.tokenizer(text, verbose=False).input_ids)
+            if length > self.max_tokens:
+                raise NasError(
+                    f"a caption has {length} tokens, the text encoder takes {self.max_tokens}: {text!r}; shorten it "
+                    "or give the space more text.tokens"
+                )
+        found = self.tokenizer(list(captions), padding="max_length", max_length=self.max_tokens, return_tensors="pt")
+        return found.input_ids
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """(B, L, D) states of the captions."""
+        device = next(self.model.parameters()).device
+        return self.model(input_ids=self.tokenize(captions).to(device)).last_hidden_state
+
+    def save(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(folder)
+        self.model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+
+    @classmethod
+    def load(cls, folder: Path) -> TextEncoder:
+        """Tokenizer and shape from ``folder``; the weights come with the checkpoint."""
+        from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+            config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise NasError(f"{folder}: no tokenizer of a run there; train again in a new run folder") from error
+        return cls(tokenizer, CLIPTextModel(config))
+
+
+def word_tokenizer(captions: Iterable[str], tokens: int) -> Any:
+    """A word-level tokenizer of the captions' words, lower case, with start and end marks."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pre = pre_tokenizers.Whitespace()
+    words = {word for text in captions for word, _ in pre.pre_tokenize_str(text.lower())}
+    vocabulary = {word: i for i, word in enumerate([PAD, UNKNOWN, START, END, *sorted(words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, vocabulary[START]), (END, vocabulary[END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
+        model_max_length=tokens,
+    )
+
+
+def drop_captions(captions: Sequence[str], share: float, generator: torch.Generator) -> list[str]:
+    """The captions with about ``share`` of them emptied, for classifier-free guidance."""
+    keep = torch.rand(len(captions), generator=generator) >= share
+    return [text if kept else "" for text, kept in zip(captions, keep.tolist(), strict=True)]
