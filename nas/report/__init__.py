@@ -1,0 +1,5 @@
+"""One self-contained page about a run, made from whatever its folder holds."""
+
+from nas.report.report import write_report
+
+__all__ = ["write_report"]

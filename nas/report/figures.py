@@ -1,0 +1,189 @@
+"""The interactive figures, as plotly's own JSON; a colour written ``$name`` is a variable of the page's style."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nas.report.folder import Row
+
+Figure = dict[str, Any]
+
+SMOOTHING = 0.03  # of the steps: the window of the running mean
+
+
+def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], source: str) -> Figure:
+    """Loss against latency of every evaluated arrangement; the front, the chosen and the empty one stand out."""
+    usable = [row for row in rows if row["latency_ms"] is not None and row["loss"] is not None]
+    named = [row for row in usable if row.chosen or row.is_empty]
+    others = [row for row in usable if row not in named]
+    searched = [row for row in others if not row.is_reference]
+    front = sorted((row for row in usable if row.on_front), key=lambda row: row["latency_ms"] or 0.0)
+    data = [
+        _points("over budget", [row for row in searched if not row.feasible], "x-thin", "$faint", 7, line=1.4),
+        _points("within budget", [row for row in searched if row.feasible and not row.on_front], "circle", "$muted", 7),
+        _points("hand-made design", [row for row in others if row.is_reference], "square-open", "$ink", 8, line=1.4),
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "front",
+            "x": [row["latency_ms"] for row in front],
+            "y": [row["loss"] for row in front],
+            "line": {"color": "$accent", "width": 2, "shape": "hv"},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        },
+        _points("on the front", [row for row in searched if row.on_front], "circle", "$accent", 9, errors=True),
+        _points("no temporal layers", [row for row in named if not row.chosen], "diamond", "$ink", 11, errors=True),
+        _points("chosen", [row for row in named if row.chosen], "star", "$strong", 18, errors=True),
+    ]
+    annotations = [
+        _label(row, "chosen" if row.chosen else "no temporal layers", below=row.chosen)
+        for row in named
+        if row.chosen or row.is_empty
+    ]
+    shapes = []
+    limit = budget.get("latency_ms")
+    if limit is not None:
+        shapes.append(
+            {
+                "type": "line",
+                "xref": "x",
+                "yref": "paper",
+                "x0": limit,
+                "x1": limit,
+                "y0": 0,
+                "y1": 1,
+                "line": {"color": "$warn", "width": 1.5, "dash": "dash"},
+            }
+        )
+        annotations.append(
+            {
+                "x": limit,
+                "y": 1,
+                "yref": "paper",
+                "text": f"budget {limit:g} ms",
+                "showarrow": False,
+                "xanchor": "left",
+                "yanchor": "top",
+                "xshift": 4,
+                "font": {"color": "$warn", "size": 12},
+            }
+        )
+    return {
+        "data": [trace for trace in data if trace["x"]],
+        "layout": {
+            "xaxis": {"title": {"text": f"latency of one evaluation, ms{_aside(source)}"}, "zeroline": False},
+            "yaxis": {"title": {"text": "validation loss"}, "zeroline": False},
+            "annotations": annotations,
+            "shapes": shapes,
+            "hovermode": "closest",
+        },
+    }
+
+
+def curve_figure(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], title: str, log: bool = False) -> Figure:
+    """Columns of the training log over steps: faint as they are, strong as a running mean.
+
+    Args:
+        names: column -> name in the legend. A column without numbers is left out.
+    """
+    colours = ("$accent", "$second", "$ink")
+    data: list[Figure] = []
+    for (column, name), colour in zip(names.items(), colours, strict=False):
+        found = ((row["step"], row.get(column)) for row in rows)
+        pairs = [(step, value) for step, value in found if isinstance(value, int | float) and math.isfinite(value)]
+        if not pairs:
+            continue
+        steps, values = [pair[0] for pair in pairs], [float(pair[1]) for pair in pairs]
+        noisy = len(values) > 30 and column != "learning_rate"
+        if noisy:
+            raw = {"type": "scatter", "mode": "lines", "x": steps, "y": values, "opacity": 0.22}
+            data.append(raw | {"line": {"color": colour, "width": 1}, "hoverinfo": "skip", "showlegend": False})
+            values = running_mean(values, max(3, round(SMOOTHING * len(values))))
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": name,
+                "x": steps,
+                "y": [float(f"{value:.5g}") for value in values],
+                "line": {"color": colour, "width": 2},
+                "hovertemplate": f"step %{{x}}: %{{y:.4g}}<extra>{html.escape(name)}</extra>",
+            }
+        )
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": {"title": {"text": "step"}, "zeroline": False},
+            "yaxis": {"title": {"text": title}, "zeroline": False, "type": "log" if log else "linear"},
+            "hovermode": "x unified",
+        },
+    }
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean over the last ``window`` values.
+
+    >>> running_mean([1.0, 3.0, 5.0], 2)
+    [1.0, 2.0, 4.0]
+    """
+    means, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - window] if index >= window else 0.0)
+        means.append(total / min(window, index + 1))
+    return means
+
+
+def layers_text(row: Row) -> str:
+    """Layers by position, one a line, escaped for plotly's small HTML."""
+    lines = [f"{html.escape(name)}: {html.escape(text)}" for name, text in row.layers if text]
+    return "<br>".join(lines) or "no temporal layers"
+
+
+def _points(
+    name: str, rows: Sequence[Row], symbol: str, colour: str, size: int, line: float = 0.0, errors: bool = False
+) -> Figure:
+    trace: Figure = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": name,
+        "x": [row["latency_ms"] for row in rows],
+        "y": [row["loss"] for row in rows],
+        "marker": {"symbol": symbol, "color": colour, "size": size, "line": {"color": colour, "width": line}},
+        "text": [_hover(row) for row in rows],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+    if errors and any(row["loss_stderr"] for row in rows):
+        bars = {"type": "data", "array": [row["loss_stderr"] or 0.0 for row in rows], "width": 3, "thickness": 1}
+        trace["error_y"] = bars | {"color": colour}
+    return trace
+
+
+def _hover(row: Row) -> str:
+    stderr = f" ± {row['loss_stderr']:.4f}" if row["loss_stderr"] else ""
+    memory = "" if row["peak_mb"] is None else f", {row['peak_mb']:.1f} MB"
+    origin = f"<br><i>{html.escape(row.origin.removeprefix('reference: '))}</i>" if row.origin else ""
+    verdict = "" if row.feasible else "<br>over budget"
+    return (
+        f"<b>loss {row['loss']:.4f}{stderr}</b><br>{row['latency_ms']:.2f} ms{memory}{verdict}<br>"
+        f"{layers_text(row)}{origin}"
+    )
+
+
+def _label(row: Row, text: str, below: bool) -> Figure:
+    return {
+        "x": row["latency_ms"],
+        "y": row["loss"],
+        "text": f"<b>{text}</b>",
+        "showarrow": False,
+        "yshift": -20 if below else 16,
+        "xanchor": "center",
+        "font": {"size": 13, "color": "$strong" if below else "$ink"},
+    }
+
+
+def _aside(source: str) -> str:
+    return f" ({source})" if source and source != "measured" else ""

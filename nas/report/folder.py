@@ -1,0 +1,216 @@
+"""A run folder as it is: every part that is there, and a sentence for every part that is not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from nas.errors import NasError
+from search_spaces.arrangement import Arrangement
+from search_spaces.errors import SpaceError
+from search_spaces.plan import Plan
+from search_spaces.space import Space
+
+Part = TypeVar("Part")
+
+KINDS = ("real", "noised", "one_step", "sampled")
+NUMBERS = ("loss", "loss_stderr", "velocity_loss", "motion_loss", "latency_ms", "peak_mb", "weights_mb", "parameters")
+FLAGS = ("feasible", "on_front", "chosen")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One evaluated arrangement of ``front.csv``; an unknown number is None."""
+
+    key: str
+    origin: str
+    layers: tuple[tuple[str, str], ...]
+    numbers: Mapping[str, float | None]
+    feasible: bool
+    on_front: bool
+    chosen: bool
+
+    def __getitem__(self, name: str) -> float | None:
+        return self.numbers[name]
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(text for _, text in self.layers)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.origin.startswith("reference: ")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Clips of each kind, (N, T, H, W, 3) uint8, with their captions."""
+
+    clips: Mapping[str, np.ndarray]
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the table's usable rows come from: how many of each source, and the source of each key."""
+
+    counts: Mapping[str, int]
+    by_workload: Mapping[str, str]
+
+    @property
+    def word(self) -> str:
+        """``measured``, ``estimated`` or ``partly estimated``; empty when there is no table."""
+        if not self.counts:
+            return ""
+        if set(self.counts) == {"measured"}:
+            return "measured"
+        return "partly estimated" if "measured" in self.counts else "estimated"
+
+
+@dataclass
+class RunFolder:
+    """The parts of a run; None where a part is missing, and then ``missing`` says what makes it."""
+
+    path: Path
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    front: tuple[Row, ...] = ()
+    arrangement: Arrangement | None = None
+    plan: Mapping[str, Any] | None = None
+    fps: float = 8.0
+    curves: tuple[Mapping[str, Any], ...] = ()
+    headers: tuple[Mapping[str, Any], ...] = ()
+    sources: Sources = field(default_factory=lambda: Sources({}, {}))
+    samples: Samples | None = None
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read a run folder.
+
+    A part that is absent or cannot be read becomes a sentence in ``missing``; a report is never refused for it.
+
+    Raises:
+        NasError: if there is no such folder, or nothing of a run in it.
+    """
+    if not path.is_dir():
+        raise NasError(f"{path}: no such run folder; make one with: nas run tiny --out {path}")
+    run = RunFolder(path)
+
+    def part(name: str, file: str, read: Callable[[Path], Part], stage: str) -> Part | None:
+        target = path / file
+        if not target.exists():
+            run.missing[name] = f"There is no {file} in the run folder yet; it is written by: {stage}"
+            return None
+        try:
+            return read(target)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            run.missing[name] = f"{file} cannot be read ({reason}); write it again with: {stage}"
+            return None
+
+    run.metrics = part("metrics", "metrics.json", _mapping, f"nas run ... --out {path}") or {}
+    run.front = part("front", "front.csv", _front, f"nas search {path}") or ()
+    run.arrangement = part("arrangement", "arrangement.yaml", Arrangement.load, f"nas search {path}")
+    run.curves = part("curves", "supernet/metrics.jsonl", _jsonl, f"nas train ... --out {path}") or ()
+    tables = part("table", "table", _tables, f"nas run ... --out {path}")
+    if tables is not None:
+        run.headers, run.sources = tables
+    run.samples = part("samples", "samples/samples.npz", _samples, f"nas run ... --out {path}")
+    if len(run.missing) == 6:
+        raise NasError(f"{path}: holds nothing of a run; make one with: nas run tiny --out {path}")
+    name = run.metrics.get("space") or (run.arrangement.space if run.arrangement else None)
+    if name:
+        try:
+            space = Space.load(str(name))
+            run.fps = space.clip("training").fps
+            run.plan = Plan.load(space).to_json()
+        except (SpaceError, OSError) as error:
+            run.missing["plan"] = f"The space {name} cannot be read ({error}), so the network is drawn as a list."
+    return run
+
+
+def _mapping(path: Path) -> Mapping[str, Any]:
+    data = json.loads(path.read_text())
+    if not isinstance(data, dict):
+        raise ValueError("is no JSON object")
+    return data
+
+
+def _number(text: Any) -> float | None:
+    """A finite number, or None for what is empty, not a number or infinite."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _front(path: Path) -> tuple[Row, ...]:
+    with path.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    if not rows:
+        raise ValueError("holds no rows")
+    columns = list(rows[0])
+    positions = [name for name in columns if name not in (*NUMBERS, *FLAGS, "trial", "origin", "key")]
+    return tuple(
+        Row(
+            key=row["key"],
+            origin=row.get("origin") or "",
+            layers=tuple((name, row[name] or "") for name in positions),
+            numbers={name: _number(row.get(name)) for name in NUMBERS},
+            **{name: str(row.get(name)).strip().lower() in ("1", "true") for name in FLAGS},
+        )
+        for row in rows
+    )
+
+
+def _jsonl(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """Whole lines only: the last may be half written while training goes on."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+    if not rows:
+        raise ValueError("holds no steps")
+    return tuple(rows)
+
+
+def _tables(path: Path) -> tuple[tuple[Mapping[str, Any], ...], Sources]:
+    import yaml
+
+    headers, counts, by_workload = [], {"measured": 0, "estimated": 0, "imported": 0}, {}
+    for file in sorted(path.glob("**/*.csv")):
+        sidecar = file.with_suffix(".yaml")
+        header = yaml.safe_load(sidecar.read_text()) if sidecar.exists() else {}
+        headers.append(header if isinstance(header, dict) else {})
+        with file.open(newline="") as handle:
+            for row in csv.DictReader(handle):
+                if row.get("status") == "ok" and row.get("source"):
+                    counts[row["source"]] = counts.get(row["source"], 0) + 1
+                    by_workload[row["key"].rpartition("@")[0]] = row["source"]
+    if not headers:
+        raise ValueError("holds no table")
+    return tuple(headers), Sources({name: count for name, count in counts.items() if count}, by_workload)
+
+
+def _samples(path: Path) -> Samples:
+    with np.load(path, allow_pickle=False) as arrays:
+        clips = {kind: arrays[kind] for kind in KINDS if kind in arrays}
+    shapes = {clip.shape for clip in clips.values()}
+    if len(shapes) != 1 or any(clip.ndim != 5 or clip.dtype != np.uint8 for clip in clips.values()):
+        raise ValueError(f"clips must be uint8 of one shape (N, T, H, W, 3), got {sorted(shapes)}")
+    texts = path.with_name("captions.json")
+    captions = json.loads(texts.read_text()) if texts.exists() else []
+    count = next(iter(shapes))[0]
+    return Samples(clips, tuple(str(captions[i]) if i < len(captions) else "" for i in range(count)))

@@ -1,0 +1,401 @@
+"""The report: from a run folder to one HTML page that opens offline, with every number saying where it comes from."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import math
+import os
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from nas.report.figures import curve_figure, front_figure
+from nas.report.folder import KINDS, Row, RunFolder, read_run
+from nas.report.strips import animated_strip, sheet, still
+from nas.report.unet import FAMILIES, brief, unet_svg
+
+HERE = Path(__file__).parent
+FILE = "report.html"
+
+KIND_NAMES = {"real": "real", "noised": "noised", "one_step": "one step", "sampled": "sampled"}
+
+
+def write_report(run_dir: Path | str) -> Path:
+    """Write ``RUN/report.html`` from whatever the run folder holds, and return its path.
+
+    The page is one file without references to anything outside it. A part whose files are missing is a sentence that
+    says which command writes them. Costs from estimated rows are called estimated wherever they are shown.
+
+    Raises:
+        NasError: if the folder does not exist or holds nothing of a run.
+    """
+    run = read_run(Path(run_dir))
+    page = render(run)
+    path = run.path / FILE
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def render(run: RunFolder) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(ms=_ms, mb=_mb, loss=_loss, count=_count, percent=_percent, brief=brief)
+    chosen = next((row for row in run.front if row.chosen), None)
+    figures = _figures(run)
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        metrics=run.metrics,
+        chosen=chosen,
+        title=f"{run.metrics.get('space', run.path.name)} on {_device(run)}",
+        verdict=verdict(run),
+        tiles=_tiles(run),
+        source=run.sources.word,
+        estimate_notice=_estimate_notice(run),
+        figures=figures,
+        front_rows=sorted((row for row in run.front if row.on_front or row.is_empty), key=_latency),
+        tally=_tally(run.front),
+        drawings=_drawings(run),
+        families=_families(run),
+        breakdown=_breakdown(run),
+        comparison=_comparison(run),
+        clips=_clips(run),
+        kinds=[KIND_NAMES[kind] for kind in KINDS if run.samples and kind in run.samples.clips],
+        provenance=_provenance(run),
+        timings=_timings(run),
+        coreml=_flat(run.metrics.get("coreml")),
+        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
+        plotly=_plotly() if figures else "",
+    )
+
+
+# What the page says --------------------------------------------------------------------------------
+
+
+def verdict(run: RunFolder) -> str:
+    """One or two sentences: which layers where, what they cost on this device, and what they are worth."""
+    if run.arrangement is None:
+        return "No arrangement has been chosen yet."
+    places = []
+    for name, variants in run.arrangement.layers:
+        if variants:
+            texts = [(brief(variant.label), len(list(same))) for variant, same in groupby(variants)]
+            places.append(f"{', then '.join(t if n == 1 else f'{n} × {t}' for t, n in texts)} at {name}")
+    sentences = [f"Put {_listed(places)}, and nothing elsewhere." if places else "Put no temporal layers anywhere."]
+    if places and len(places) == len(run.arrangement.layers):
+        sentences = [f"Put {_listed(places)}."]
+    chosen, empty = _dict(run.metrics.get("chosen")), _dict(run.metrics.get("empty"))
+    latency, method = _value(chosen, "latency_ms_measured"), "measured"
+    if latency is None:
+        latency, method = _value(chosen, "latency_ms_predicted"), _predicted(run)
+    if latency is not None:
+        backbone = _value(chosen, "backbone_latency_ms")
+        share = "" if backbone is None else f", {_ms(backbone)} of it the image backbone"
+        peak, peak_method = _value(chosen, "peak_mb_measured"), "measured"
+        if peak is None:
+            peak, peak_method = _value(chosen, "peak_mb_predicted"), _predicted(run)
+        how = method if method == peak_method or peak is None else f"latency {method}, memory {peak_method}"
+        memory = "" if peak is None else f" and peaks at {_mb(peak)}"
+        sentences.append(f"One evaluation on {_device(run)} takes {_ms(latency)}{share}{memory} ({how}).")
+    loss, without = _value(chosen, "loss"), _value(empty, "loss")
+    if loss is not None and without:
+        change = (without - loss) / without
+        better = f"{_percent(abs(change))} {'below' if change >= 0 else 'above'}"
+        spread = _value(chosen, "loss_stderr")
+        error = f" ± {spread:.4f}" if spread else ""
+        sentences.append(f"Its validation loss is {_loss(loss)}{error}, {better} the {_loss(without)} without layers.")
+    return " ".join(sentences)
+
+
+def _predicted(run: RunFolder) -> str:
+    word = run.sources.word
+    return "predicted" if word in ("measured", "") else f"predicted from {word} rows"
+
+
+def _estimate_notice(run: RunFolder) -> str:
+    counts = run.sources.counts
+    if run.sources.word in ("", "measured"):
+        return ""
+    total = sum(counts.values())
+    parts = [f"{count} {name}" for name, count in counts.items() if name != "measured"]
+    return f"Of the table's {total} usable rows {_listed(parts)}, not measured. Costs below rest on them."
+
+
+def _device(run: RunFolder) -> str:
+    header = run.headers[0] if run.headers else {}
+    return str(run.metrics.get("device") or header.get("device") or "an unknown device")
+
+
+def _tiles(run: RunFolder) -> list[dict[str, Any]]:
+    """The four numbers to remember, each with what it is held against; ``fill`` is its share of the budget."""
+    chosen, empty = _dict(run.metrics.get("chosen")), _dict(run.metrics.get("empty"))
+    budget = _dict(run.metrics.get("budget"))
+    tiles = []
+    for name, column, unit in (("Latency", "latency_ms", _ms), ("Peak memory", "peak_mb", _mb)):
+        value, how = _value(chosen, f"{column}_measured"), "measured"
+        if value is None:
+            value, how = _value(chosen, f"{column}_predicted"), _predicted(run)
+        limit = _value(budget, "latency_ms" if column == "latency_ms" else "memory_mb")
+        if value is not None:
+            note = f"{how}; budget {unit(limit)}" if limit else f"{how}; no budget"
+            fill = None if not limit else value / limit
+            tiles.append({"name": name, "value": unit(value), "note": note, "fill": fill})
+    loss, without = _value(chosen, "loss"), _value(empty, "loss")
+    if loss is not None:
+        note = "lower is better" if without is None else f"{_loss(without)} without temporal layers"
+        tiles.append({"name": "Validation loss", "value": _loss(loss), "note": note, "fill": None})
+    parameters = _value(chosen, "parameters")
+    if parameters is not None:
+        tiles.append({"name": "Parameters", "value": _count(parameters), "note": "whole network", "fill": None})
+    return tiles
+
+
+def _tally(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    front = [row for row in rows if row.on_front]
+    feasible = sum(row.feasible for row in rows)
+    text = f"{len(rows)} arrangements evaluated, {feasible} within the budget, {len(front)} on the front."
+    chosen = next((row for row in rows if row.chosen), None)
+    best = min(front, key=_loss_of) if front else None
+    if chosen and best and best.key != chosen.key and chosen["loss"] is not None:
+        less, more = chosen["loss"] - _loss_of(best), _latency(best) - _latency(chosen)
+        text += f" The lowest loss on it is {less:.4f} below the chosen one's and costs {_ms(more)} more."
+    return text
+
+
+# Parts of the page ---------------------------------------------------------------------------------
+
+
+def _figures(run: RunFolder) -> dict[str, Any]:
+    figures = {}
+    if run.front:
+        figures["front"] = front_figure(run.front, _dict(run.metrics.get("budget")), run.sources.word)
+    if run.curves:
+        losses = {"loss_video": "video", "loss_image": "images"}
+        if not any(isinstance(row.get(name), int | float) for row in run.curves for name in losses):
+            losses = {"loss": "loss"}
+        figures["loss"] = curve_figure(run.curves, losses, "training loss")
+        figures["rate"] = curve_figure(run.curves, {"learning_rate": "learning rate"}, "learning rate")
+        figures["gradient"] = curve_figure(run.curves, {"grad_norm": "gradient norm"}, "gradient norm", log=True)
+    return {name: figure for name, figure in figures.items() if figure["data"]}
+
+
+def _drawings(run: RunFolder) -> dict[str, Markup]:
+    if run.arrangement is None:
+        return {}
+    costs = {}
+    for row in _breakdown(run)["rows"]:
+        if row["latency_ms"] is not None and row["layers"]:
+            costs[row["position"]] = f"+{_ms(row['latency_ms'])}{' est.' if row['estimated'] else ''}"
+    layers = [(name, [variant.label for variant in variants]) for name, variants in run.arrangement.layers]
+    title = f"The chosen arrangement on the UNet. {verdict(run)}"
+    return {
+        name: Markup(unet_svg(run.plan, layers, costs, width=width, title=title))  # noqa: S704 - escaped where made
+        for name, width in (("wide", 860), ("narrow", 352))
+    }
+
+
+def _families(run: RunFolder) -> list[str]:
+    """Block families that occur in the drawing, for its legend."""
+    if run.arrangement is None:
+        return []
+    found = {variant.block for _, variants in run.arrangement.layers for variant in variants}
+    return [name for name in FAMILIES if name in found] + (["other"] if found - set(FAMILIES) else [])
+
+
+def _breakdown(run: RunFolder) -> dict[str, Any]:
+    """Rows of where milliseconds and megabytes go, with each bar's share of its column's largest value."""
+    columns = ("latency_ms", "weights_mb", "point_peak_mb")
+    workloads = {
+        (position["name"], layer["variant"]): layer["workload"]
+        for position in (run.plan["positions"] if run.plan else ())
+        for layer in position["layers"]
+    }
+    if run.plan:
+        workloads["backbone", ""] = run.plan["backbone"]["workload"]
+    rows: list[dict[str, Any]] = []
+    for entry in run.metrics.get("breakdown") or ():
+        if not isinstance(entry, Mapping):
+            continue
+        position, layers = str(entry.get("position", "")), [str(label) for label in entry.get("layers") or ()]
+        keys = [workloads.get((position, label), "") for label in layers or ([""] if position == "backbone" else [])]
+        found = {run.sources.by_workload.get(key, "measured") for key in keys}
+        row: dict[str, Any] = {"position": position, "layers": layers, "is_peak": bool(entry.get("is_peak"))}
+        row |= {name: _value(entry, name) for name in columns}
+        row["estimated"] = bool(found - {"measured"})
+        rows.append(row)
+    for name in columns:
+        largest = max((row[name] for row in rows if row[name] is not None), default=0.0)
+        for row in rows:
+            row[f"{name}_share"] = (row[name] or 0.0) / largest if largest else 0.0
+    totals = {name: sum(row[name] or 0.0 for row in rows) for name in ("latency_ms", "weights_mb")}
+    peak = max((row["point_peak_mb"] or 0.0 for row in rows), default=0.0)
+    return {"rows": rows, "totals": totals, "peak": peak, "whole": totals["weights_mb"] + peak}
+
+
+def _comparison(run: RunFolder) -> list[dict[str, Any]]:
+    """Predicted against measured for the chosen network, built and run whole."""
+    chosen = _dict(run.metrics.get("chosen"))
+    rows = []
+    for name, column, unit in (("latency", "latency_ms", _ms), ("peak memory", "peak_mb", _mb)):
+        predicted, measured = _value(chosen, f"{column}_predicted"), _value(chosen, f"{column}_measured")
+        if predicted is None and measured is None:
+            continue
+        error = None if predicted is None or not measured else (predicted - measured) / measured
+        largest = max(predicted or 0.0, measured or 0.0)
+        rows.append(
+            {
+                "name": name,
+                "predicted": unit(predicted),
+                "measured": unit(measured),
+                "error": "unknown" if error is None else f"{100 * error:+.1f}%",
+                "bars": [(predicted or 0.0) / largest, (measured or 0.0) / largest] if largest else [0.0, 0.0],
+            }
+        )
+    return rows
+
+
+def _clips(run: RunFolder) -> list[dict[str, Any]]:
+    if run.samples is None:
+        return []
+    clips = run.samples.clips
+    shown = []
+    for index, caption in enumerate(run.samples.captions):
+        own = [clips[kind][index] for kind in KINDS if kind in clips]
+        strip = {"caption": caption, "strip": animated_strip(own, run.fps), "still": still(own), "sheet": sheet(own)}
+        shown.append(strip)
+    return shown
+
+
+def _provenance(run: RunFolder) -> list[tuple[str, str]]:
+    """(name, value) pairs, most asked-for first."""
+    metrics = run.metrics
+    pairs: list[tuple[str, Any]] = [("space", metrics.get("space")), ("device", metrics.get("device"))]
+    for header in run.headers:
+        names = ("chip", "os", "runtime", "runtime_version", "compute_unit", "precision", "toolkit_version")
+        pairs += [(name.replace("_", " "), header[name]) for name in names if header.get(name)]
+        for name in ("additivity", "reference"):
+            if header.get(name):
+                pairs.append((f"{name} of the table", _inline(header[name])))
+    counts = run.sources.counts
+    if counts:
+        pairs.append(("table rows", _listed([f"{count} {name}" for name, count in counts.items()])))
+    pairs += [("machine", _inline(metrics.get("machine"))), ("seeds", _inline(metrics.get("seeds")))]
+    pairs += [("commit", metrics.get("commit")), ("budget", _inline(metrics.get("budget")))]
+    pairs += [
+        ("reachable", _inline(metrics.get("reachable"))),
+        ("arrangement", run.arrangement and run.arrangement.key),
+    ]
+    pairs.append(("versions", _inline(metrics.get("versions"))))
+    return [(name, str(value)) for name, value in pairs if value not in (None, "", "unknown")]
+
+
+def _timings(run: RunFolder) -> list[dict[str, Any]]:
+    known = {str(name): _number(value) for name, value in _dict(run.metrics.get("timings")).items()}
+    timings = {name: value for name, value in known.items() if value is not None}
+    longest = max(timings.values(), default=0.0)
+    return [
+        {"name": name, "value": _seconds(value), "share": value / longest if longest else 0.0}
+        for name, value in timings.items()
+    ]
+
+
+def _plotly() -> str:
+    """plotly.js, compressed: the page unpacks it, at well under half the size."""
+    from plotly.offline import get_plotlyjs
+
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
+
+
+# Small texts ---------------------------------------------------------------------------------------
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _value(mapping: Mapping[str, Any], name: str) -> float | None:
+    return _number(mapping.get(name))
+
+
+def _loss_of(row: Row) -> float:
+    return row["loss"] if row["loss"] is not None else math.inf
+
+
+def _latency(row: Row) -> float:
+    return row["latency_ms"] if row["latency_ms"] is not None else math.inf
+
+
+def _ms(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3g} ms" if abs(value) < 10 else f"{value:.1f} ms"
+
+
+def _mb(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2g} MB" if abs(value) < 1 else f"{value:.1f} MB"
+
+
+def _loss(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
+
+
+def _percent(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.1f}%"
+
+
+def _count(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}"
+
+
+def _seconds(value: float) -> str:
+    if value >= 60:
+        minutes, seconds = divmod(round(value), 60)
+        return f"{minutes} min {seconds} s"
+    return f"{value:.1f} s"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "none"
+
+
+def _inline(value: Any) -> str:
+    """Nested values in one line: ``a 1, b 2 to 3``."""
+    if value is None or value == {} or value == []:
+        return ""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(name).replace('_', ' ')} {_inline(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        if len(value) == 2 and all(isinstance(item, int | float) for item in value):
+            return f"{value[0]:.4g} to {value[1]:.4g}"
+        return " ".join(_inline(item) for item in value)
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as (name, text) pairs."""
+    pairs = []
+    for name, item in _dict(value).items():
+        full = f"{prefix}{str(name).replace('_', ' ')}"
+        pairs += _flat(item, f"{full}: ") if isinstance(item, Mapping) else [(full, _inline(item) or "none")]
+    return pairs
