@@ -45,7 +45,9 @@ class Budget:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+            if value is not None and not (
+                isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0
+            ):
                 raise TableError(
                     f"budget: {field.name} must be a number over 0, got {value!r}; leave it out for no limit"
                 )
@@ -203,14 +205,19 @@ def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
         found = optimum(model, "latency_ms")
         assert found is not None
         best, high = found, _worst(model, budget, found)
-    while high - low > 1e-9:
-        # Halve while that gains much; then only ask whether anything better than the best known exists.
-        middle = 0.5 * (low + high) if high - low > 1e-3 else high - 1e-9
+    while high - low > 1e-3:
+        middle = 0.5 * (low + high)
         found = _any_within(model, budget, middle)
         if found is None:
             low = middle
         else:
-            best, high = found, min(middle, _worst(model, budget, found))
+            best, high = found, _worst(model, budget, found)
+    # Few are left now: ask for anything better than the best known until there is nothing.
+    while (found := _any_within(model, budget, high - 4 * SLACK)) is not None:
+        worst = _worst(model, budget, found)
+        if worst > high - 2 * SLACK:
+            break
+        best, high = found, worst
     return best
 
 

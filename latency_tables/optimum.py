@@ -217,14 +217,24 @@ def _knapsack(
         return None
     keep = [_pareto(table) for table in tables]
     tables = [table[rank] for table, rank in zip(tables, keep, strict=True)]
-    multipliers, guess = _multipliers(tables, bounds)
+    cut = (target - base) * (1.0 - np.sign(target - base) * 1e-12) if np.isfinite(target) else target
+    multipliers, guess, hopeless = _multipliers(tables, bounds, cut)
+    if hopeless:
+        return None
+    # The same bound without the objective: positive for a partial choice that no completion brings within all limits.
+    barren = [np.concatenate([np.zeros((len(table), 1)), table[:, 1:]], axis=1) for table in tables]
+    surrogates = multipliers[:0]
+    if guess is None:
+        surrogates, _, hopeless = _multipliers(barren, bounds, 0.0)
+        if hopeless:
+            return None
     best, choice = target - base, None
     if guess is not None and guess[0] < best - abs(best if np.isfinite(best) else 0.0) * 1e-12:
         best, choice = guess
     for beam in _BEAMS:
         if choice is not None and best + base <= enough:
             break
-        found, whole = _sweep(tables, bounds, multipliers, best, beam)
+        found, whole = _sweep(tables, bounds, multipliers, surrogates, best, beam)
         if found is not None:
             best, choice = found
         if whole:
@@ -252,15 +262,21 @@ def _pareto(table: Floats) -> Integers:
     return np.array(kept, dtype=np.int64)
 
 
-def _multipliers(tables: list[Floats], bounds: Floats) -> tuple[Floats, tuple[float, Integers] | None]:
-    """Multipliers of the limits that give good bounds, shape (M, K), and the best arrangement met on the way."""
+def _multipliers(
+    tables: list[Floats], bounds: Floats, cut: float
+) -> tuple[Floats, tuple[float, Integers] | None, bool]:
+    """Multipliers of the limits that give good bounds, shape (M, K), and the best arrangement met on the way.
+
+    A subgradient walk. It ends with ``True`` once the bound passes ``cut``: nothing below that exists.
+    """
     if not len(bounds):
         choice = np.array([int(np.argmin(table[:, 0])) for table in tables], dtype=np.int64)
-        return np.zeros((1, 0)), (float(sum(table[i, 0] for table, i in zip(tables, choice, strict=True))), choice)
+        value = float(sum(table[i, 0] for table, i in zip(tables, choice, strict=True)))
+        return np.zeros((1, 0)), (value, choice), value >= cut
     stacked = np.concatenate(tables)
     starts = np.cumsum([0, *(len(table) for table in tables)])[:-1]
     spread = np.maximum(np.ptp(stacked, axis=0), 1e-12)
-    scale = spread[0] / spread[1:]
+    scale = max(spread[0], 1e-3) / spread[1:]
     current = np.zeros(len(bounds))
     tried, values = [np.zeros(len(bounds))], []
     best: tuple[float, Integers] | None = None
@@ -269,6 +285,11 @@ def _multipliers(tables: list[Floats], bounds: Floats) -> tuple[Floats, tuple[fl
         reduced = stacked[:, 0] + stacked[:, 1:] @ current
         lowest = np.minimum.reduceat(reduced, starts)
         values.append(float(lowest.sum() - current @ bounds))
+        rounding = 1e-12 * float(current @ np.abs(bounds)) + 1e-15
+        if values[-1] > cut + rounding:
+            return np.array(tried), best, True
+        if best is not None and values[-1] >= best[0] - 1e-12 * abs(best[0]):
+            break
         choice = np.array(
             [int(np.argmin(reduced[start : start + len(table)])) for start, table in zip(starts, tables, strict=True)]
         )
@@ -284,20 +305,22 @@ def _multipliers(tables: list[Floats], bounds: Floats) -> tuple[Floats, tuple[fl
         current = np.maximum(0.0, current + step * scale * (excess / spread[1:]) / length)
         tried.append(current.copy())
     order = np.argsort(values)[::-1][:6]
-    return np.unique(np.array([np.zeros(len(bounds)), *(tried[i] for i in order)]), axis=0), best
+    return np.unique(np.array([np.zeros(len(bounds)), *(tried[i] for i in order)]), axis=0), best, False
 
 
 def _sweep(
-    tables: list[Floats], bounds: Floats, multipliers: Floats, target: float, beam: int
+    tables: list[Floats], bounds: Floats, multipliers: Floats, surrogates: Floats, target: float, beam: int
 ) -> tuple[tuple[float, Integers] | None, bool]:
     """One pass over the positions with at most ``beam`` partial choices; ``True`` if none was left out for "
     "want of room."""
     count = len(tables)
     least = np.zeros((count + 1, len(bounds)))
     slope = np.zeros((count + 1, len(multipliers)))
+    drift = np.zeros((count + 1, len(surrogates)))
     for p in range(count - 1, -1, -1):
         least[p] = least[p + 1] + tables[p][:, 1:].min(axis=0) if len(bounds) else least[p]
         slope[p] = slope[p + 1] + (tables[p][:, :1] + tables[p][:, 1:] @ multipliers.T).min(axis=0)
+        drift[p] = drift[p + 1] + (tables[p][:, 1:] @ surrogates.T).min(axis=0)
     states = np.zeros((1, 1 + len(bounds)))
     history: list[tuple[Integers, Integers]] = []
     whole = True
@@ -311,6 +334,9 @@ def _sweep(
             flat = grown.reshape(-1, grown.shape[2])
             bound = np.max(flat[:, :1] + (flat[:, 1:] - bounds) @ multipliers.T + slope[p + 1], axis=1)
             fits = (bound < cut) & np.all(flat[:, 1:] + least[p + 1] <= bounds + tolerance, axis=1)
+            if len(surrogates):
+                excess = (flat[:, 1:] - bounds) @ surrogates.T + drift[p + 1]
+                fits &= np.all(excess <= np.abs(bounds) @ surrogates.T * 1e-12 + 1e-12, axis=1)
             where = np.flatnonzero(fits)
             parts.append((flat[where], where // len(table) + start, where % len(table), bound[where]))
         merged = [np.concatenate(column) for column in zip(*parts, strict=True)]
