@@ -42,7 +42,7 @@ def emit(data: Any) -> None:
 def run(
     space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
     out: Out,
-    device: Annotated[str, typer.Option(help="A shipped device's name, or a YAML.")] = "host_cpu",
+    device: Annotated[str | None, typer.Option(help="A shipped device's name, or a YAML.")] = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006 - typer reads the default, nobody mutates it
     as_json: Json = False,
@@ -144,6 +144,7 @@ def table(context: typer.Context) -> None:
 def train(
     space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
     out: Out,
+    device: Annotated[str | None, typer.Option(help="The device that the run is for; kept in its config.")] = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006
     as_json: Json = False,
@@ -152,7 +153,7 @@ def train(
     from nas.config import resolve
     from nas.run import train_supernet
 
-    summary = train_supernet(resolve(space, None, config, set_, run=out), out)
+    summary = train_supernet(resolve(space, device, config, set_), out)
     if as_json:
         emit(summary)
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
+import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nas.errors import NasError
+
+CONFIG_FILE = "config.yaml"
+DEFAULTS = Path(__file__).parent / "configs"
 
 
 class DataConfig(BaseModel):
@@ -101,3 +111,175 @@ class QualityConfig(BaseModel):
     repeats: int = Field(1, ge=1)
     motion_weight: float = Field(0.5, ge=0.0, le=1.0)
     seed: int = 2024
+
+
+class SearchConfig(BaseModel):
+    """What the search looks for, and how long.
+
+    Attributes:
+        latency_ms: limit of one evaluation of the network. Where it is not given, `latency_ratio` times the bare
+            backbone's measured latency is the limit.
+        memory_mb: limit of the peak; the device's own where it is not given.
+        parameters_min, parameters_max: of the whole network.
+        trials: search trials; the hand-made designs are scored beside them.
+        sampler: see `nas.search.samplers`. rescored: how many of the front are scored again on more clips.
+        rescore_clips: clips for that.
+        allow_estimated: let rows that were estimated, not measured, drive the search.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latency_ms: float | None = Field(None, gt=0.0)
+    latency_ratio: float = Field(1.5, gt=1.0)
+    memory_mb: float | None = Field(None, gt=0.0)
+    parameters_min: int | None = Field(None, gt=0)
+    parameters_max: int | None = Field(None, gt=0)
+    trials: int = Field(100, ge=1)
+    sampler: str = "surrogate"
+    rescored: int = Field(8, ge=1)
+    rescore_clips: int = Field(64, ge=2)
+    allow_estimated: bool = False
+
+
+class SamplesConfig(BaseModel):
+    """The frames shown in the report: how many clips, the steps and guidance of sampling, the noise of the estimate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clips: int = Field(3, ge=1, le=16)
+    steps: int = Field(25, ge=1)
+    guidance: float = Field(2.0, ge=0.0)
+    level: float = Field(0.6, gt=0.0, lt=1.0)
+
+
+class RunConfig(BaseModel):
+    """Everything a run depends on; stored, resolved, as `config.yaml` of the run folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    space: str
+    device: str = "host_cpu"
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    quality: QualityConfig = QualityConfig()
+    search: SearchConfig = SearchConfig()
+    samples: SamplesConfig = SamplesConfig()
+
+
+def resolve(space: str, device: str | None = None, file: Path | None = None, sets: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run: the space's shipped defaults, then ``file``, then each ``a.b=value``.
+
+    Raises:
+        NasError: on an unknown key or a value of the wrong kind, with its path and the nearest known name.
+    """
+    merged: dict[str, Any] = {}
+    shipped = DEFAULTS / f"{space}.yaml"
+    if shipped.is_file():
+        merged = _read(shipped)
+    if file is not None:
+        merged = _merge(merged, _read(file))
+    for text in sets:
+        merged = _merge(merged, _assignment(text))
+    merged["space"] = space
+    if device is not None:
+        merged["device"] = device
+    return parse(merged, str(file) if file is not None else "config")
+
+
+def parse(data: Any, origin: str) -> RunConfig:
+    """A configuration from plain values; ``origin`` stands before the message of an error."""
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise NasError(f"{origin}: {_explain(error)}") from None
+
+
+def store(config: RunConfig, run: Path) -> None:
+    """Write ``run/config.yaml``, or check that the one there says the same.
+
+    Raises:
+        NasError: if the folder is another run's, naming what differs; or is no run folder but not empty either.
+    """
+    path = run / CONFIG_FILE
+    if path.exists():
+        known, wanted = _flat(load(run).model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        changed = [key for key in wanted if known.get(key) != wanted[key]]
+        if changed:
+            what = "; ".join(f"{key} is {known.get(key)!r} there, {wanted[key]!r} here" for key in changed[:4])
+            raise NasError(f"{run} holds another run: {what}. Give another --out, or the same settings to continue it")
+        return
+    if run.is_dir() and any(run.iterdir()):
+        raise NasError(f"{run} is not empty and holds no {CONFIG_FILE}; give a new or empty folder to --out")
+    run.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    os.replace(partial, path)
+
+
+def load(run: Path) -> RunConfig:
+    """The stored configuration of a run folder."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise NasError(f"{run}: no {CONFIG_FILE} there, so this is no run folder; make one with nas run or nas train")
+    return parse(_read(path), str(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NasError(f"{path}: no such file; give the path of a YAML to --config") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise NasError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise NasError(f"{path}: must map keys to values, but is a {type(data).__name__}")
+    return data
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise NasError(f"--set {text}: must be KEY=VALUE, such as train.steps=200")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        nested = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        known = merged.get(key)
+        merged[key] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one line: path, rule, value, and the nearest known key if it is a misspelt one."""
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        model: Any = RunConfig
+        for part in first["loc"][:-1]:
+            model = model.model_fields[str(part)].annotation
+        known = list(model.model_fields)
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        return f"{path}: unknown key.{hint} Known keys: {', '.join(known)}"
+    return f"{path}: {first['msg']}, but is {first['input']!r}"

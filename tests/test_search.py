@@ -91,6 +91,15 @@ def test_a_study_of_another_table_is_refused_with_what_changed(tmp_path: Path) -
         search(problem, KnownQuality(problem), journal, identity=other, trials=2, sampler="random", seed=0)
 
 
+def test_another_budget_in_the_same_run_asks_for_no_quality_twice(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    _, first = run(tiny_problem(LIMITS), journal, trials=20)
+    found, second = run(tiny_problem(Budget(latency_ms=150.0)), journal, trials=20)
+    assert not set(first.asked) & set(second.asked)
+    assert len(second.asked) < len(found)
+    assert max(e.latency_ms for e in found if e.feasible) > 130.0
+
+
 def test_a_file_that_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     journal.write_text("not a journal\n")
@@ -108,7 +117,7 @@ def test_the_trials_carry_optuna_constraints(tmp_path: Path) -> None:
     journal = tmp_path / "study.journal"
     run(tiny_problem(LIMITS), journal, trials=3)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
-    study = optuna.load_study(study_name="search", storage=storage)
+    study = optuna.load_study(study_name="search latency_ms=130 memory_mb=27", storage=storage)
     assert all(set(t.constraints) == {"latency_ms", "memory_mb"} for t in study.trials)
     assert all(t.user_attrs["feasible"] == all(v <= 0 for v in t.constraints.values()) for t in study.trials)
 

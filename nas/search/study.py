@@ -21,7 +21,6 @@ from nas.search.problem import Problem
 from nas.search.samplers import SpaceExhausted, distributions, evaluated, make_sampler
 from search_spaces.arrangement import Arrangement
 
-STUDY = "search"
 REFERENCE = "reference: "  # origin of the hand-made designs; never counted as search trials
 
 
@@ -74,11 +73,13 @@ def search(
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
+    Each budget is a study of its own in the journal; a quality that any of them has asked for is never asked again.
+
     Args:
         problem: space, costs and budget. Somebody must have made sure that something is feasible.
         score: quality of an arrangement; the only expensive call.
         journal: Optuna journal file; created, or continued when it is of the same ``identity``.
-        identity: what a study depends on (space, table, supernet, budget); a difference is refused.
+        identity: what the scores and costs depend on (space, table, supernet, ...); a difference is refused.
         trials: search trials wanted in all, those already in the journal included.
         sampler: a name in ``SAMPLERS``. seed: with one worker the whole study is a function of it.
         progress: called after each evaluation with (done, wanted, evaluation).
@@ -88,7 +89,8 @@ def search(
     """
     journal.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(journal.with_suffix(".writer")):
-        study = open_study(journal, identity)
+        study = open_study(journal, identity, problem)
+        known = known_scores(study)
         _requeue_interrupted(study)
         for name, choice in problem.hand_made().items():
             if tuple(choice) not in evaluated(study, problem) and np.isfinite(problem.cost(choice).latency_ms[0]):
@@ -107,7 +109,7 @@ def search(
             except SpaceExhausted:
                 _requeue_interrupted(study, again=False)
                 return evaluations(study, problem)
-            evaluation = _evaluate(study, trial, problem, score, sampler)
+            evaluation = _evaluate(study, trial, problem, score, sampler, known)
             if progress is not None:
                 searched = len(done) + (not evaluation.is_reference)
                 progress(searched, trials, evaluation)
@@ -119,6 +121,7 @@ def _evaluate(
     problem: Problem,
     score: Callable[[Arrangement], Scored],
     sampler: str,
+    known: dict[str, Scored],
 ) -> Evaluation:
     choice = problem.indices(trial.params)
     costs = problem.cost(choice)
@@ -129,7 +132,9 @@ def _evaluate(
     if not violations:
         trial.set_constraint("unlimited", 0.0)  # a trial without any constraint would be read as one never checked
     arrangement = problem.arrangement(choice)
-    result = score(arrangement)
+    if arrangement.key not in known:
+        known[arrangement.key] = score(arrangement)
+    result = known[arrangement.key]
     attributes = {
         "origin": trial.user_attrs.get("origin", sampler),
         "key": arrangement.key,
@@ -173,14 +178,49 @@ def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
     )
 
 
-def open_study(journal: Path, identity: dict[str, str]) -> optuna.Study:
-    """The study in ``journal``, created if need be; refused when it answers another question."""
+@dataclass(frozen=True)
+class _Known:
+    """A score read back from a journal."""
+
+    loss: float
+    stderr: float
+    velocity_loss: float
+    motion_loss: float
+
+
+def known_scores(study: optuna.Study) -> dict[str, Scored]:
+    """Arrangement key -> score, from every study in the journal of this one."""
+    found: dict[str, Scored] = {}
+    for name in optuna.get_all_study_names(study._storage):
+        other = optuna.load_study(study_name=name, storage=study._storage, sampler=study.sampler)
+        for trial in other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            have = trial.user_attrs
+            found[have["key"]] = _Known(
+                trial.values[0], have["loss_stderr"], have["velocity_loss"], have["motion_loss"]
+            )
+    return found
+
+
+def study_name(problem: Problem) -> str:
+    """A study's name states its limits: ``search latency_ms=120 memory_mb=900``."""
+    limits = [f"{name}={value:.9g}" for name, value in problem.budget.given.items()]
+    return " ".join(["search", *limits])
+
+
+def open_study(journal: Path, identity: dict[str, str], problem: Problem) -> optuna.Study:
+    """The study of the problem's budget in ``journal``, created if need be; refused if the journal is of another run.
+
+    Raises:
+        NasError: if the journal's identity differs, or it cannot be read.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     _check_journal(journal)
     try:
         storage = JournalStorage(JournalFileBackend(str(journal)))
+        for name in optuna.get_all_study_names(storage):
+            _check_identity(journal, optuna.load_study(study_name=name, storage=storage), identity)
         study = optuna.create_study(
-            study_name=STUDY,
+            study_name=study_name(problem),
             storage=storage,
             directions=["minimize", "minimize"],
             sampler=optuna.samplers.RandomSampler(seed=0),  # replaced before the first trial; never Optuna's default
@@ -188,10 +228,13 @@ def open_study(journal: Path, identity: dict[str, str]) -> optuna.Study:
         )
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         raise NasError(f"{journal}: a damaged Optuna journal ({error}); move it away to search again") from error
-    known = study.user_attrs.get("identity")
-    if known is None:
+    if "identity" not in study.user_attrs:
         study.set_user_attr("identity", identity)
-        return study
+    return study
+
+
+def _check_identity(journal: Path, study: optuna.Study, identity: dict[str, str]) -> None:
+    known = study.user_attrs.get("identity", identity)
     changed = [name for name in sorted({*known, *identity}) if known.get(name) != identity.get(name)]
     if changed:
         what = "; ".join(f"{name} was {known.get(name)}, is {identity.get(name)}" for name in changed)
@@ -199,7 +242,6 @@ def open_study(journal: Path, identity: dict[str, str]) -> optuna.Study:
             f"{journal} holds a study of something else: {what}. "
             f"Search in a new run folder, or move the journal away to search again"
         )
-    return study
 
 
 def _check_journal(journal: Path) -> None:

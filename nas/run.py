@@ -1,0 +1,449 @@
+"""The main job as stages: each goes on from what is there, each can be run alone, and what it took is written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nas.config import RunConfig, load, store
+from nas.console import progress, say
+from nas.costs import cost_model, load_table, profile_space
+from nas.errors import NasError
+
+if TYPE_CHECKING:
+    from latency_tables.budget import Budget
+    from latency_tables.cost import CostModel
+    from nas.quality import Quality
+    from nas.search.front import Choice
+    from nas.search.problem import Problem
+    from nas.search.study import Evaluation
+
+METRICS = "metrics.json"
+
+
+def run_all(config: RunConfig, out: Path) -> dict[str, Any]:
+    """All stages; the finished ones are not repeated, and the report is written last.
+
+    Raises:
+        NasError: if ``out`` holds another run, or the budget cannot be met.
+    """
+    store(config, out)
+    note(out, **provenance(config))
+    with stage(out, "profile"):
+        profile_space(config.space, config.device, out / "table")
+    problem_or_refuse(config, out)  # an impossible budget is answered before hours of training
+    with stage(out, "train"):
+        train_supernet(config, out)
+    with stage(out, "search"):
+        answer = search_arrangement(out)
+    if not answer.feasible:
+        raise NasError(answer.message)
+    with stage(out, "build"):
+        from nas.build import build_model
+
+        built = build_model(out, out / "model")
+        say(f"build      {built['model']}: {built['parameters']:,} parameters")
+    with stage(out, "measure"):
+        measure_chosen(config, out)
+    with stage(out, "export"):
+        from nas.export import export_model
+
+        note(out, coreml=export_model(out / "model", out / "coreml", "deployment"))
+    with stage(out, "samples"):
+        from nas.showcase import write_samples
+
+        write_samples(config, out)
+    from nas.report import write_report
+
+    page = write_report(out)
+    say(f"report     {page}")
+    return read_metrics(out)
+
+
+# Stages -----------------------------------------------------------------------------------------------
+
+
+def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
+    """Train, or go on training, the supernet of ``out``."""
+    from nas.data import open_data
+    from nas.trainer import Step, train
+    from search_spaces.space import Space
+
+    store(config, out)
+    space = Space.load(config.space)
+    data = open_data(config.data, space.clip("training"), "train", config.seed)
+    for skipped in data.skipped:
+        say(f"  skipped {skipped}")
+    with progress("train") as report:
+
+        def told(step: Step) -> None:
+            rate = config.train.clips * space.clip("training").frames / step.seconds
+            report(step.step, config.train.steps, f"loss {step.loss:.4f}, {rate:.0f} frames/s")
+
+        train(space, data, config.train, out / "supernet", seed=config.seed, progress=told, warn=say)
+    return {"run": str(out), "steps": config.train.steps}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search says: the choice, or why there is none."""
+
+    feasible: bool
+    message: str
+    front: tuple[dict[str, Any], ...] = ()
+    chosen: dict[str, Any] | None = None
+    picture: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "feasible": self.feasible,
+            "message": self.message,
+            "chosen": self.chosen,
+            "front": list(self.front),
+        }
+
+    def render(self) -> str:
+        lines = [f"{'loss':>9} {'+-':>7} {'ms':>9} {'MB':>9}  arrangement"]
+        for row in self.front:
+            mark = "*" if self.chosen and row["key"] == self.chosen["key"] else " "
+            lines.append(
+                f"{row['loss']:9.4f} {row['loss_stderr']:7.4f} {row['latency_ms']:9.2f} {row['peak_mb']:9.1f} "
+                f"{mark}{row['layers']}"
+            )
+        return "\n".join([*(lines if self.front else []), self.message, self.picture]).strip()
+
+
+def search_arrangement(
+    out: Path,
+    *,
+    latency_ms: float | None = None,
+    memory_mb: float | None = None,
+    trials: int | None = None,
+    sampler: str | None = None,
+) -> Answer:
+    """Search the run's supernet under a budget, and write front.csv, arrangement.yaml and the metrics.
+
+    Limits left out come from the run's configuration. A budget that nothing meets is answered at once.
+    """
+    from latency_tables.budget import nearest
+    from nas.search.front import choose, pareto_front, write_front
+    from nas.search.samplers import SAMPLERS
+    from nas.search.study import search
+    from search_spaces.picture import picture
+
+    config = load(out)
+    problem = make_problem(config, out, latency_ms, memory_mb)
+    name = sampler or config.search.sampler
+    if name not in SAMPLERS:
+        raise NasError(f"sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
+    refused = nearest(problem.costs, problem.budget)
+    if refused is not None:
+        return Answer(False, f"nothing meets the budget: {refused.message}")
+    quality, steps = open_quality(config, out)
+    identity = {
+        "space": problem.space.fingerprint,
+        "table": table_digest(problem.costs),
+        "supernet": f"step {steps}",
+        "quality": config.quality.model_dump_json(),
+        "seed": str(config.seed),
+    }
+    with progress("search") as report:
+        found = search(
+            problem,
+            quality.score,
+            out / "study.journal",
+            identity=identity,
+            trials=trials or config.search.trials,
+            sampler=name,
+            seed=config.seed,
+            progress=lambda done, wanted, e: report(done, wanted, f"loss {e.loss:.4f} at {e.latency_ms:.1f} ms"),
+        )
+    front = pareto_front(found)
+    finer = rescorer(config, out, quality)
+    best_few = sorted(front, key=lambda e: e.loss)[: config.search.rescored]
+    choice = choose(sorted(best_few, key=lambda e: e.latency_ms), finer.paired_difference)
+    chosen = choice.chosen
+    write_front(out / "front.csv", found, chosen.arrangement.key)
+    chosen.arrangement.save(out / "arrangement.yaml")
+    note_search(out, problem, found, choice, finer)
+    costs = problem.costs.breakdown(np.array(chosen.choice))
+    drawn = picture(
+        problem.space,
+        chosen.arrangement,
+        {row["position"]: row["latency_ms"] for row in costs if row["position"] != "backbone" and row["layers"]},
+    )
+    return Answer(True, sentence(choice, problem), tuple(map(_row, front)), _row(chosen), drawn)
+
+
+def measure_chosen(config: RunConfig, out: Path) -> dict[str, Any]:
+    """Lower and time the whole chosen network, and the bare backbone beside it in the same interleaved rounds."""
+    from device_profiler.device import Device
+    from device_profiler.profile import measure_workloads
+    from search_spaces.arrangement import Arrangement
+    from search_spaces.space import Space
+
+    device, space = Device.load(config.device), Space.load(config.space)
+    arrangement = Arrangement.load(out / "arrangement.yaml")
+    workloads = [
+        space.network_workload(arrangement, device.precision),
+        space.backbone_workload(device.precision),
+    ]
+    with progress("measure") as report:
+        network, backbone = measure_workloads(
+            workloads,
+            device,
+            space=config.space,
+            arrangements={arrangement.key: arrangement},
+            cache_dir=out / "table" / ".cache",
+            seed=config.seed,
+            progress=lambda p: report(p.done, p.total, p.stage),
+        )
+    measured = {
+        "latency_ms_measured": network.latency_ms_median,
+        "peak_mb_measured": _sum(network.weights_mb, network.activation_peak_mb),
+        "backbone_latency_ms_measured": backbone.latency_ms_median,
+        "measured_status": network.status,
+        "measured_source": network.source,
+    }
+    if not network.ok:
+        say(f"  the chosen network has no number: {network.status}: {network.reason}")
+    note(out, chosen={**read_metrics(out).get("chosen", {}), **measured})
+    return measured
+
+
+# The search's parts -----------------------------------------------------------------------------------
+
+
+def make_problem(
+    config: RunConfig, out: Path, latency_ms: float | None = None, memory_mb: float | None = None
+) -> Problem:
+    """Space, costs and budget of a run."""
+    from device_profiler.device import Device
+    from nas.search.problem import Problem
+    from search_spaces.space import Space
+
+    space, device = Space.load(config.space), Device.load(config.device)
+    table = load_table(device, out / "table")
+    costs = cost_model(space, table)
+    if costs.source != "measured" and not config.search.allow_estimated:
+        raise NasError(
+            f"the table of {device.name} is {costs.source}, not measured; say --set search.allow_estimated=true to let "
+            "estimates drive the search"
+        )
+    return Problem(space, costs, make_budget(config, costs, device.memory_limit_mb, latency_ms, memory_mb))
+
+
+def make_budget(
+    config: RunConfig,
+    costs: CostModel,
+    device_memory_mb: float | None,
+    latency_ms: float | None,
+    memory_mb: float | None,
+) -> Budget:
+    """The limits that are given, else the configured ones, else a share over the bare backbone and the device's own."""
+    from latency_tables.budget import Budget
+
+    wanted = config.search
+    return Budget(
+        latency_ms=latency_ms or wanted.latency_ms or round(costs.backbone_latency_ms * wanted.latency_ratio, 3),
+        memory_mb=memory_mb or wanted.memory_mb or device_memory_mb,
+        parameters_min=wanted.parameters_min,
+        parameters_max=wanted.parameters_max,
+    )
+
+
+def problem_or_refuse(config: RunConfig, out: Path) -> Problem:
+    """The problem, if something in the space meets the budget."""
+    from latency_tables.budget import nearest
+
+    problem = make_problem(config, out)
+    refused = nearest(problem.costs, problem.budget)
+    if refused is not None:
+        raise NasError(f"nothing meets the budget: {refused.message}")
+    return problem
+
+
+def open_quality(config: RunConfig, out: Path) -> tuple[Quality, int]:
+    """The run's score of quality, on its newest averaged weights, and their step."""
+    from nas.data import open_data
+    from nas.quality import Quality
+    from nas.trainer import load_supernet
+    from search_spaces.space import Space
+
+    space = Space.load(config.space)
+    supernet, text, steps = load_supernet(space, out / "supernet")
+    data = open_data(config.data, space.clip("training"), "validation", config.seed)
+    return Quality(supernet, text, data, config.quality, config.train.device), steps
+
+
+def rescorer(config: RunConfig, out: Path, quality: Quality) -> Quality:
+    """The same score on more clips, for the end of the search."""
+    if config.search.rescore_clips <= config.quality.clips:
+        return quality
+    more = config.quality.model_copy(update={"clips": config.search.rescore_clips})
+    return open_quality(config.model_copy(update={"quality": more}), out)[0]
+
+
+def table_digest(costs: CostModel) -> str:
+    """12 hex characters of the rows that costs come from: a changed table is another question."""
+    rows = [
+        (row.key, row.status, row.latency_ms_median, row.weights_mb, row.activation_peak_mb)
+        for row in costs.rows.values()
+    ]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+
+
+def sentence(choice: Choice, problem: Problem) -> str:
+    """Why this arrangement."""
+    chosen, best = choice.chosen, choice.best
+    limits = ", ".join(f"{name} {value:g}" for name, value in problem.budget.given.items())
+    text = (
+        f"chosen under {limits}: {chosen.arrangement.key}, loss {chosen.loss:.4f} at {chosen.latency_ms:.2f} ms "
+        f"and {chosen.peak_mb:.1f} MB"
+    )
+    if chosen is best:
+        return text + ", the lowest loss found"
+    return (
+        f"{text}; it cannot be told apart from the lowest loss ({best.arrangement.key}, {best.latency_ms:.2f} ms): "
+        f"difference {choice.difference:+.4f} +- {choice.stderr:.4f}"
+    )
+
+
+def note_search(out: Path, problem: Problem, found: list[Evaluation], choice: Choice, finer: Quality) -> None:
+    """What the report needs to know of a search."""
+    costs, chosen = problem.costs, choice.chosen
+    empty = problem.space.empty()
+    gained, stderr = finer.paired_difference(empty, chosen.arrangement)
+    everything = [e for e in found if not e.is_reference]
+    note(
+        out,
+        budget={name: value for name, value in problem.budget.given.items()},
+        reachable=reachable(costs),
+        source=costs.source,
+        search={
+            "evaluated": len(everything),
+            "references": len(found) - len(everything),
+            "sentence": sentence(choice, problem),
+            "tied": [e.arrangement.key for e in choice.tied],
+            "sampler": everything[-1].origin if everything else "",
+        },
+        empty={"loss": finer.score(empty).loss, "gain": gained, "gain_stderr": stderr},
+        chosen={
+            "key": chosen.arrangement.key,
+            "loss": finer.score(chosen.arrangement).loss,
+            "loss_stderr": finer.score(chosen.arrangement).stderr,
+            "latency_ms_predicted": chosen.latency_ms,
+            "peak_mb_predicted": chosen.peak_mb,
+            "parameters": chosen.parameters,
+            "backbone_latency_ms": costs.backbone_latency_ms,
+        },
+        breakdown=[{**row, "layers": list(row["layers"])} for row in costs.breakdown(np.array(chosen.choice))],
+    )
+
+
+def reachable(costs: CostModel) -> dict[str, list[float]]:
+    """Lowest and highest latency and peak memory over the whole space, exactly."""
+    from latency_tables.optimum import extremes
+
+    found: dict[str, list[float]] = {}
+    for column, ends in extremes(costs).items():
+        values = [float(getattr(costs.cost(ends[end][None]), column)[0]) for end in ends if ends[end] is not None]  # type: ignore[index]
+        found[column] = [min(values), max(values)] if values else []
+    return found
+
+
+def _row(e: Evaluation) -> dict[str, Any]:
+    layers = "; ".join(f"{name}: {' + '.join(v.label for v in vs)}" for name, vs in e.arrangement.layers if vs)
+    return {
+        "key": e.arrangement.key,
+        "loss": e.loss,
+        "loss_stderr": e.loss_stderr,
+        "latency_ms": e.latency_ms,
+        "peak_mb": e.peak_mb,
+        "parameters": e.parameters,
+        "layers": layers or "no temporal layers",
+    }
+
+
+def _sum(*values: float | None) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+# What a run knows of itself -----------------------------------------------------------------------------
+
+
+def note(out: Path, **facts: Any) -> None:
+    """Put facts into ``metrics.json``; written whole or not at all."""
+    path = out / METRICS
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({**read_metrics(out), **facts}, indent=1, default=str))
+    os.replace(partial, path)
+
+
+def read_metrics(out: Path) -> dict[str, Any]:
+    path = out / METRICS
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise NasError(f"{path}: damaged ({error}); delete it and run the same command to write it again") from None
+
+
+@contextmanager
+def stage(out: Path, name: str) -> Iterator[None]:
+    """Time a stage; what earlier, interrupted tries took is added."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings = read_metrics(out).get("timings", {})
+        timings[name] = round(timings.get(name, 0.0) + time.perf_counter() - started, 1)
+        note(out, timings=timings)
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """Where the run's numbers come from: machine, versions, commit, seeds."""
+    from nas.doctor import PACKAGES, memory_bytes, processor, version
+
+    return {
+        "space": config.space,
+        "device": config.device,
+        "seeds": {"run": config.seed, "quality": config.quality.seed},
+        "versions": {
+            "temporal-nas": version("temporal-nas"),
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        "commit": commit(),
+        "machine": {
+            "processor": processor(),
+            "cores": os.cpu_count(),
+            "memory_gb": round(memory_bytes() / 1e9, 1),
+            "system": f"{platform.system()} {platform.release()}",
+        },
+    }
+
+
+def commit() -> str | None:
+    """The commit of the tree that this package is imported from, "+" if changed; None for an installed one."""
+    here = Path(__file__).parent
+    ask: Callable[[list[str]], str] = lambda args: subprocess.run(  # noqa: E731
+        ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True
+    ).stdout.strip()
+    try:
+        return ask(["rev-parse", "--short", "HEAD"]) + ("+" if ask(["status", "--porcelain"]) else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,59 @@
+"""Frames for people: real, noised, estimated in one step, and sampled from noise, side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nas.config import RunConfig
+from nas.data import open_data
+from nas.flow import clean_estimate, mix
+from nas.sample import load_pipeline, to_uint8
+from search_spaces.space import Space
+
+
+@torch.no_grad()
+def write_samples(config: RunConfig, run: Path) -> dict[str, Any]:
+    """Write ``run/samples/samples.npz`` (real, noised, one_step, sampled: uint8 (N, T, H, W, 3)) and captions.json."""
+    space = Space.load(config.space)
+    pipeline = load_pipeline(run / "model")
+    data = open_data(config.data, space.clip("training"), "validation", config.seed)
+    count = min(config.samples.clips, len(data))
+    items = [data[i * len(data) // count] for i in range(count)]
+    video = torch.stack([item["video"] for item in items])  # (N, T, C, H, W)
+    captions = [item["caption"] for item in items]
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(video.shape, generator=generator)
+    level = torch.full((count,), config.samples.level)
+    noisy = mix(video, noise, level)
+    context = pipeline.encode(captions)
+    predicted = pipeline.unet(noisy.transpose(1, 2), 1000.0 * level, context).sample.transpose(1, 2)
+    sampled = pipeline(
+        captions,
+        num_inference_steps=config.samples.steps,
+        guidance_scale=config.samples.guidance,
+        generator=torch.Generator().manual_seed(config.seed),
+    ).frames
+    arrays = {
+        "real": _pixels(video),
+        "noised": _pixels(noisy),
+        "one_step": _pixels(clean_estimate(noisy, predicted, level)),
+        "sampled": to_uint8(sampled.numpy()),
+    }
+    folder = run / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".samples.partial.npz"
+    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
+    os.replace(partial, folder / "samples.npz")
+    (folder / "captions.json").write_text(json.dumps(captions, indent=1))
+    return {"clips": count, **config.samples.model_dump()}
+
+
+def _pixels(video: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(N, T, C, H, W) in [-1, 1] -> (N, T, H, W, 3) bytes."""
+    return to_uint8(((video + 1) / 2).permute(0, 1, 3, 4, 2).numpy())
