@@ -118,7 +118,8 @@ def curve_figure(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], ti
         "data": data,
         "layout": {
             "xaxis": {"title": {"text": "step"}, "zeroline": False},
-            "yaxis": {"title": {"text": title}, "zeroline": False, "type": "log" if log else "linear"},
+            "yaxis": {"title": {"text": title}, "zeroline": False} | ({"type": "log", "dtick": "D2"} if log else {}),
+            "showlegend": sum("name" in trace for trace in data) > 1,
             "hovermode": "x unified",
         },
     }
@@ -180,7 +181,8 @@ def _label(row: Row, text: str, below: bool) -> Figure:
         "text": f"<b>{text}</b>",
         "showarrow": False,
         "yshift": -20 if below else 16,
-        "xanchor": "center",
+        "xshift": 0 if below else -6,
+        "xanchor": "center" if below else "left",
         "font": {"size": 13, "color": "$strong" if below else "$ink"},
     }
 

@@ -88,14 +88,16 @@ def verdict(run: RunFolder) -> str:
     """One or two sentences: which layers where, what they cost on this device, and what they are worth."""
     if run.arrangement is None:
         return "No arrangement has been chosen yet."
-    places = []
+    places: dict[str, list[str]] = {}
     for name, variants in run.arrangement.layers:
         if variants:
             texts = [(brief(variant.label), len(list(same))) for variant, same in groupby(variants)]
-            places.append(f"{', then '.join(t if n == 1 else f'{n} × {t}' for t, n in texts)} at {name}")
-    sentences = [f"Put {_listed(places)}, and nothing elsewhere." if places else "Put no temporal layers anywhere."]
-    if places and len(places) == len(run.arrangement.layers):
-        sentences = [f"Put {_listed(places)}."]
+            places.setdefault(" then ".join(t if n == 1 else f"{n} × {t}" for t, n in texts), []).append(name)
+    parts = [f"{text} at {_listed(names)}" for text, names in places.items()]
+    everywhere = all(variants for _, variants in run.arrangement.layers)
+    sentences = [f"Put {', '.join(parts)}{'.' if everywhere else ', and nothing elsewhere.'}"]
+    if not parts:
+        sentences = ["Put no temporal layers anywhere."]
     chosen, empty = _dict(run.metrics.get("chosen")), _dict(run.metrics.get("empty"))
     latency, method = _value(chosen, "latency_ms_measured"), "measured"
     if latency is None:
@@ -115,7 +117,9 @@ def verdict(run: RunFolder) -> str:
         better = f"{_percent(abs(change))} {'below' if change >= 0 else 'above'}"
         spread = _value(chosen, "loss_stderr")
         error = f" ± {spread:.4f}" if spread else ""
-        sentences.append(f"Its validation loss is {_loss(loss)}{error}, {better} the {_loss(without)} without layers.")
+        sentences.append(
+            f"Its validation loss is {_loss(loss)}{error}, {better} the {_loss(without)} without temporal layers."
+        )
     return " ".join(sentences)
 
 
@@ -129,8 +133,8 @@ def _estimate_notice(run: RunFolder) -> str:
     if run.sources.word in ("", "measured"):
         return ""
     total = sum(counts.values())
-    parts = [f"{count} {name}" for name, count in counts.items() if name != "measured"]
-    return f"Of the table's {total} usable rows {_listed(parts)}, not measured. Costs below rest on them."
+    parts = [f"{count} are {name}" for name, count in counts.items() if name != "measured"]
+    return f"Of the table's {total} usable rows, {_listed(parts)}: not measured here. Costs below rest on them."
 
 
 def _device(run: RunFolder) -> str:
@@ -199,7 +203,9 @@ def _drawings(run: RunFolder) -> dict[str, Markup]:
     costs = {}
     for row in _breakdown(run)["rows"]:
         if row["latency_ms"] is not None and row["layers"]:
-            costs[row["position"]] = f"+{_ms(row['latency_ms'])}{' est.' if row['estimated'] else ''}"
+            costs[row["position"]] = (
+                f"{_ms(row['latency_ms'])} est." if row["estimated"] else f"+{_ms(row['latency_ms'])}"
+            )
     layers = [(name, [variant.label for variant in variants]) for name, variants in run.arrangement.layers]
     title = f"The chosen arrangement on the UNet. {verdict(run)}"
     return {
@@ -289,7 +295,7 @@ def _provenance(run: RunFolder) -> list[tuple[str, str]]:
         pairs += [(name.replace("_", " "), header[name]) for name in names if header.get(name)]
         for name in ("additivity", "reference"):
             if header.get(name):
-                pairs.append((f"{name} of the table", _inline(header[name])))
+                pairs.append((f"table's {name}", _inline(header[name])))
     counts = run.sources.counts
     if counts:
         pairs.append(("table rows", _listed([f"{count} {name}" for name, count in counts.items()])))
@@ -379,12 +385,19 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "none"
 
 
+def _named(name: Any) -> str:
+    """``latency_ms`` as ``latency (ms)``, ``max_rank`` as ``max rank``."""
+    words = str(name).split("_")
+    units = {"ms": "(ms)", "mb": "(MB)", "s": "(s)"}
+    return " ".join([*words[:-1], units.get(words[-1], words[-1])] if len(words) > 1 else words)
+
+
 def _inline(value: Any) -> str:
     """Nested values in one line: ``a 1, b 2 to 3``."""
     if value is None or value == {} or value == []:
         return ""
     if isinstance(value, Mapping):
-        return ", ".join(f"{str(name).replace('_', ' ')} {_inline(item)}" for name, item in value.items())
+        return ", ".join(f"{_named(name)} {_inline(item)}" for name, item in value.items())
     if isinstance(value, list | tuple):
         if len(value) == 2 and all(isinstance(item, int | float) for item in value):
             return f"{value[0]:.4g} to {value[1]:.4g}"
@@ -396,6 +409,6 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """A nested mapping as (name, text) pairs."""
     pairs = []
     for name, item in _dict(value).items():
-        full = f"{prefix}{str(name).replace('_', ' ')}"
+        full = f"{prefix}{_named(name)}"
         pairs += _flat(item, f"{full}: ") if isinstance(item, Mapping) else [(full, _inline(item) or "none")]
     return pairs

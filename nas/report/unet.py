@@ -107,7 +107,7 @@ def _rows(
 
 
 def _unet_svg(rows: Sequence[Pair], width: int, title: str) -> str:
-    card = min(320, round(width * 0.43))
+    card = min(320, round(width * 0.435))
     left, right = 1, width - card - 1
     parts: list[str] = []
     y = 28
@@ -198,5 +198,6 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> st
 
 
 def _wrap(parts: Sequence[str], width: float, height: float, title: str) -> str:
-    head = f'<svg class="unet" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img"'
+    kind = "unet narrow" if width < 500 else "unet"
+    head = f'<svg class="{kind}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img"'
     return f'{head} aria-label="{escape(title, quote=True)}">{"".join(parts)}</svg>'
