@@ -220,7 +220,18 @@ def test_the_verdict_says_where_what_and_how_much(fake_run: Path) -> None:
     assert re.match(r"Put (.* at (down|up)\.\d\.\d)+.*, and nothing elsewhere\. One", text)
     assert re.search(r"One evaluation on fake_cpu takes [\d.]+ ms, 21.4 ms of it the image backbone", text)
     assert re.search(r"peaks at [\d.]+ MB \(measured\)", text)
-    assert re.search(r"validation loss is 0\.\d{4} ± 0.0021, [\d.]+% below the 0\.\d{4} without temporal layers", text)
+    assert re.search(r"validation loss is 0\.\d{4}, [\d.]+% below the 0\.\d{4} without temporal layers", text)
+
+
+def test_a_gain_that_may_be_chance_is_called_so(tmp_path: Path) -> None:
+    run = write_fake_run(tmp_path / "synthetic", trials=40)
+    metrics = json.loads((run / "metrics.json").read_text())
+    for gain, chance in ((0.004, True), (0.04, False)):
+        metrics["empty"] |= {"gain": gain, "gain_stderr": 0.003}
+        metrics["search"] = {"sentence": "chosen because it is cheap <b>"}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        assert ("too little to tell from chance" in verdict(read_run(run))) == chance
+    assert "Chosen because it is cheap &lt;b&gt;." in write_report(run).read_text()
 
 
 def test_captions_are_escaped(page: str) -> None:

@@ -15,7 +15,10 @@ SMOOTHING = 0.03  # of the steps: the window of the running mean
 
 
 def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], source: str) -> Figure:
-    """Loss against latency of every evaluated arrangement; the front, the chosen and the empty one stand out."""
+    """Loss against latency of every evaluated arrangement; the front, the chosen and the empty one stand out.
+
+    There are no error bars: the losses share clips and noise, so their own standard errors say little of differences.
+    """
     usable = [row for row in rows if row["latency_ms"] is not None and row["loss"] is not None]
     named = [row for row in usable if row.chosen or row.is_empty]
     others = [row for row in usable if row not in named]
@@ -35,9 +38,9 @@ def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], source: str) ->
             "hoverinfo": "skip",
             "showlegend": False,
         },
-        _points("on the front", [row for row in searched if row.on_front], "circle", "$accent", 9, errors=True),
-        _points("no temporal layers", [row for row in named if not row.chosen], "diamond", "$ink", 11, errors=True),
-        _points("chosen", [row for row in named if row.chosen], "star", "$strong", 18, errors=True),
+        _points("on the front", [row for row in searched if row.on_front], "circle", "$accent", 9),
+        _points("no temporal layers", [row for row in named if not row.chosen], "diamond", "$ink", 11),
+        _points("chosen", [row for row in named if row.chosen], "star", "$strong", 18),
     ]
     annotations = [
         _label(row, "chosen" if row.chosen else "no temporal layers", below=row.chosen)
@@ -144,9 +147,7 @@ def layers_text(row: Row) -> str:
     return "<br>".join(lines) or "no temporal layers"
 
 
-def _points(
-    name: str, rows: Sequence[Row], symbol: str, colour: str, size: int, line: float = 0.0, errors: bool = False
-) -> Figure:
+def _points(name: str, rows: Sequence[Row], symbol: str, colour: str, size: int, line: float = 0.0) -> Figure:
     trace: Figure = {
         "type": "scatter",
         "mode": "markers",
@@ -157,21 +158,14 @@ def _points(
         "text": [_hover(row) for row in rows],
         "hovertemplate": "%{text}<extra></extra>",
     }
-    if errors and any(row["loss_stderr"] for row in rows):
-        bars = {"type": "data", "array": [row["loss_stderr"] or 0.0 for row in rows], "width": 3, "thickness": 1}
-        trace["error_y"] = bars | {"color": colour}
     return trace
 
 
 def _hover(row: Row) -> str:
-    stderr = f" ± {row['loss_stderr']:.4f}" if row["loss_stderr"] else ""
     memory = "" if row["peak_mb"] is None else f", {row['peak_mb']:.1f} MB"
     origin = f"<br><i>{html.escape(row.origin.removeprefix('reference: '))}</i>" if row.origin else ""
     verdict = "" if row.feasible else "<br>over budget"
-    return (
-        f"<b>loss {row['loss']:.4f}{stderr}</b><br>{row['latency_ms']:.2f} ms{memory}{verdict}<br>"
-        f"{layers_text(row)}{origin}"
-    )
+    return f"<b>loss {row['loss']:.4f}</b><br>{row['latency_ms']:.2f} ms{memory}{verdict}<br>{layers_text(row)}{origin}"
 
 
 def _label(row: Row, text: str, below: bool) -> Figure:

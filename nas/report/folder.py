@@ -190,7 +190,7 @@ def _tables(path: Path) -> tuple[tuple[Mapping[str, Any], ...], Sources]:
     import yaml
 
     headers, counts, by_workload = [], {"measured": 0, "estimated": 0, "imported": 0}, {}
-    for file in sorted(path.glob("**/*.csv")):
+    for file in sorted(path.glob("*/*.csv")):
         sidecar = file.with_suffix(".yaml")
         header = yaml.safe_load(sidecar.read_text()) if sidecar.exists() else {}
         headers.append(header if isinstance(header, dict) else {})

@@ -66,6 +66,7 @@ def render(run: RunFolder) -> str:
         figures=figures,
         front_rows=sorted((row for row in run.front if row.on_front or row.is_empty), key=_latency),
         tally=_tally(run.front),
+        why=_why(run),
         drawings=_drawings(run),
         families=_families(run),
         breakdown=_breakdown(run),
@@ -115,11 +116,13 @@ def verdict(run: RunFolder) -> str:
     if loss is not None and without:
         change = (without - loss) / without
         better = f"{_percent(abs(change))} {'below' if change >= 0 else 'above'}"
-        spread = _value(chosen, "loss_stderr")
-        error = f" ± {spread:.4f}" if spread else ""
-        sentences.append(
-            f"Its validation loss is {_loss(loss)}{error}, {better} the {_loss(without)} without temporal layers."
-        )
+        gain, doubt = _value(empty, "gain"), _value(empty, "gain_stderr")
+        paired = chance = ""
+        if gain is not None and doubt is not None:
+            paired = f"; on the same clips and noise the difference is {gain:.4f} ± {doubt:.4f}"
+            chance = ", too little to tell from chance" if gain < 2 * doubt else ""
+        rest = f"{better} the {_loss(without)} without temporal layers{paired}{chance}"
+        sentences.append(f"Its validation loss is {_loss(loss)}, {rest}.")
     return " ".join(sentences)
 
 
@@ -171,13 +174,20 @@ def _tally(rows: Sequence[Row]) -> str:
         return ""
     front = [row for row in rows if row.on_front]
     feasible = sum(row.feasible for row in rows)
-    text = f"{len(rows)} arrangements evaluated, {feasible} within the budget, {len(front)} on the front."
-    chosen = next((row for row in rows if row.chosen), None)
-    best = min(front, key=_loss_of) if front else None
-    if chosen and best and best.key != chosen.key and chosen["loss"] is not None:
-        less, more = chosen["loss"] - _loss_of(best), _latency(best) - _latency(chosen)
-        text += f" The lowest loss on it is {less:.4f} below the chosen one's and costs {_ms(more)} more."
-    return text
+    return f"{len(rows)} arrangements evaluated, {feasible} within the budget, {len(front)} on the front."
+
+
+def _why(run: RunFolder) -> str:
+    """Why the chosen one: the search's own words, or else how it compares with the lowest loss on the front."""
+    said = _dict(run.metrics.get("search")).get("sentence")
+    if isinstance(said, str) and said:
+        return f"{said[:1].upper()}{said[1:].rstrip('.')}."
+    chosen = next((row for row in run.front if row.chosen), None)
+    best = min((row for row in run.front if row.on_front), key=_loss_of, default=None)
+    if chosen is None or best is None or chosen["loss"] is None or best["loss"] is None or best.key == chosen.key:
+        return ""
+    less, more = chosen["loss"] - best["loss"], _latency(best) - _latency(chosen)
+    return f"The lowest loss on the front is {less:.4f} below the chosen one's and costs {_ms(more)} more."
 
 
 # Parts of the page ---------------------------------------------------------------------------------
