@@ -67,7 +67,7 @@ def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], source: str) ->
                 "x": limit,
                 "y": 1,
                 "yref": "paper",
-                "text": f"budget {limit:g} ms",
+                "text": f"budget {limit:.4g} ms",
                 "showarrow": False,
                 "xanchor": "left",
                 "yanchor": "top",
@@ -87,7 +87,7 @@ def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], source: str) ->
     }
 
 
-def curve_figure(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], title: str, log: bool = False) -> Figure:
+def curve_figure(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], title: str) -> Figure:
     """Columns of the training log over steps: faint as they are, strong as a running mean.
 
     Args:
@@ -121,7 +121,7 @@ def curve_figure(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], ti
         "data": data,
         "layout": {
             "xaxis": {"title": {"text": "step"}, "zeroline": False},
-            "yaxis": {"title": {"text": title}, "zeroline": False} | ({"type": "log", "dtick": "D2"} if log else {}),
+            "yaxis": {"title": {"text": title}, "zeroline": False},
             "showlegend": sum("name" in trace for trace in data) > 1,
             "hovermode": "x unified",
         },

@@ -75,7 +75,7 @@ def render(run: RunFolder) -> str:
         kinds=[KIND_NAMES[kind] for kind in KINDS if run.samples and kind in run.samples.clips],
         provenance=_provenance(run),
         timings=_timings(run),
-        coreml=_flat(run.metrics.get("coreml")),
+        coreml=_facts(run.metrics.get("coreml")),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
         plotly=_plotly() if figures else "",
@@ -104,7 +104,9 @@ def verdict(run: RunFolder) -> str:
     if latency is None:
         latency, method = _value(chosen, "latency_ms_predicted"), _predicted(run)
     if latency is not None:
-        backbone = _value(chosen, "backbone_latency_ms")
+        backbone = _value(chosen, f"backbone_latency_ms{'_measured' if method == 'measured' else ''}")
+        if backbone is None:
+            backbone = _value(chosen, "backbone_latency_ms")
         share = "" if backbone is None else f", {_ms(backbone)} of it the image backbone"
         peak, peak_method = _value(chosen, "peak_mb_measured"), "measured"
         if peak is None:
@@ -203,7 +205,7 @@ def _figures(run: RunFolder) -> dict[str, Any]:
             losses = {"loss": "loss"}
         figures["loss"] = curve_figure(run.curves, losses, "training loss")
         figures["rate"] = curve_figure(run.curves, {"learning_rate": "learning rate"}, "learning rate")
-        figures["gradient"] = curve_figure(run.curves, {"grad_norm": "gradient norm"}, "gradient norm", log=True)
+        figures["gradient"] = curve_figure(run.curves, {"grad_norm": "gradient norm"}, "gradient norm")
     return {name: figure for name, figure in figures.items() if figure["data"]}
 
 
@@ -415,10 +417,6 @@ def _inline(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested mapping as (name, text) pairs."""
-    pairs = []
-    for name, item in _dict(value).items():
-        full = f"{prefix}{_named(name)}"
-        pairs += _flat(item, f"{full}: ") if isinstance(item, Mapping) else [(full, _inline(item) or "none")]
-    return pairs
+def _facts(value: Any) -> list[tuple[str, str]]:
+    """A mapping as (name, text) pairs; what is nested in it in one line."""
+    return [(_named(name), _inline(item) or "none") for name, item in _dict(value).items()]
