@@ -1,0 +1,179 @@
+"""Is a network's cost the sum of its parts? Whole random networks and every part, timed in the same interleaved run."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from device_profiler.device import Device
+from device_profiler.errors import ProfileError
+from device_profiler.measure import Limits, OnProgress, RunLog
+from device_profiler.profile import measure_workloads
+from latency_tables.cost import CostModel
+from latency_tables.header import Header
+from latency_tables.plan import Plan
+from latency_tables.record import Record
+from latency_tables.table import Table
+from search_spaces.arrangement import Arrangement
+from search_spaces.space import Space
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LIMITS = Limits(min_rounds=15, max_rounds=30, seconds=120.0, lockstep=True, group_size=200)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One whole network: what its parts promise and what it took. ms, and MB of 10^6 bytes."""
+
+    arrangement: Arrangement
+    predicted_ms: float
+    measured_ms: float
+    predicted_peak_mb: float
+    measured_peak_mb: float
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured latency, minus one."""
+        return self.predicted_ms / self.measured_ms - 1
+
+    @property
+    def peak_error(self) -> float:
+        """Predicted over measured peak memory, minus one."""
+        return self.predicted_peak_mb / self.measured_peak_mb - 1
+
+
+@dataclass(frozen=True)
+class Additivity:
+    """The evidence: shares of one, and how quiet the machine was (``reference_spread`` below 0.02 is quiet)."""
+
+    rows: tuple[Row, ...]
+    records: tuple[Record, ...]
+    reference: dict[str, float | int | str]
+
+    @property
+    def mape(self) -> float:
+        """Mean absolute error of the predicted latencies."""
+        return float(np.mean([abs(row.error) for row in self.rows]))
+
+    @property
+    def worst(self) -> float:
+        """Largest absolute error of a predicted latency."""
+        return max(abs(row.error) for row in self.rows)
+
+    @property
+    def bias(self) -> float:
+        """Mean error of the predicted latencies: below zero where whole networks are slower than their parts."""
+        return float(np.mean([row.error for row in self.rows]))
+
+    @property
+    def peak_mape(self) -> float:
+        """Mean absolute error of the predicted peak memory."""
+        return float(np.mean([abs(row.peak_error) for row in self.rows]))
+
+    @property
+    def kendall_tau(self) -> float:
+        """Rank agreement of predicted and measured latencies, -1..1 (tau-a: a tie counts as no agreement)."""
+        predicted = np.array([row.predicted_ms for row in self.rows])
+        measured = np.array([row.measured_ms for row in self.rows])
+        return kendall_tau(predicted, measured)
+
+    def evidence(self) -> dict[str, float | int | str]:
+        """What a table's header keeps of it."""
+        return {
+            "mape": round(self.mape, 5),
+            "worst": round(self.worst, 5),
+            "bias": round(self.bias, 5),
+            "kendall_tau": round(self.kendall_tau, 5),
+            "peak_mape": round(self.peak_mape, 5),
+            "networks": len(self.rows),
+            "reference_spread": self.reference.get("spread", 0.0),
+            "date": datetime.date.today().isoformat(),
+        }
+
+
+def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Concordant minus discordant pairs over all pairs (Kendall 1938)."""
+    upper = np.triu_indices(len(first), 1)
+    a = np.sign(first[:, None] - first[None, :])[upper]
+    b = np.sign(second[:, None] - second[None, :])[upper]
+    return float((a * b).mean()) if len(a) else float("nan")
+
+
+def random_networks(space: Space, count: int, seed: int) -> list[Arrangement]:
+    """Distinct random arrangements, none of them empty."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, Arrangement] = {}
+    for _ in range(100 * count):
+        if len(found) == count:
+            break
+        drawn = space.sample(rng)
+        if drawn.num_layers:
+            found[drawn.key] = drawn
+    return list(found.values())
+
+
+def check_additivity(
+    space: str | Path,
+    device: str | Path | Device,
+    *,
+    cache_dir: str | Path,
+    arrangements: Sequence[Arrangement] | None = None,
+    networks: int = 20,
+    method: str | None = None,
+    limits: Limits = LIMITS,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+    log: RunLog | None = None,
+) -> Additivity:
+    """Measure every workload of a space and whole networks together, and compare sums with wholes.
+
+    All take part in the same rounds, so that a machine's drift moves predictions and measurements alike.
+
+    Raises:
+        ProfileError: if a network could not be measured; TableError if a workload could not.
+    """
+    loaded = Space.load(space)
+    target = device if isinstance(device, Device) else Device.load(device)
+    chosen = list(arrangements) if arrangements is not None else random_networks(loaded, networks, seed)
+    log = log or RunLog()
+    wholes = [loaded.network_workload(arrangement, target.precision) for arrangement in chosen]
+    parts = loaded.workloads(target.precision)
+    records = measure_workloads(
+        [*parts, *wholes],
+        target,
+        space=space,
+        arrangements={arrangement.key: arrangement for arrangement in chosen},
+        method=method,
+        limits=limits,
+        seed=seed,
+        progress=progress,
+        cache_dir=cache_dir,
+        log=log,
+    )
+    table = Table(Header(target.name, target.runtime, precision=target.precision), records)
+    model = CostModel(Plan.load(loaded.name), table, method=method)
+    indices = np.stack([model.encode(arrangement.labels()) for arrangement in chosen])
+    costs = model.cost(indices)
+    rows = []
+    for index, (arrangement, workload) in enumerate(zip(chosen, wholes, strict=True)):
+        record = table.get(workload.key)
+        if record is None or record.latency_ms_median is None:
+            bad = table.rows(workload.key)[0]
+            raise ProfileError(f"{workload.key}: {bad.status}: {bad.reason}; measure with other arrangements.")
+        rows.append(
+            Row(
+                arrangement,
+                float(costs.latency_ms[index]),
+                record.latency_ms_median,
+                float(costs.peak_mb[index]),
+                (record.weights_mb or 0.0) + (record.activation_peak_mb or 0.0),
+            )
+        )
+    return Additivity(tuple(rows), tuple(records), log.summary(limits.drift))

@@ -1,0 +1,86 @@
+"""Admission: a workload that cannot fit is refused before it is lowered or sent, with the figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from device_profiler.device import BYTES_PER_ELEMENT, Device
+from device_profiler.errors import OutOfMemory
+from search_spaces.workload import Workload
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention: ``groups`` independent ones of ``queries`` against ``keys``, for each of ``heads``."""
+
+    groups: int
+    heads: int
+    queries: int
+    keys: int
+
+
+def has_attention(workload: Workload) -> bool:
+    """Whether the workload holds attention, so that it has a fused and a decomposed form."""
+    return not workload.is_block or "Attention" in workload.block
+
+
+def attention_of(workload: Workload) -> Attention | None:
+    """The attention of one of the four attention blocks; None for any other workload."""
+    pixels = workload.height * workload.width
+    heads = dict(workload.params).get("heads", 1)
+    frames, batch, text = workload.frames, workload.batch, workload.context_tokens
+    shapes = {
+        "SelfAttention1D": (batch * pixels, frames, frames),
+        "SelfAttention3D": (batch, frames * pixels, frames * pixels),
+        "CrossAttention1D": (batch * pixels, frames, text),
+        "CrossAttention3D": (batch, frames * pixels, text),
+    }
+    if workload.block not in shapes:
+        return None
+    groups, queries, keys = shapes[workload.block]
+    return Attention(groups, heads, queries, keys)
+
+
+def predicted_peak_mb(workload: Workload, lowering: str) -> float:
+    """The least a block needs for activations: input, output and, where attention is spelled out, all its scores.
+
+    MB of 10^6 bytes. A lower bound, so that nothing which could run is refused.
+    """
+    element = BYTES_PER_ELEMENT[workload.precision]
+    tensor = workload.batch * workload.frames * workload.channels * workload.height * workload.width * element
+    total = 2 * tensor
+    attention = attention_of(workload)
+    if attention and lowering == "decomposed":
+        total += attention.groups * attention.heads * attention.queries * attention.keys * element
+    return total / 1e6
+
+
+def admit(workload: Workload, lowering: str, device: Device) -> None:
+    """Let a workload pass that may fit.
+
+    Raises:
+        OutOfMemory: if its score matrix or predicted peak is over the device's ``memory_limit_mb``.
+    """
+    limit = device.memory_limit_mb
+    if limit is None or not workload.is_block:
+        return
+    needed = predicted_peak_mb(workload, lowering)
+    if needed <= limit:
+        return
+    attention = attention_of(workload)
+    shape = f"{workload.frames}x{workload.height}x{workload.width}"
+    if attention and lowering == "decomposed":
+        score = attention.groups * attention.queries * attention.keys * BYTES_PER_ELEMENT[workload.precision] / 1e6
+        raise OutOfMemory(
+            f"{workload.block} needs {_amount(score)} for one {workload.precision} score matrix per head "
+            f"({attention.heads} heads) at {shape}, {_amount(needed)} in all, over the device's {_amount(limit)}; "
+            "drop it from this position or allow a fused lowering"
+        )
+    raise OutOfMemory(
+        f"{workload.block} needs {_amount(needed)} for input and output at {shape}, "
+        f"over the device's {_amount(limit)}; use a smaller clip"
+    )
+
+
+def _amount(mb: float) -> str:
+    return f"{mb / 1000:.1f} GB" if mb >= 1000 else f"{mb:.0f} MB"

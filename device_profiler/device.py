@@ -1,0 +1,176 @@
+"""A device: the chip, runtime, compute unit and precision that a table is about, read from one YAML."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from device_profiler.errors import ProfileError, nearest
+
+Positive = Annotated[float, Field(gt=0)]
+COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
+BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class Roofline(_Strict):
+    """The two ceilings of the roofline model (Williams, Waterman, Patterson 2009) and where they come from.
+
+    ``peak_tflops`` counts a multiply and an add as two operations, at the device's precision; ``efficiency`` is the
+    share of the peak that dense kernels are taken to reach, ``overhead_us`` what one operation costs at least.
+    """
+
+    peak_tflops: Positive
+    bandwidth_gb_s: Positive
+    efficiency: Annotated[float, Field(gt=0, le=1)] = 1.0
+    overhead_us: Annotated[float, Field(ge=0)] = 0.0
+    source: str
+
+
+class Phone(_Strict):
+    """Which attached phone is meant and who signs the app that runs there; needed by the ``coreml`` runtime alone."""
+
+    udid: str = ""
+    development_team: str = ""
+    provisioning_profile_uuid: str = ""
+    bundle_identifier: str = ""
+    app_path: str = ""
+
+
+class Device(_Strict):
+    """What a hardware team edits. Unknown keys are errors; every figure has its unit in its name.
+
+    Args:
+        chip, os: ``host`` stands for whatever machine the profiler runs on.
+        memory_limit_mb: what one workload may take (MB = 10^6 bytes); more is refused before it is sent.
+        lowerings: forms of a workload to measure, in order; empty means the runtime's default one.
+        threads: of the runtime, where it has any.
+    """
+
+    name: str
+    summary: str = ""
+    chip: str = "host"
+    os: str = "host"
+    runtime: str
+    compute_unit: Literal["ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA"] = "CPU"
+    precision: Literal["fp32", "fp16"] = "fp32"
+    memory_limit_mb: Positive | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    lowerings: tuple[str, ...] = ()
+    method: Literal["alone", "slope", "in_context"] = "alone"
+    provider: str = "CPUExecutionProvider"
+    roofline: Roofline | None = None
+    phone: Phone | None = None
+    notes: str = ""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Device:
+        if self.runtime == "roofline" and self.roofline is None:
+            raise ValueError("runtime roofline needs a 'roofline' section with peak_tflops, bandwidth_gb_s and source")
+        return self
+
+    @property
+    def bytes_per_element(self) -> int:
+        """4 for fp32, 2 for fp16."""
+        return BYTES_PER_ELEMENT[self.precision]
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Device:
+        """The device of that shipped name, or of that YAML file.
+
+        Raises:
+            ProfileError: if there is no such device or file, or the file states something that no device has.
+        """
+        text = str(name_or_path)
+        path = Path(text)
+        if path.suffix in (".yaml", ".yml") or path.is_file():
+            if not path.is_file():
+                raise ProfileError(f"device file {text} does not exist; give a path to a YAML or one of: {_known()}.")
+            try:
+                return cls.parse(path.read_text(encoding="utf-8"), origin=path.name)
+            except UnicodeDecodeError as error:
+                raise ProfileError(f"{path.name}: not a text file ({error.reason}); a device is a YAML.") from None
+        shipped = _shipped()
+        if text not in shipped:
+            raise ProfileError(
+                f"unknown device {text!r}.{nearest(text, shipped)} Known devices: {_known()}; "
+                "or give the path of a device YAML."
+            )
+        return cls.parse(shipped[text], origin=f"{text}.yaml")
+
+    @classmethod
+    def parse(cls, text: str, origin: str = "device") -> Device:
+        """The device a YAML text states; ``origin`` stands before each error message."""
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}" if mark else ""
+            raise ProfileError(f"{origin}: not valid YAML{where}; see a shipped device for the form.") from None
+        if not isinstance(data, dict):
+            raise ProfileError(f"{origin}: a device is a mapping of keys to values, not {type(data).__name__}.")
+        try:
+            device = cls.model_validate(data)
+        except ValidationError as error:
+            raise ProfileError(f"{origin}: {_explain(error)}") from None
+        from device_profiler.runtimes import known_runtimes
+
+        known = known_runtimes()
+        if device.runtime not in known:
+            raise ProfileError(
+                f"{origin}: unknown runtime {device.runtime!r}.{nearest(device.runtime, known)} "
+                f"Known runtimes: {', '.join(sorted(known))}."
+            )
+        return device
+
+
+def list_devices() -> tuple[str, ...]:
+    """Names of the devices that ship with the package, sorted."""
+    return tuple(sorted(_shipped()))
+
+
+@cache
+def _shipped() -> dict[str, str]:
+    folder = resources.files("device_profiler") / "devices"
+    return {f.name[: -len(".yaml")]: f.read_text("utf-8") for f in folder.iterdir() if f.name.endswith(".yaml")}
+
+
+def _known() -> str:
+    return ", ".join(list_devices())
+
+
+def _keys_at(location: tuple[Any, ...]) -> tuple[str, ...]:
+    nested: dict[str, type[_Strict]] = {"roofline": Roofline, "phone": Phone}
+    model: type[_Strict] = nested.get(str(location[-1]), Device) if location else Device
+    return tuple(model.model_fields)
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing wrong, as path, value, rule and remedy on one line."""
+    first = error.errors()[0]
+    location, kind, value = first["loc"], first["type"], first.get("input")
+    path = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        known = _keys_at(location[:-1])
+        return f"unknown key {path!r}.{nearest(str(location[-1]), known)} Known keys: {', '.join(known)}."
+    if kind == "missing":
+        return f"key {path!r} is missing; every device states it."
+    if kind == "literal_error":
+        allowed = str(first["ctx"]["expected"])
+        return f"{path}: {value!r} is not allowed; it must be {allowed}."
+    if kind in ("float_parsing", "float_type", "int_parsing", "int_type", "int_from_float"):
+        unit = next((u for s, u in UNITS.items() if str(location[-1]).endswith(s)), "")
+        return f"{path}: {value!r} is not a number{unit}; write the bare number, the unit is in the key's name."
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return f"{path}: {message} (got {value!r})." if path else f"{message}."
+
+
+UNITS = {"_mb": " of MB (10^6 bytes)", "_tflops": " of TFLOP/s", "_gb_s": " of GB/s", "_us": " of microseconds"}

@@ -1,0 +1,58 @@
+"""The one base error of the room, the failures that become rows, and how a message names the nearest known word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ProfileError(ValueError):
+    """Wrong input to the profiler: an unknown device, a misspelt key, a missing tool. One line, with the remedy."""
+
+
+class WorkloadError(Exception):
+    """A workload gave no number. ``status`` and the message become its row; the run goes on."""
+
+    status = "failed"
+
+
+class OutOfMemory(WorkloadError):
+    """The workload does not fit: refused before it was sent, or stopped for memory while it ran."""
+
+    status = "oom"
+
+
+class Unsupported(WorkloadError):
+    """The toolkit or the runtime has no implementation for something in the workload."""
+
+    status = "unsupported"
+
+
+class TimedOut(WorkloadError):
+    """No answer within the limit."""
+
+    status = "timeout"
+
+
+class SessionLost(Exception):
+    """The process or device behind a session went away for a reason that is not this workload's: measure it again."""
+
+
+WORKLOAD_ERRORS: dict[str, type[WorkloadError]] = {
+    "failed": WorkloadError,
+    "oom": OutOfMemory,
+    "unsupported": Unsupported,
+    "timeout": TimedOut,
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'host_cpu'?`` for a near miss, and an empty string where nothing is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """The text on one line, shortened to ``limit`` characters: what fits in a table's ``reason``."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"

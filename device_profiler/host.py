@@ -1,0 +1,93 @@
+"""What can be read of the machine the profiler runs on: chip, system, memory, load."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+MB = 1e6
+
+
+def chip() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("model name", "Model", "Hardware")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def system() -> str:
+    """Operating system and architecture, e.g. ``Linux x86_64``; on a Mac with its version.
+
+    A kernel's release is left out: a table would end with each of its updates.
+    """
+    if platform.system() == "Darwin":
+        return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
+    return f"{platform.system()} {platform.machine()}"
+
+
+def load_average() -> float:
+    """Processes that wanted to run in the last minute; 0.0 where the system does not tell."""
+    try:
+        return os.getloadavg()[0]
+    except OSError:
+        return 0.0
+
+
+def available_mb() -> float:
+    """Memory a new process could get now, in MB."""
+    return _status_value(Path("/proc/meminfo"), "MemAvailable") or 4000.0
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, in MB. Linux only; 0.0 elsewhere."""
+    return _status_value(Path("/proc/self/status"), "VmRSS")
+
+
+def resident_peak_mb() -> float:
+    """Most resident memory since the last ``reset_resident_peak``, in MB. Linux only; 0.0 elsewhere."""
+    return _status_value(Path("/proc/self/status"), "VmHWM")
+
+
+def reset_resident_peak() -> bool:
+    """Give freed memory back to the system, then start the high-water mark anew. False where that is impossible."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        return True
+    except (OSError, AttributeError):
+        return False
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def return_freed_memory(at_once: bool) -> None:
+    """Whether freed blocks of 64 kB and more go back to the system at once, or are kept for the next allocation.
+
+    The first makes resident memory the memory in use, the second is fast. Without effect outside glibc.
+    """
+    threshold = 64 * 1024 if at_once else 1 << 30
+    try:
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, min(threshold, 32 << 20))
+        libc.mallopt(M_TRIM_THRESHOLD, threshold)
+        libc.malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
+
+
+def _status_value(path: Path, key: str) -> float:
+    try:
+        with path.open() as lines:
+            for line in lines:
+                if line.startswith(key + ":"):
+                    return int(line.split()[1]) * 1024 / MB
+    except OSError:
+        pass
+    return 0.0

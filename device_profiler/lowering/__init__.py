@@ -1,0 +1,317 @@
+"""From a workload to something a runtime executes: lowered once, cached by content, checkable against torch.
+
+An artifact is a folder: what the toolkit wrote, and ``lowered.json`` with the inputs' shapes, a sample of the torch
+module's output and the toolkit's statistics. Its name is a hash over everything it depends on, so a second device
+that eats the same toolkit lowers nothing, and a changed block never meets an old file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from device_profiler.child import Child
+from device_profiler.errors import WorkloadError, one_line
+from device_profiler.subject import Subject, package_version
+from search_spaces.workload import Workload
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+# toolkit -> "module:function(module, inputs, names, lowering, precision, folder) -> statistics".
+TOOLKITS: dict[str, str] = {
+    "onnx": "device_profiler.lowering.onnx:lower",
+    "coreml": "device_profiler.lowering.coreml:lower",
+    "counts": "device_profiler.lowering.counts:lower",
+    "module": "device_profiler.lowering.module:lower",
+}
+TOOLKIT_PACKAGES = {"onnx": ("torch", "onnx", "onnxscript"), "coreml": ("torch", "coremltools")}
+MANIFEST = "lowered.json"
+SAMPLES = 4096
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a lowered workload: standard normal values of a fixed seed, or the values stated."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    values: tuple[float, ...] | None = None
+
+    def array(self, index: int) -> NDArray[Any]:
+        """The input itself; the same numbers in every process."""
+        import numpy as np
+
+        if self.values is not None:
+            return np.asarray(self.values, dtype=self.dtype).reshape(self.shape)
+        dtype = np.float32 if self.dtype in ("float32", "float16") else np.float64
+        drawn = np.random.default_rng(1234 + index).standard_normal(self.shape, dtype=dtype)
+        return drawn.astype(self.dtype, copy=False)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A workload, lowered. ``folder`` holds the artifact, ``stats`` what the toolkit says of it.
+
+    ``expected_at`` and ``expected`` are a sample of the torch module's flattened output, ``scale`` its largest
+    absolute value.
+    """
+
+    subject: Subject
+    toolkit: str
+    lowering: str
+    folder: Path
+    inputs: tuple[Input, ...]
+    output_shape: tuple[int, ...]
+    output_dtype: str
+    expected_at: tuple[int, ...]
+    expected: tuple[float, ...]
+    scale: float
+    stats: Mapping[str, Any]
+
+    @property
+    def file(self) -> Path:
+        """What the toolkit wrote."""
+        return self.folder / str(self.stats.get("file", ""))
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """The inputs, in order."""
+        return [spec.array(index) for index, spec in enumerate(self.inputs)]
+
+    def error_of(self, output: NDArray[Any]) -> float:
+        """Largest difference from the torch module's output, relative to its largest absolute value.
+
+        Infinite where the shape differs or a value is not finite.
+        """
+        return sample_error(output, self.output_shape, self.expected_at, self.expected, self.scale)
+
+    def payload(self) -> dict[str, Any]:
+        """What a child process needs to load it, as JSON."""
+        return {"folder": str(self.folder)}
+
+    @classmethod
+    def read(cls, folder: Path) -> Lowered:
+        """The artifact in a folder."""
+        data = json.loads((folder / MANIFEST).read_text("utf-8"))
+        return cls(
+            subject=Subject.from_json(data["subject"]),
+            toolkit=data["toolkit"],
+            lowering=data["lowering"],
+            folder=folder,
+            inputs=tuple(
+                Input(i["name"], tuple(i["shape"]), i["dtype"], None if i["values"] is None else tuple(i["values"]))
+                for i in data["inputs"]
+            ),
+            output_shape=tuple(data["output_shape"]),
+            output_dtype=data["output_dtype"],
+            expected_at=tuple(data["expected_at"]),
+            expected=tuple(data["expected"]),
+            scale=data["scale"],
+            stats=data["stats"],
+        )
+
+
+def sample_error(
+    output: NDArray[Any], shape: Iterable[int], at: Iterable[int], expected: Iterable[float], scale: float
+) -> float:
+    """``max |output[at] - expected| / scale``; infinite on another shape or a value that is not finite."""
+    import numpy as np
+
+    if tuple(output.shape) != tuple(shape):
+        return float("inf")
+    got = output.reshape(-1)[np.asarray(tuple(at), dtype=np.int64)].astype(np.float64)
+    if not np.isfinite(got).all():
+        return float("inf")
+    return float(np.abs(got - np.asarray(tuple(expected))).max() / max(scale, 1e-12))
+
+
+def default_lowerings(toolkit: str, workload: Workload) -> tuple[str, ...]:
+    """Names of the forms a toolkit has for a workload; the first is the default.
+
+    Only work with attention in it has several: ``fused`` keeps attention one operation, ``decomposed`` spells it out.
+    """
+    from device_profiler.admission import has_attention
+
+    if toolkit == "module" or not has_attention(workload):
+        return ("plain",)
+    return ("decomposed", "fused") if toolkit == "onnx" else ("fused", "decomposed")
+
+
+def artifact_name(subject: Subject, toolkit: str, lowering: str) -> str:
+    """A readable, unique folder name for the artifact."""
+    module = TOOLKITS[toolkit].partition(":")[0]
+    spec = importlib.util.find_spec(module)
+    digest = hashlib.sha256(f"{SCHEMA} {subject.fingerprint()} {toolkit} {lowering}".encode())
+    for origin in (__file__, spec.origin if spec else None):
+        if origin:
+            digest.update(Path(origin).read_bytes())
+    for package in TOOLKIT_PACKAGES.get(toolkit, ()):
+        digest.update(f"{package}=={package_version(package)}".encode())
+    return f"{subject.workload.block}-{toolkit}-{lowering}-{digest.hexdigest()[:20]}"
+
+
+def find(subject: Subject, toolkit: str, lowering: str, cache: Path) -> Lowered | None:
+    """The artifact if it is in the cache already. Imports nothing heavy."""
+    folder = cache / artifact_name(subject, toolkit, lowering)
+    try:
+        return Lowered.read(folder)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def lower(subject: Subject, toolkit: str, lowering: str, cache: Path) -> Lowered:
+    """Lower in this process (imports torch and the toolkit) and put the artifact into the cache.
+
+    Raises:
+        Exception: whatever the toolkit raises; ``device_profiler.child.classify`` gives its status.
+    """
+    known = find(subject, toolkit, lowering, cache)
+    if known is not None:
+        return known
+    import torch
+
+    start = time.perf_counter()
+    folder = cache / artifact_name(subject, toolkit, lowering)
+    partial = cache / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    partial.mkdir(parents=True)
+    try:
+        with torch.no_grad():
+            module, examples, names = subject.build()
+            inputs = tuple(_input(name, tensor) for name, tensor in zip(names, examples, strict=True))
+            expected = _expected(module, inputs) if toolkit != "counts" else None
+            target, _, function = TOOLKITS[toolkit].partition(":")
+            run = getattr(importlib.import_module(target), function)
+            precision = subject.workload.precision
+            stats = run(module.eval(), tuple(_tensors(inputs)), names, lowering, precision, partial)
+        manifest = {
+            "schema": SCHEMA,
+            "key": subject.key,
+            "subject": subject.to_json(),
+            "toolkit": toolkit,
+            "lowering": lowering,
+            "inputs": [{"name": i.name, "shape": i.shape, "dtype": i.dtype, "values": i.values} for i in inputs],
+            **(expected or {"output_shape": [], "output_dtype": "", "expected_at": [], "expected": [], "scale": 0.0}),
+            "stats": {**stats, "seconds": round(time.perf_counter() - start, 3)},
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest), "utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return Lowered.read(folder)
+
+
+def lower_all(
+    jobs: Iterable[tuple[Subject, str, str]],
+    cache: Path,
+    *,
+    workers: int = 2,
+    timeout_s: float = 600.0,
+    memory_limit_mb: float | None = None,
+) -> Iterator[tuple[int, Lowered | WorkloadError]]:
+    """Lower many in child processes and yield (index of the job, artifact or what went wrong) as each is done.
+
+    A toolkit that crashes, hangs or takes all memory takes its child with it and nothing else. Jobs that the cache
+    can answer start no process.
+    """
+    waiting = []
+    for index, (subject, toolkit, lowering) in enumerate(jobs):
+        known = find(subject, toolkit, lowering, cache)
+        if known is not None:
+            yield index, known
+        else:
+            waiting.append((index, subject, toolkit, lowering))
+    if not waiting:
+        return
+    cache.mkdir(parents=True, exist_ok=True)
+    children: list[Child | None] = [None] * max(1, min(workers, len(waiting)))
+    idle = list(range(len(children)))
+    running: dict[Future[Lowered | WorkloadError], tuple[int, int]] = {}
+
+    def work(slot: int, subject: Subject, toolkit: str, lowering: str) -> Lowered | WorkloadError:
+        child = children[slot]
+        try:
+            if child is None:
+                child = children[slot] = Child("device_profiler.lowering.worker", memory_limit_mb=memory_limit_mb)
+            folder = child.call(
+                "lower",
+                timeout_s,
+                subject=subject.to_json(),
+                toolkit=toolkit,
+                lowering=lowering,
+                cache=str(cache),
+            )
+            return Lowered.read(Path(folder))
+        except WorkloadError as error:
+            if child is not None:
+                child.close()
+            children[slot] = None
+            return type(error)(one_line(f"lowering: {error}"))
+
+    # The longest first, so that no child ends up alone with the largest module.
+    waiting.sort(key=lambda job: job[1].workload.is_block)
+    with ThreadPoolExecutor(len(children)) as pool:
+        try:
+            while waiting or running:
+                while waiting and idle:
+                    index, subject, toolkit, lowering = waiting.pop(0)
+                    slot = idle.pop()
+                    running[pool.submit(work, slot, subject, toolkit, lowering)] = (index, slot)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    index, slot = running.pop(future)
+                    idle.append(slot)
+                    yield index, future.result()
+        finally:
+            for child in children:
+                if child is not None:
+                    child.close()
+
+
+def lower_network(subject: Subject, cache: Path, *, toolkit: str = "coreml", lowering: str = "fused") -> Lowered:
+    """Lower one whole network in this process; what ``nas export`` calls. Imports torch and the toolkit."""
+    return lower(subject, toolkit, lowering, cache)
+
+
+def _input(name: str, tensor: Tensor) -> Input:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    small = tensor.numel() <= 64
+    values = tuple(float(v) for v in tensor.flatten().tolist()) if small or not tensor.is_floating_point() else None
+    return Input(name, tuple(tensor.shape), dtype, values)
+
+
+def _tensors(inputs: tuple[Input, ...]) -> list[Tensor]:
+    import torch
+
+    return [torch.from_numpy(spec.array(index)) for index, spec in enumerate(inputs)]
+
+
+def _expected(module: nn.Module, inputs: tuple[Input, ...]) -> dict[str, Any]:
+    import numpy as np
+
+    output: NDArray[np.float32] = module(*_tensors(inputs)).float().numpy()
+    flat = output.reshape(-1)
+    rng = np.random.default_rng(99)
+    at = np.unique(rng.integers(0, flat.size, min(SAMPLES, flat.size)))
+    return {
+        "output_shape": list(output.shape),
+        "output_dtype": "float32",
+        "expected_at": at.tolist(),
+        "expected": [float(v) for v in flat[at]],
+        "scale": float(np.abs(flat).max()),
+    }

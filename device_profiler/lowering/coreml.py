@@ -1,0 +1,191 @@
+"""Module to Core ML: an ``.mlpackage`` for iOS 18 in float16, with its operations, ranks, weights and static plan.
+
+The way that works on Linux with current torch and numpy: ``torch.export`` with an empty decomposition table (the full
+one tiles weights; ``jit.trace`` fails with numpy >= 2.4). Nothing here needs a Mac; running the package does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+import logging
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from device_profiler.errors import Unsupported, WorkloadError
+from device_profiler.lowering.liveness import Step, live_peak_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_RANK = 5  # of any tensor in Core ML
+FUSED = "scaled_dot_product_attention"
+VIEWS = {"reshape", "squeeze", "expand_dims", "identity"}
+EXPORT_TOLERANCE = 1e-3
+
+
+def lower(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: tuple[str, ...],
+    lowering: str,
+    precision: str,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write ``model.mlpackage`` into the folder and say what is in it.
+
+    Args:
+        lowering: ``fused`` keeps attention one operation, ``decomposed`` spells it out; ``plain`` has none.
+        precision: fp16, or fp32 for a comparison.
+
+    Returns:
+        ``file``, ``weights_mb`` (size of the weight file), ``ops`` (count by type, constants left out), ``operations``,
+        ``attention_ops``, ``max_rank``, ``static_peak_mb``, ``export_error`` of the exported program in torch.
+
+    Raises:
+        Unsupported: if a tensor has more than five axes, or Core ML lacks an operation.
+        WorkloadError: if the exported program computes something else than the module.
+    """
+    with quiet():  # the converter's temporary folder is collected in here too, with its warning
+        stats = _write(module, inputs, names, lowering, precision, folder / "model.mlpackage")
+        gc.collect()
+    return stats
+
+
+def _write(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], lowering: str, precision: str, path: Path
+) -> dict[str, Any]:
+    model, error = convert(module, inputs, names, fused=lowering != "decomposed", precision=precision)
+    if not error <= EXPORT_TOLERANCE:
+        raise WorkloadError(
+            f"the exported program is off by {error:.2g} against the module; its output cannot be trusted"
+        )
+    stats = describe(model._mil_program)
+    if stats["max_rank"] > MAX_RANK:
+        raise Unsupported(f"a tensor has {stats['max_rank']} axes, over Core ML's {MAX_RANK}; reshape in the block")
+    if path.exists():
+        shutil.rmtree(path)
+    model.save(str(path))
+    weights = sum(file.stat().st_size for file in path.rglob("weight.bin"))
+    return {
+        "file": path.name,
+        "weights_mb": weights / 1e6,
+        "package_mb": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6,
+        "static_peak_mb": weights / 1e6 + stats.pop("live_peak_mb"),
+        "export_error": error,
+        **stats,
+    }
+
+
+def convert(
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: tuple[str, ...],
+    *,
+    fused: bool = True,
+    precision: str = "fp16",
+) -> tuple[Any, float]:
+    """The Core ML model of a module (not loaded), and the exported program's error against the module.
+
+    Inputs and output are float16 where the precision is; the output is called ``y``.
+    """
+    import torch
+
+    with quiet():
+        import coremltools as ct
+
+        table = {} if fused else {torch.ops.aten.scaled_dot_product_attention.default: _spelled_out}
+        with torch.no_grad():
+            exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(table)
+            expected, got = module(*inputs), exported.module()(*inputs)
+        error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        number = np.float16 if precision == "fp16" else np.float32
+        wide = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
+        model = ct.convert(
+            exported,
+            inputs=[
+                ct.TensorType(name=name, shape=tuple(x.shape), dtype=number)
+                for name, x in zip(names, inputs, strict=True)
+            ],
+            outputs=[ct.TensorType(name="y", dtype=number)],
+            minimum_deployment_target=ct.target.iOS18,
+            compute_precision=wide,
+            skip_model_load=True,
+        )
+    return model, error
+
+
+def describe(program: Any) -> dict[str, Any]:
+    """Operation counts, largest rank and static peak of a converted program."""
+    function = program.functions["main"]
+    ops: Counter[str] = Counter()
+    sizes: dict[str, int] = {}
+    alias: dict[str, str] = {}
+    steps: list[Step] = []
+    rank = 0
+    for name, var in function.inputs.items():
+        sizes[name] = _bytes(var)
+    for op in function.operations:
+        if op.op_type == "const" or op.op_type.startswith("constexpr"):
+            continue
+        ops[op.op_type] += 1
+        rank = max([rank, *(var.rank for var in op.outputs if hasattr(var, "rank"))])
+        reads = [alias.get(v.name, v.name) for v in _inputs(op) if v.op is None or v.op.op_type != "const"]
+        if op.op_type in VIEWS and reads:
+            alias[op.outputs[0].name] = reads[0]
+            continue
+        for var in op.outputs:
+            sizes[var.name] = _bytes(var)
+        steps.append((reads, [var.name for var in op.outputs]))
+    kept = [alias.get(var.name, var.name) for var in function.outputs]
+    return {
+        "ops": dict(sorted(ops.items())),
+        "operations": sum(ops.values()),
+        "attention_ops": ops[FUSED],
+        "max_rank": rank,
+        "live_peak_mb": live_peak_bytes(steps, sizes, list(function.inputs), kept) / 1e6,
+    }
+
+
+def _inputs(op: Any) -> list[Any]:
+    found: list[Any] = []
+    for value in op.inputs.values():
+        found.extend(value if isinstance(value, (list, tuple)) else [value])
+    return [var for var in found if var is not None]
+
+
+def _bytes(var: Any) -> int:
+    from coremltools.converters.mil.mil.types.type_mapping import nptype_from_builtin
+
+    shape = [int(size) for size in var.shape]
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(nptype_from_builtin(var.dtype)).itemsize
+
+
+def _spelled_out(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+    if any(argument not in (None, False, 0.0) for argument in (*rest, *named.values())):
+        raise Unsupported("attention with a mask, dropout or a scale of its own has no decomposed lowering")
+    scores = query @ key.transpose(-2, -1)
+    return (scores * query.shape[-1] ** -0.5).softmax(-1) @ value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """coremltools tells of versions it was not tested with and draws progress bars; errors still come through."""
+    logger = logging.getLogger("coremltools")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.filterwarnings("ignore", module="coremltools.*|torch.*|sklearn.*|xgboost.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*overflow encountered in cast.*", category=RuntimeWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,391 @@
+"""Profiling: what a table lacks is lowered, measured and written row by row; what it has is left alone."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from device_profiler.admission import admit
+from device_profiler.device import Device
+from device_profiler.errors import ProfileError, WorkloadError, nearest
+from latency_tables.header import Header
+from latency_tables.record import Record
+from latency_tables.table import Table, table_path
+from search_spaces.arrangement import Arrangement
+from search_spaces.space import Space
+from search_spaces.workload import Workload
+
+if TYPE_CHECKING:
+    from device_profiler.measure import Limits, OnProgress, RunLog
+    from device_profiler.runtimes import Runtime
+    from device_profiler.subject import Subject
+
+CACHE = ".cache"
+SLOPE_COUNTS = (1, 2, 4)
+LOWERING_NAMES = ("plain", "fused", "decomposed")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One row to be: (key, lowering, method) is its primary key."""
+
+    workload: Workload
+    lowering: str
+    method: str
+    arrangement: Arrangement | None = None
+
+    @property
+    def primary_key(self) -> tuple[str, str, str]:
+        """What the row will be found by."""
+        return self.workload.key, self.lowering, self.method
+
+
+def profile(
+    space: str | Path | Space,
+    device: str | Path | Device,
+    table_dir: str | Path,
+    *,
+    clip: str = "deployment",
+    lowerings: Sequence[str] = (),
+    method: str | None = None,
+    retry: bool = False,
+    limits: Limits | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+    cache_dir: str | Path | None = None,
+) -> Table:
+    """Measure the workloads of a space that the device's table lacks, and give the table.
+
+    Each row is on disk as soon as it is known, so stopping at any moment loses at most what was being timed; calling
+    again goes on from there. With nothing to do, only the space and the table are read. Rows without a number (oom,
+    unsupported, failed, timeout) are results and stay, unless ``retry`` asks to measure them again; an ``unstable``
+    one is measured again each time.
+
+    Args:
+        table_dir: the table is ``table_dir/<device>/<runtime>.csv``, raw samples beside it.
+        lowerings: forms to measure; the device's, then the runtime's default one where none are named.
+        method: alone, slope or in_context; the device's where none is named. Backbones are measured alone.
+        seed: of the order in which workloads are visited.
+        progress: told what is going on.
+        cache_dir: where lowered files are kept; ``table_dir/.cache`` by default.
+
+    Raises:
+        ProfileError: unknown device, runtime, lowering or method; a tool or phone is missing.
+        SpaceError, TableError: from reading the space and the table.
+    """
+    loaded = Space.load(space)
+    target = device if isinstance(device, Device) else Device.load(device)
+    wanted = wanted_rows(loaded.workloads(target.precision, clip), target, lowerings, method)
+    return _fill(wanted, target, table_dir, _origin(space, loaded), retry, limits, seed, progress, cache_dir)
+
+
+def profile_operator(
+    block: str,
+    shape: str,
+    device: str | Path | Device,
+    table_dir: str | Path,
+    *,
+    context: str = "",
+    lowerings: Sequence[str] = (),
+    method: str | None = None,
+    retry: bool = False,
+    limits: Limits | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Table, Workload]:
+    """Measure one block at any shape, with no search in mind; gives the table and the workload whose rows it now has.
+
+    Args:
+        block: a block or a variant, ``Conv3D`` or ``Conv3D(kernel_size=5)``; parameters left out get their defaults.
+        shape: ``CxTxHxW`` of its input, e.g. ``320x30x64x64``; ``CxTxHxWxB`` for another batch than 1.
+        context: ``LxD`` of the text that a cross-attention block reads; 77x768 where it is left out.
+
+    Raises:
+        ProfileError: if the shape cannot be read; otherwise as ``profile``.
+    """
+    target = device if isinstance(device, Device) else Device.load(device)
+    workload = operator_workload(block, shape, target.precision, context)
+    wanted = wanted_rows([workload], target, lowerings, method)
+    return _fill(wanted, target, table_dir, "", retry, limits, seed, progress, cache_dir), workload
+
+
+def operator_workload(block: str, shape: str, precision: str, context: str = "") -> Workload:
+    """The workload of one block at a stated shape; see ``profile_operator``."""
+    from search_spaces.blocks import block_spec, complete
+    from search_spaces.variant import Variant
+
+    sizes = _sizes(shape, (4, 5), "shape", "CxTxHxW, for example 320x30x64x64")
+    channels, frames, height, width = sizes[:4]
+    variant = complete(Variant.parse(block), channels)
+    reads_text = block_spec(variant.block).needs_context
+    if context and not reads_text:
+        raise ProfileError(f"{variant.label} reads no text; leave the context {context!r} out.")
+    tokens, dim = _sizes(context or "77x768", (2,), "context", "LxD, for example 77x768") if reads_text else (0, 0)
+    return Workload(
+        variant.block,
+        variant.params,
+        channels=channels,
+        frames=frames,
+        height=height,
+        width=width,
+        batch=sizes[4] if len(sizes) == 5 else 1,
+        precision=precision,
+        context_tokens=tokens,
+        context_dim=dim,
+    )
+
+
+def measure_workloads(
+    workloads: Iterable[Workload],
+    device: str | Path | Device,
+    *,
+    space: str | Path | Space | None = None,
+    arrangements: Mapping[str, Arrangement] | None = None,
+    lowerings: Sequence[str] = (),
+    method: str | None = None,
+    limits: Limits | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+    cache_dir: str | Path,
+    log: RunLog | None = None,
+) -> list[Record]:
+    """Measure any workloads together in one run, whole networks included, and give their records; no table is touched.
+
+    Args:
+        space: of backbones and networks.
+        arrangements: by their ``key``, for the network workloads among ``workloads``.
+        log: takes raw samples and the reference workload's course; ``log.summary`` tells how quiet the machine was.
+
+    Returns:
+        Records in the order of ``workloads`` (and of lowerings, where several are measured).
+
+    Raises:
+        ProfileError: as ``profile``, and if a network's arrangement is not given.
+    """
+    target = device if isinstance(device, Device) else Device.load(device)
+    origin = _origin(space, Space.load(space)) if space is not None else ""
+    wanted = wanted_rows(workloads, target, lowerings, method)
+    known = arrangements or {}
+    for index, row in enumerate(wanted):
+        if row.workload.block == "network":
+            key = row.workload.name.rpartition(":")[2]
+            if key not in known:
+                raise ProfileError(f"{row.workload.key}: a network needs its arrangement; pass arrangements[{key!r}].")
+            wanted[index] = replace(row, arrangement=known[key])
+    runtime = _open(target)
+    found = {
+        record.primary_key: record
+        for record in _records(wanted, target, runtime, origin, limits, seed, progress, Path(cache_dir), log)
+    }
+    return [found[row.primary_key] for row in wanted]
+
+
+def wanted_rows(
+    workloads: Iterable[Workload], device: Device, lowerings: Sequence[str] = (), method: str | None = None
+) -> list[Wanted]:
+    """The rows that a table of the device should have for these workloads."""
+    from device_profiler.lowering import default_lowerings
+    from device_profiler.runtimes import load_runtime_class
+
+    toolkit = load_runtime_class(device).toolkit
+    names = tuple(lowerings) or device.lowerings
+    for name in names:
+        if name not in LOWERING_NAMES:
+            raise ProfileError(
+                f"unknown lowering {name!r}.{nearest(name, LOWERING_NAMES)} "
+                f"Known lowerings: {', '.join(LOWERING_NAMES)}."
+            )
+    how = method or device.method
+    if how not in ("alone", "slope", "in_context"):
+        raise ProfileError(f"unknown method {how!r}; it is alone, slope or in_context.")
+    rows = []
+    for workload in workloads:
+        possible = default_lowerings(toolkit, workload)
+        for name in [n for n in names if n in possible] or possible[:1]:
+            rows.append(Wanted(workload, name, how if workload.is_block else "alone"))
+    return rows
+
+
+def _origin(given: str | Path | Space | None, loaded: Space) -> str:
+    """What a child process can load the space by: its name, or the absolute path of its YAML."""
+    from search_spaces.space import list_spaces
+
+    if isinstance(given, str) and given in list_spaces():
+        return given
+    if isinstance(given, (str, Path)):
+        return str(Path(given).resolve())
+    if loaded.source is not None:
+        return str(loaded.source)
+    raise ProfileError(f"space {loaded.name} was made in this process; save it as YAML and give its path.")
+
+
+def _open(device: Device) -> Runtime:
+    from device_profiler.runtimes import open_runtime
+
+    runtime = open_runtime(device)
+    runtime.check()
+    return runtime
+
+
+def _fill(
+    wanted: Sequence[Wanted],
+    device: Device,
+    table_dir: str | Path,
+    space: str,
+    retry: bool,
+    limits: Limits | None,
+    seed: int,
+    progress: OnProgress | None,
+    cache_dir: str | Path | None,
+) -> Table:
+    path = table_path(table_dir, device.name, device.runtime)
+    table = Table.load(path) if path.exists() else None
+    again = {"unstable"} | ({"oom", "unsupported", "failed", "timeout"} if retry else set())
+    have = {row.primary_key: row.status for row in table or ()}
+    missing = [row for row in wanted if have.get(row.primary_key, "unstable") in again]
+    if table is not None and not missing:
+        return table
+    from device_profiler.measure import RunLog
+
+    runtime = _open(device)
+    header = _header(device, runtime, seed)
+    if table is None:
+        table = Table(header)
+    else:
+        differs = table.header.conflicts(header)
+        if differs:
+            raise ProfileError(
+                f"{path}: this table was measured with another {'; '.join(differs)}; "
+                "give another table directory, or move this table away to measure it anew."
+            )
+    cache = Path(cache_dir) if cache_dir is not None else Path(table_dir) / CACHE
+    log = RunLog(path.with_name(f"{path.stem}.samples.csv.gz"))
+    try:
+        for record in _records(missing, device, runtime, space, limits, seed, progress, cache, log):
+            table.append(record)
+            table.save(path)
+    finally:
+        summary = log.summary(limits.drift if limits else 0.1)
+        if summary:
+            table.header = replace(table.header, updated=header.updated, reference={**summary, "seed": seed})
+            table.save(path)
+    return table
+
+
+def _header(device: Device, runtime: Runtime, seed: int) -> Header:
+    about = runtime.describe()
+    today = datetime.date.today().isoformat()
+    notes = device.notes
+    if device.roofline is not None:
+        notes = f"{notes} {device.roofline.source}".strip()
+    return Header(
+        device=device.name,
+        runtime=device.runtime,
+        chip=about.get("chip", device.chip),
+        os=about.get("os", device.os),
+        runtime_version=about.get("runtime_version", ""),
+        compute_unit=device.compute_unit,
+        precision=device.precision,
+        toolkit_version=about.get("toolkit_version", ""),
+        created=today,
+        updated=today,
+        notes=notes,
+        details={"threads": device.threads, "seed": seed},
+    )
+
+
+def _subjects(row: Wanted, space: str) -> tuple[tuple[Subject, ...], tuple[int, ...]]:
+    """What to lower for a row, and how many copies of the block each has."""
+    from device_profiler.subject import SEGMENT, Subject
+
+    origin = "" if row.workload.is_block else space
+    subject = Subject(row.workload, origin, row.arrangement)
+    if row.method == "slope":
+        return tuple(subject.with_copies(count) for count in SLOPE_COUNTS), SLOPE_COUNTS
+    if row.method == "in_context":
+        segment = replace(subject, factory=SEGMENT)
+        return (segment, segment.with_copies(0)), (1, 0)
+    return (subject,), (1,)
+
+
+def _records(
+    wanted: Sequence[Wanted],
+    device: Device,
+    runtime: Runtime,
+    space: str,
+    limits: Limits | None,
+    seed: int,
+    progress: OnProgress | None,
+    cache: Path,
+    log: RunLog | None,
+) -> Iterator[Record]:
+    """Refuse, lower, then measure; a record for each wanted row, as soon as it is known."""
+    import numpy as np
+
+    from device_profiler.lowering import Lowered, lower_all
+    from device_profiler.measure import Job, Limits, Progress, failure, measure, silent
+    from device_profiler.subject import reference_subject
+
+    limits = limits or Limits()
+    tell = progress or silent
+    admitted: list[Wanted] = []
+    for row in wanted:
+        try:
+            admit(row.workload, row.lowering, device)
+        except WorkloadError as error:
+            yield failure(Job(row.workload, row.lowering, (), row.method), error.status, str(error), runtime.source)
+        else:
+            admitted.append(row)
+    if not admitted:
+        return
+    watched = runtime.source == "measured"
+    plans = [_subjects(row, space) for row in admitted]
+    lowering_jobs = [
+        (subject, runtime.toolkit, row.lowering)
+        for row, (subjects, _) in zip(admitted, plans, strict=True)
+        for subject in subjects
+    ]
+    owners = [index for index, (subjects, _) in enumerate(plans) for _ in subjects]
+    if watched:
+        lowering_jobs.append((reference_subject(device.precision), runtime.toolkit, "plain"))
+    artifacts: dict[int, Lowered | WorkloadError] = {}
+    failed: set[int] = set()
+    for index, artifact in lower_all(
+        lowering_jobs, cache, workers=min(2, os.cpu_count() or 1), timeout_s=limits.lowering_timeout_s
+    ):
+        artifacts[index] = artifact
+        tell(Progress("lower", len(artifacts), len(lowering_jobs), lowering_jobs[index][0].key))
+        if isinstance(artifact, WorkloadError) and index < len(owners) and owners[index] not in failed:
+            failed.add(owners[index])
+            row = admitted[owners[index]]
+            job = Job(row.workload, row.lowering, (), row.method)
+            yield failure(job, artifact.status, str(artifact), runtime.source)
+    jobs = []
+    for index, (row, (_, counts)) in enumerate(zip(admitted, plans, strict=True)):
+        parts = [artifacts[n] for n, owner in enumerate(owners) if owner == index]
+        good = tuple(part for part in parts if isinstance(part, Lowered))
+        if index not in failed:
+            jobs.append(Job(row.workload, row.lowering, good, row.method, counts))
+    reference = artifacts.get(len(owners)) if watched else None
+    yield from measure(
+        jobs,
+        runtime,
+        limits,
+        np.random.default_rng(seed),
+        reference=reference if isinstance(reference, Lowered) else None,
+        log=log,
+        progress=tell,
+    )
+
+
+def _sizes(text: str, counts: tuple[int, ...], what: str, form: str) -> tuple[int, ...]:
+    parts = re.split("[x,]", text.strip().lower())
+    if len(parts) not in counts or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ProfileError(f"{what} {text!r} cannot be read; write {form}.")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,84 @@
+"""The roofline estimate: no device, only operations, bytes moved, and two ceilings that the device's YAML states."""
+
+from __future__ import annotations
+
+import math
+
+from device_profiler.device import Device, Roofline
+from device_profiler.errors import ProfileError
+from device_profiler.lowering import Lowered
+from device_profiler.runtimes import Execution, Facts
+from device_profiler.subject import package_version
+
+ESTIMATOR = "roofline-per-operation-1"
+
+
+class Estimate:
+    """The answer for one workload, the same on every machine and every call."""
+
+    def __init__(self, latency_ms: float, facts: Facts) -> None:
+        self.facts = facts
+        self._latency_ms = latency_ms
+
+    def run(self, repeats: int, timeout_s: float) -> list[Execution]:
+        """The estimate, once."""
+        return [Execution(self._latency_ms)]
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class RooflineRuntime:
+    """Each operation takes the longer of computing and of moving its tensors (Williams et al. 2009), one after another.
+
+    Operations that only change a view take nothing. Attention counts as one operation in the ``fused`` lowering; the
+    ``decomposed`` one also moves its score matrix.
+    """
+
+    source = "estimated"
+    toolkit = "counts"
+
+    def __init__(self, device: Device) -> None:
+        if device.roofline is None:
+            raise ProfileError(f"{device.name}: runtime roofline needs a 'roofline' section; see a shipped device.")
+        self.device = device
+        self.ceilings: Roofline = device.roofline
+        self.tolerance = float("inf")
+
+    def check(self) -> None:
+        """Nothing is needed beyond torch, which counts."""
+
+    def describe(self) -> dict[str, str]:
+        """The estimator and its ceilings."""
+        c = self.ceilings
+        return {
+            "chip": self.device.chip,
+            "os": self.device.os,
+            "runtime_version": f"{ESTIMATOR}: {c.peak_tflops:g} TFLOP/s x {c.efficiency:g}, {c.bandwidth_gb_s:g} GB/s",
+            "toolkit_version": f"torch {package_version('torch')}",
+        }
+
+    def latency_ms(self, operations: list[list[float]]) -> float:
+        """Sum over (FLOPs, bytes) of each operation, in ms."""
+        c = self.ceilings
+        peak, bandwidth = c.peak_tflops * c.efficiency * 1e12, c.bandwidth_gb_s * 1e9
+        seconds = sum(max(flops / peak, moved / bandwidth, c.overhead_us * 1e-6) for flops, moved in operations)
+        return seconds * 1e3
+
+    def load(self, lowered: Lowered, timeout_s: float) -> Estimate:
+        """The estimate of a counted workload."""
+        stats = lowered.stats
+        facts = Facts(
+            weights_mb=stats["weights_mb"],
+            activation_peak_mb=stats["activation_peak_mb"],
+            static_peak_mb=stats["weights_mb"] + stats["activation_peak_mb"],
+            estimator=ESTIMATOR,
+        )
+        return Estimate(self.latency_ms(stats["operations"]), facts)
+
+    def capacity_mb(self) -> float:
+        """Nothing is loaded, so everything fits."""
+        return math.inf
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,264 @@
+"""Profiling a space: only what is missing, row by row, whatever stops it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from profiler_fakes import DEVICE, ERRORS, Script, ScriptedRuntime
+
+from device_profiler import ProfileError
+from device_profiler import profile as profile_module
+from device_profiler.additivity import kendall_tau, random_networks
+from device_profiler.admission import admit, predicted_peak_mb
+from device_profiler.device import Device
+from device_profiler.errors import OutOfMemory
+from device_profiler.measure import Limits, Progress
+from device_profiler.profile import measure_workloads, operator_workload, profile, profile_operator, wanted_rows
+from latency_tables.cost import CostModel
+from latency_tables.plan import Plan
+from latency_tables.table import Table, table_path
+from search_spaces.space import Space
+from search_spaces.workload import Workload
+
+QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=2)
+ROOFLINE = "iphone16_pro_max_roofline"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Path, Table]:
+    folder = tmp_path_factory.mktemp("tables")
+    return folder, profile("tiny", ROOFLINE, folder, cache_dir=cache)
+
+
+def test_an_estimated_table_covers_the_space_and_says_so(estimated: tuple[Path, Table]) -> None:
+    _, table = estimated
+    assert {row.key for row in table} == {w.key for w in Space.load("tiny").workloads("fp16")}
+    assert {row.source for row in table} == {"estimated"} and all(row.estimator and row.ok for row in table)
+    assert "Apple" in table.header.notes
+    model = CostModel(Plan.load("tiny"), table)
+    assert model.source == "estimated"
+
+
+def test_the_same_estimate_comes_out_of_every_run(estimated: tuple[Path, Table], tmp_path: Path, cache: Path) -> None:
+    again = profile("tiny", ROOFLINE, tmp_path, cache_dir=cache)
+    assert again.to_csv() == estimated[1].to_csv()
+
+
+def test_with_nothing_to_do_only_space_and_table_are_read(estimated: tuple[Path, Table]) -> None:
+    code = (
+        "import sys, time; start = time.time()\n"
+        "from device_profiler.profile import profile\n"
+        f"table = profile('tiny', '{ROOFLINE}', sys.argv[1])\n"
+        "assert len(table) == 11, len(table)\n"
+        "assert not {'torch', 'onnxruntime', 'coremltools', 'device_profiler.lowering.worker'} & set(sys.modules)\n"
+        "assert time.time() - start < 3"
+    )
+    subprocess.run([sys.executable, "-c", code, str(estimated[0])], check=True, env=_environment())
+
+
+def test_only_missing_rows_are_measured(estimated: tuple[Path, Table], tmp_path: Path, cache: Path) -> None:
+    _, full = estimated
+    path = table_path(tmp_path, ROOFLINE, "roofline")
+    kept = [row for row in full if row.block != "Conv3D"]
+    Table(full.header, kept).save(path)
+    events: list[Progress] = []
+    table = profile("tiny", ROOFLINE, tmp_path, cache_dir=cache, progress=events.append)
+    assert table.to_csv() == full.to_csv()
+    assert {event.key.split("(")[0] for event in events if event.stage == "load"} == {"Conv3D"}
+
+
+def test_failed_rows_are_results_until_a_retry_is_asked_for(
+    estimated: tuple[Path, Table], tmp_path: Path, cache: Path
+) -> None:
+    _, full = estimated
+    path = table_path(tmp_path, ROOFLINE, "roofline")
+    rows = [replace(r, status="failed", latency_ms_median=None) if r.block == "Conv1D" else r for r in full]
+    Table(full.header, rows).save(path)
+    kept = profile("tiny", ROOFLINE, tmp_path, cache_dir=cache)
+    assert {r.status for r in kept if r.block == "Conv1D"} == {"failed"}
+    again = profile("tiny", ROOFLINE, tmp_path, cache_dir=cache, retry=True)
+    assert all(row.ok for row in again)
+
+
+@pytest.fixture()
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedRuntime]:
+    """profile() on a runtime whose latencies are known, with artifacts from the counting toolkit."""
+    runtime = ScriptedRuntime({}, toolkit="counts")
+    monkeypatch.setattr(profile_module, "_open", lambda device: runtime)
+    yield runtime
+
+
+def test_a_run_stopped_in_the_middle_keeps_its_rows_and_goes_on(
+    scripted: ScriptedRuntime, tmp_path: Path, cache: Path
+) -> None:
+    scripted.scripts["Conv3D"] = Script(load_error=KeyboardInterrupt())  # type: ignore[arg-type]
+    limits = replace(QUICK, group_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=limits)
+    path = table_path(tmp_path, "fake", "onnxruntime")
+    before = len(Table.load(path))
+    assert 0 < before < 11
+    scripted.scripts.clear()
+    scripted.loads.clear()
+    assert len(profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=limits)) == 11
+    assert len([name for name in scripted.loads if name != "Reference"]) == 11 - before
+
+
+def test_every_kind_of_failure_is_a_row_with_its_reason(scripted: ScriptedRuntime, tmp_path: Path, cache: Path) -> None:
+    blocks = ("Conv1D", "Conv3D", "CrossAttention1D", "SelfAttention1D")
+    for block, error in zip(blocks, ERRORS.values(), strict=True):
+        scripted.scripts[block] = Script(load_error=error)
+    table = profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=QUICK)
+    found = {row.block: (row.status, row.reason) for row in table}
+    for block, (status, error) in zip(blocks, ERRORS.items(), strict=True):
+        assert found[block] == (status, str(error))
+    assert found["backbone"][0] == "ok" and len(table) == 11
+    assert table.header.reference is not None and table.header.reference["seed"] == 0
+
+
+def test_unstable_rows_are_measured_again(scripted: ScriptedRuntime, tmp_path: Path, cache: Path) -> None:
+    scripted.scripts["Conv3D"] = Script(noise=20.0)
+    table = profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=QUICK)
+    assert {r.status for r in table if r.block == "Conv3D"} & {"unstable"}
+    scripted.scripts.clear()
+    assert all(row.ok for row in profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=QUICK))
+
+
+def test_a_table_of_another_runtime_version_is_not_mixed_with(
+    estimated: tuple[Path, Table], tmp_path: Path, cache: Path
+) -> None:
+    _, full = estimated
+    header = replace(full.header, runtime_version="0.1")
+    Table(header, list(full)[1:]).save(table_path(tmp_path, ROOFLINE, "roofline"))
+    with pytest.raises(ProfileError, match="measured with another runtime_version 0.1"):
+        profile("tiny", ROOFLINE, tmp_path, cache_dir=cache)
+
+
+def test_killed_in_the_middle_it_leaves_a_whole_table_and_no_process(tmp_path: Path, cache: Path) -> None:
+    code = (
+        "import sys\nfrom device_profiler.profile import profile_operator\n"
+        "from device_profiler.measure import Limits\n"
+        "limits = Limits(min_rounds=3, max_rounds=3, group_size=1)\n"
+        "say = lambda e: print(e.stage, flush=True)\n"
+        "for channels in (8, 16, 24):\n"
+        "    profile_operator('Conv1D', f'{channels}x4x8x8', 'host_cpu', sys.argv[1], cache_dir=sys.argv[2],"
+        " limits=limits, progress=say)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(cache)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=_environment(), start_new_session=True)
+    assert process.stdout is not None
+    rows = 0
+    for line in process.stdout:
+        rows += line.strip() == "row"
+        if rows == 1 and line.strip() == "load":
+            break
+    children = _children(process.pid)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    table = Table.load(table_path(tmp_path, "host_cpu", "onnxruntime"))
+    assert len(table) >= 1 and all(row.ok for row in table)
+    deadline = time.time() + 10
+    while any(_alive(pid) for pid in children) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(_alive(pid) for pid in children)
+    subprocess.run(command, check=True, env=_environment(), stdout=subprocess.DEVNULL)
+    assert len(Table.load(table_path(tmp_path, "host_cpu", "onnxruntime"))) == 3
+
+
+def test_one_operator_at_any_shape(tmp_path: Path, cache: Path) -> None:
+    table, workload = profile_operator("Conv3D", "16x4x8x8", "host_cpu", tmp_path, cache_dir=cache, limits=QUICK)
+    record = table.get(workload.key)
+    assert record is not None and record.ok and record.latency_ms_median and record.activation_peak_mb
+    assert workload.key == "Conv3D(kernel_size=3)/c16/t4/8x8/b1@fp32"
+
+
+def test_whole_networks_are_measured_like_blocks(tmp_path: Path, cache: Path) -> None:
+    space = Space.load("tiny")
+    (arrangement,) = random_networks(space, 1, seed=3)
+    workload = space.network_workload(arrangement, "fp16")
+    (record,) = measure_workloads(
+        [workload], ROOFLINE, space="tiny", arrangements={arrangement.key: arrangement}, cache_dir=cache
+    )
+    assert record.key == workload.key and record.ok
+    with pytest.raises(ProfileError, match="needs its arrangement"):
+        measure_workloads([workload], ROOFLINE, space="tiny", cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("block", "shape", "context", "message"),
+    [
+        ("Conv3D", "320x30x64", "", "shape '320x30x64' cannot be read; write CxTxHxW"),
+        ("Conv3D", "320x30x64xy", "", "cannot be read"),
+        ("Conv3D", "320x30x64x64", "77x768", "reads no text"),
+        ("CrossAttention1D", "32x4x8x8", "77", "context '77' cannot be read"),
+        ("Conv4D", "32x4x8x8", "", "Conv4D"),
+    ],
+)
+def test_an_operator_that_cannot_be_read_is_said_so(block: str, shape: str, context: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        operator_workload(block, shape, "fp32", context)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_workload_that_cannot_fit_is_refused_with_the_figure() -> None:
+    device = Device.load(ROOFLINE)
+    workload = Workload.parse("SelfAttention3D(heads=8)/c640/t30/32x32/b1@fp16")
+    with pytest.raises(OutOfMemory, match="1.9 GB for one fp16 score matrix per head .*, over the device's 1.8 GB"):
+        admit(workload, "decomposed", device)
+    admit(workload, "fused", device)
+    assert predicted_peak_mb(workload, "decomposed") > 8 * 1887
+
+
+def test_unknown_lowerings_and_methods_are_refused() -> None:
+    device, workloads = Device.load("host_cpu"), Space.load("tiny").workloads("fp32")
+    with pytest.raises(ProfileError, match=r"unknown lowering 'fuse'. Did you mean 'fused'\?"):
+        wanted_rows(workloads, device, ["fuse"])
+    with pytest.raises(ProfileError, match="unknown method"):
+        wanted_rows(workloads, device, (), "sideways")
+    both = wanted_rows(workloads, device, ["fused", "decomposed"])
+    assert len(both) > len(workloads) and {row.lowering for row in both} == {"plain", "fused", "decomposed"}
+    assert all(row.method == "alone" for row in wanted_rows(workloads[:1], device, (), "slope"))
+
+
+def test_kendall_tau_counts_pairs() -> None:
+    first = np.array([1.0, 2.0, 3.0, 4.0])
+    assert kendall_tau(first, first) == 1
+    assert kendall_tau(first, -first) == -1
+    assert kendall_tau(first, np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(4 / 6)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state != "Z"

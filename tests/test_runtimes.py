@@ -1,0 +1,108 @@
+"""The runtimes of this machine: the contract, memory that is what it should be, and failures that become rows."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from profiler_fakes import small
+
+from device_profiler.child import ChildDied
+from device_profiler.device import Device
+from device_profiler.errors import OutOfMemory, ProfileError, Unsupported, WorkloadError
+from device_profiler.lowering import lower
+from device_profiler.runtimes import RUNTIMES, open_runtime
+from device_profiler.runtimes.onnxruntime import OnnxRuntime
+from device_profiler.runtimes.roofline import RooflineRuntime
+from device_profiler.testing import RuntimeContract
+
+
+class TestOnnxRuntime(RuntimeContract):
+    device = Device.load("host_cpu")
+
+
+class TestTorch(RuntimeContract):
+    device = Device.load("host_torch")
+
+
+class TestRoofline(RuntimeContract):
+    device = Device.load("iphone16_pro_max_roofline")
+
+
+class TestCuda(RuntimeContract):
+    device: ClassVar[Device] = Device.load("host_cuda")
+
+
+def test_activation_memory_is_input_output_and_one_intermediate(tmp_path: Path) -> None:
+    lowered = lower(small(channels=32, frames=8, height=64, width=64), "onnx", "plain", tmp_path)
+    tensor = 32 * 8 * 64 * 64 * 4 / 1e6  # 4.2 MB
+    peaks = []
+    for _ in range(2):
+        runtime = OnnxRuntime(Device.load("host_cpu"))
+        peaks.append(runtime.load(lowered, 60).facts.activation_peak_mb)
+        runtime.close()
+    assert peaks[0] is not None and peaks[1] is not None
+    assert 2 * tensor <= peaks[0] <= 4 * tensor
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.02)
+
+
+def test_memory_over_the_limit_is_oom_and_not_a_crash(tmp_path: Path) -> None:
+    lowered = lower(small(channels=32, frames=64, height=64, width=64), "onnx", "plain", tmp_path)
+    runtime = OnnxRuntime(Device.load("host_cpu").model_copy(update={"memory_limit_mb": 1.0}))
+    runtime.base_mb = 100.0
+    with pytest.raises(OutOfMemory):
+        runtime.load(lowered, 60)
+    runtime.close()
+
+
+def test_an_unknown_provider_is_unsupported(tmp_path: Path) -> None:
+    lowered = lower(small(), "onnx", "plain", tmp_path)
+    runtime = OnnxRuntime(Device.load("host_cpu").model_copy(update={"provider": "CUDAExecutionProvider"}))
+    with pytest.raises(Unsupported, match="CUDAExecutionProvider is not in this onnxruntime"):
+        runtime.load(lowered, 60)
+    runtime.close()
+
+
+def test_a_file_that_is_no_model_fails_with_the_runtimes_words(tmp_path: Path) -> None:
+    lowered = lower(small(), "onnx", "plain", tmp_path)
+    lowered.file.write_bytes(b"not a model")
+    runtime = OnnxRuntime(Device.load("host_cpu"))
+    with pytest.raises(WorkloadError, match="(?i)protobuf|parse"):
+        runtime.load(lowered, 60)
+    runtime.close()
+
+
+def test_a_killed_child_is_told_apart_from_an_answer(tmp_path: Path) -> None:
+    import os
+    import signal
+
+    lowered = lower(small(), "onnx", "plain", tmp_path)
+    runtime = OnnxRuntime(Device.load("host_cpu"))
+    session = runtime.load(lowered, 60)
+    os.killpg(session._child.pid, signal.SIGSEGV)
+    with pytest.raises(ChildDied, match="SIGSEGV"):
+        session.run(1, 10)
+    session.close()
+
+
+def test_the_roofline_takes_the_longer_of_computing_and_moving() -> None:
+    runtime = RooflineRuntime(Device.load("iphone16_pro_max_roofline"))
+    ceilings = runtime.ceilings
+    compute = 1e12 / (ceilings.peak_tflops * ceilings.efficiency * 1e12) * 1e3
+    move = 1e9 / (ceilings.bandwidth_gb_s * 1e9) * 1e3
+    assert runtime.latency_ms([[1e12, 1.0]]) == pytest.approx(compute)
+    assert runtime.latency_ms([[1.0, 1e9]]) == pytest.approx(move)
+    assert runtime.latency_ms([[1e12, 1.0], [1.0, 1e9]]) == pytest.approx(compute + move)
+    assert runtime.latency_ms([[1.0, 1.0]]) == pytest.approx(ceilings.overhead_us * 1e-3)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_a_compute_unit_that_a_runtime_lacks_is_refused(runtime: str) -> None:
+    device = Device(name="board", runtime=runtime, compute_unit="CPU_AND_NE")
+    with pytest.raises(ProfileError, match="has no compute unit CPU_AND_NE"):
+        open_runtime(device)
+
+
+def test_every_runtime_of_the_dict_can_be_imported() -> None:
+    roofline = Device.load("iphone16_pro_max_roofline").roofline
+    for name in RUNTIMES:
+        assert open_runtime(Device(name="board", runtime=name, roofline=roofline)).toolkit
