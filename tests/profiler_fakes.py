@@ -163,6 +163,6 @@ def build_deadly(subject: Subject) -> Built:
     raise AssertionError
 
 
-def small(factory: str = "build_small", **sizes: int) -> Subject:
+def small(factory: str = "build_small", precision: str = "fp32", **sizes: int) -> Subject:
     """A subject that one of the factories above builds."""
-    return Subject(workload(**sizes), factory=f"profiler_fakes:{factory}")
+    return Subject(workload(**sizes).at_precision(precision), factory=f"profiler_fakes:{factory}")

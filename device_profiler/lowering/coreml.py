@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from device_profiler.errors import Unsupported, WorkloadError
+from device_profiler.child import classify
+from device_profiler.errors import WORKLOAD_ERRORS, Unsupported, WorkloadError, one_line
 from device_profiler.lowering.liveness import Step, live_peak_bytes
 
 if TYPE_CHECKING:
@@ -53,15 +54,7 @@ def lower(
         Unsupported: if a tensor has more than five axes, or Core ML lacks an operation.
         WorkloadError: if the exported program computes something else than the module.
     """
-    with quiet():  # the converter's temporary folder is collected in here too, with its warning
-        stats = _write(module, inputs, names, lowering, precision, folder / "model.mlpackage")
-        gc.collect()
-    return stats
-
-
-def _write(
-    module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], lowering: str, precision: str, path: Path
-) -> dict[str, Any]:
+    path = folder / "model.mlpackage"
     model, error = convert(module, inputs, names, fused=lowering != "decomposed", precision=precision)
     if not error <= EXPORT_TOLERANCE:
         raise WorkloadError(
@@ -95,6 +88,9 @@ def convert(
     """The Core ML model of a module (not loaded), and the exported program's error against the module.
 
     Inputs and output are float16 where the precision is; the output is called ``y``.
+
+    Raises:
+        WorkloadError: what the converter said, as the status that it stands for.
     """
     import torch
 
@@ -105,21 +101,28 @@ def convert(
         with torch.no_grad():
             exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(table)
             expected, got = module(*inputs), exported.module()(*inputs)
-        error = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
+        off = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
         number = np.float16 if precision == "fp16" else np.float32
         wide = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
-        model = ct.convert(
-            exported,
-            inputs=[
-                ct.TensorType(name=name, shape=tuple(x.shape), dtype=number)
-                for name, x in zip(names, inputs, strict=True)
-            ],
-            outputs=[ct.TensorType(name="y", dtype=number)],
-            minimum_deployment_target=ct.target.iOS18,
-            compute_precision=wide,
-            skip_model_load=True,
-        )
-    return model, error
+        problem: WorkloadError | None = None
+        try:
+            model = ct.convert(
+                exported,
+                inputs=[
+                    ct.TensorType(name=name, shape=tuple(x.shape), dtype=number)
+                    for name, x in zip(names, inputs, strict=True)
+                ],
+                outputs=[ct.TensorType(name="y", dtype=number)],
+                minimum_deployment_target=ct.target.iOS18,
+                compute_precision=wide,
+                skip_model_load=True,
+            )
+        except Exception as error:  # of any class: a converter's own, or Python's from deep inside it
+            problem = WORKLOAD_ERRORS[classify(error)](one_line(error))
+        gc.collect()  # the converter's temporary folder goes in here, with its warning
+        if problem is not None:
+            raise problem
+    return model, off
 
 
 def describe(program: Any) -> dict[str, Any]:
@@ -184,6 +187,7 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.filterwarnings("ignore", module="coremltools.*|torch.*|sklearn.*|xgboost.*")
+            warnings.filterwarnings("ignore", message="Implicitly cleaning up", category=ResourceWarning)
             warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*overflow encountered in cast.*", category=RuntimeWarning)
             yield
