@@ -1,0 +1,69 @@
+"""Every workload of a space as a Core ML package, on this machine: how many convert, how long, how much host memory.
+
+Packages are made in a fresh child process each, their exported programs compared with the modules in torch. Exit code
+1 if one of them fails without a reason, or a child takes 6 GB or more.
+
+    python benchmarks/lower_coreml.py [--space tiny]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from device_profiler.errors import WorkloadError
+from device_profiler.lowering import default_lowerings, lower_all
+from device_profiler.subject import Subject
+from search_spaces.space import Space
+
+MEMORY_LIMIT_MB = 6000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--space", default="tiny")
+    args = parser.parse_args()
+    jobs = []
+    for workload in Space.load(args.space).workloads("fp16"):
+        subject = Subject(workload, "" if workload.is_block else args.space)
+        jobs.append((subject, "coreml", default_lowerings("coreml", workload)[0]))
+    started = time.perf_counter()
+    failures = []
+    print(f"{'seconds':>8} {'ops':>5} {'fused':>6} {'rank':>5} {'weights MB':>11}  workload")
+    with tempfile.TemporaryDirectory() as folder:
+        for index, found in lower_all(jobs, Path(folder), workers=1, timeout_s=1800):
+            key = jobs[index][0].key
+            if isinstance(found, WorkloadError):
+                failures.append(key)
+                print(f"{found.status}: {found}  {key}")
+                continue
+            stats = found.stats
+            print(
+                f"{stats['seconds']:8.1f} {stats['operations']:5d} {stats['attention_ops']:6d} {stats['max_rank']:5d} "
+                f"{stats['weights_mb']:11.2f}  {key}"
+            )
+            sys.stdout.flush()
+    seconds = time.perf_counter() - started
+    peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+    print(f"{len(jobs) - len(failures)} of {len(jobs)} in {seconds:.0f} s, peak {peak_mb:.0f} MB in one process")
+    print(
+        json.dumps(
+            {
+                "space": args.space,
+                "workloads": len(jobs),
+                "failed": len(failures),
+                "seconds": round(seconds, 1),
+                "peak_host_mb": round(peak_mb),
+            }
+        )
+    )
+    return 1 if failures or peak_mb >= MEMORY_LIMIT_MB else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
