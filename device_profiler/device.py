@@ -53,6 +53,8 @@ class Device(_Strict):
         memory_limit_mb: what one workload may take (MB = 10^6 bytes); more is refused before it is sent.
         lowerings: forms of a workload to measure, in order; empty means the runtime's default one.
         threads: of the runtime, where it has any.
+        timeout_s: for loading a workload and for one visit to it.
+        cool_down_s: pause after a round in which the reference workload was slower than usual.
     """
 
     name: str
@@ -66,6 +68,8 @@ class Device(_Strict):
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
     lowerings: tuple[str, ...] = ()
     method: Literal["alone", "slope", "in_context"] = "alone"
+    timeout_s: Positive = 120.0
+    cool_down_s: Annotated[float, Field(ge=0)] = 0.0
     provider: str = "CPUExecutionProvider"
     roofline: Roofline | None = None
     phone: Phone | None = None
@@ -173,4 +177,10 @@ def _explain(error: ValidationError) -> str:
     return f"{path}: {message} (got {value!r})." if path else f"{message}."
 
 
-UNITS = {"_mb": " of MB (10^6 bytes)", "_tflops": " of TFLOP/s", "_gb_s": " of GB/s", "_us": " of microseconds"}
+UNITS = {
+    "_mb": " of MB (10^6 bytes)",
+    "_tflops": " of TFLOP/s",
+    "_gb_s": " of GB/s",
+    "_us": " of microseconds",
+    "_s": " of seconds",
+}

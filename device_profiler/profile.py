@@ -281,7 +281,7 @@ def _fill(
 def _header(device: Device, runtime: Runtime, seed: int) -> Header:
     about = runtime.describe()
     today = datetime.date.today().isoformat()
-    notes = device.notes
+    notes = " ".join(part for part in (device.notes, about.get("notes", "")) if part)
     if device.roofline is not None:
         notes = f"{notes} {device.roofline.source}".strip()
     return Header(
@@ -332,7 +332,8 @@ def _records(
     from device_profiler.measure import Job, Limits, Progress, failure, measure, silent
     from device_profiler.subject import reference_subject
 
-    limits = limits or Limits()
+    if limits is None:
+        limits = replace(Limits(), timeout_s=device.timeout_s, cool_down_s=device.cool_down_s)
     tell = progress or silent
     admitted: list[Wanted] = []
     for row in wanted:

@@ -19,6 +19,7 @@ RUNTIMES: dict[str, str] = {
     "onnxruntime": "device_profiler.runtimes.onnxruntime:OnnxRuntime",
     "torch": "device_profiler.runtimes.torch:TorchRuntime",
     "roofline": "device_profiler.runtimes.roofline:RooflineRuntime",
+    "coreml": "device_profiler.runtimes.coreml:CoreMLRuntime",
 }
 ENTRY_POINT_GROUP = "temporal_nas.runtimes"
 

@@ -1,0 +1,186 @@
+"""Core ML on an attached iPhone: packages of the Core ML lowering, timed on the phone by coremltools' runner app."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import uuid
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from device_profiler.device import Device
+from device_profiler.errors import OutOfMemory, ProfileError, SessionLost, WorkloadError, one_line
+from device_profiler.lowering import Lowered
+from device_profiler.runtimes import Execution, Facts
+from device_profiler.runtimes.phone import Phone
+from device_profiler.subject import package_version
+
+COMPILE_TIMEOUT_S = 600.0
+UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
+
+
+class CoreMLSession:
+    """One model loaded on the phone. An execution is a round trip of files; the phone's clock times the prediction."""
+
+    def __init__(self, phone: Phone, model: Path, unit: str, lowered: Lowered, timeout_s: float) -> None:
+        self._phone, self._unit, self._timeout_s = phone, unit, timeout_s
+        self._model = model
+        self._inputs = _inputs(lowered)
+        self._identity = ""
+        self._epoch = 0
+        cold = self._load()
+        self._unload()
+        warm = self._load()
+        output, _ = self._predict(timeout_s)
+        self.facts = Facts(
+            load_cold_ms=cold,
+            load_warm_ms=warm,
+            weights_mb=lowered.stats["weights_mb"],
+            static_peak_mb=lowered.stats["static_peak_mb"],
+            max_error=lowered.error_of(output),
+            **self._placement(),  # type: ignore[arg-type]  # three shares by name
+        )
+
+    def _call(self, method: str, timeout_s: float, resource: Path | None = None, **more: Any) -> Any:
+        params = {"modelID": self._identity, "computeUnits": self._unit, **more}
+        return self._phone.call(f"MLModelService.{method}", params, timeout_s, resource)
+
+    def _load(self) -> float:
+        self._phone.start(self._timeout_s)
+        self._identity, self._epoch = str(uuid.uuid4()), self._phone.epoch
+        result, _ = self._call("Load", self._timeout_s, self._model, name=self._model.name, functionName=None)
+        return float(result["duration"]) / 1e6
+
+    def _unload(self) -> None:
+        self._call("Unload", 60.0)
+        self._identity = ""
+
+    def _predict(self, timeout_s: float) -> tuple[Any, float]:
+        from coremltools.models.ml_program.experimental import remote_device as rd
+
+        descriptors, data = rd._RemoteMLModelService._prepare_data_for_transfer(self._inputs)
+        try:
+            result, resource = self._call("Prediction", timeout_s, data, inputs=descriptors)
+        finally:
+            data.unlink(missing_ok=True)
+        if resource is None or not result.get("outputs"):
+            raise WorkloadError("the prediction came back without outputs")
+        with resource.open("rb") as file:
+            output = rd._TensorDescriptor.from_dict(result["outputs"]["y"]).to_array(file)
+        resource.unlink()
+        return output, float(result["duration"]) / 1e6
+
+    def _placement(self) -> dict[str, float | None]:
+        """Share of the operations that Core ML prefers to run on each unit."""
+        names = {"cpu": "placement_cpu", "gpu": "placement_gpu", "neuralEngine": "placement_ane"}
+        try:
+            result, _ = self._call("ComputePlan", self._timeout_s)
+        except WorkloadError:
+            return {}
+        preferred = Counter(
+            next((unit for unit in names if unit in info["deviceUsage"]["preferred"]), "cpu")
+            for info in result.get("infos", ())
+            if info.get("deviceUsage")
+        )
+        total = sum(preferred.values())
+        return {name: preferred[unit] / total for unit, name in names.items()} if total else {}
+
+    def run(self, repeats: int, timeout_s: float) -> list[Execution]:
+        """``repeats`` predictions, each timed on the phone without the transfer."""
+        if self._epoch != self._phone.epoch:
+            raise SessionLost("the app was restarted since the model was loaded")
+        return [Execution(self._predict(timeout_s)[1]) for _ in range(repeats)]
+
+    def close(self) -> None:
+        """Unload the model, if the app that holds it still runs."""
+        if self._identity and self._epoch == self._phone.epoch:
+            try:
+                self._unload()
+            except (WorkloadError, SessionLost):
+                pass
+        self._identity = ""
+
+
+class CoreMLRuntime:
+    """An attached phone. Compilation is done on the Mac by ``xcrun coremlcompiler``, everything else on the phone.
+
+    Memory is not measured by coremltools; ``static_peak_mb`` is the plan of the converted program, and the measured
+    columns stay empty.
+    """
+
+    source = "measured"
+    toolkit = "coreml"
+    tolerance = 5e-2
+
+    def __init__(self, device: Device) -> None:
+        if device.compute_unit not in UNITS:
+            raise ProfileError(
+                f"{device.name}: runtime coreml has no compute unit {device.compute_unit}; "
+                f"it is one of {', '.join(UNITS)}."
+            )
+        self.device = device
+        self.phone = Phone(device)
+        self._compiled: Path | None = None
+
+    def check(self) -> None:
+        """The tools must be there and one phone ready; see ``Phone.find``."""
+        self.phone.find()
+
+    def describe(self) -> dict[str, str]:
+        """What the phone says of itself."""
+        found = self.phone.find()
+        return {
+            "chip": self.device.chip,
+            "os": f"iOS {found.os_version} ({found.os_build_number})",
+            "runtime_version": f"Core ML of iOS {found.os_version} ({found.os_build_number})",
+            "toolkit_version": f"coremltools {package_version('coremltools')}, torch {package_version('torch')}",
+            "notes": "Memory columns are empty: coremltools' runner app measures none; static_peak_mb is the plan.",
+        }
+
+    def load(self, lowered: Lowered, timeout_s: float) -> CoreMLSession:
+        """Compile, load twice (cold and warm), check one prediction, read the compute plan."""
+        model = self._compile(lowered)
+        return CoreMLSession(self.phone, model, self.device.compute_unit, lowered, timeout_s)
+
+    def _compile(self, lowered: Lowered) -> Path:
+        if self._compiled is None:
+            self._compiled = Path(tempfile.mkdtemp(prefix="mlmodelc-"))
+        folder = self._compiled / lowered.folder.name
+        known = list(folder.glob("*.mlmodelc"))
+        if known:
+            return known[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["xcrun", "coremlcompiler", "compile", str(lowered.file), str(folder)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise WorkloadError(f"coremlcompiler: {one_line(error)}") from None
+        made = list(folder.glob("*.mlmodelc"))
+        if done.returncode or not made:
+            shutil.rmtree(folder, ignore_errors=True)
+            said = one_line(done.stderr or done.stdout or f"exit code {done.returncode}", 200)
+            raise (OutOfMemory if done.returncode == -9 else WorkloadError)(f"coremlcompiler: {said}")
+        return made[0]
+
+    def capacity_mb(self) -> float:
+        """What the device's YAML allows."""
+        return self.device.memory_limit_mb or 1000.0
+
+    def close(self) -> None:
+        """Stop the app and remove compiled models; the runtime can be used again."""
+        self.phone.close()
+        if self._compiled is not None:
+            shutil.rmtree(self._compiled, ignore_errors=True)
+            self._compiled = None
+
+
+def _inputs(lowered: Lowered) -> dict[str, Any]:
+    import numpy as np
+
+    wide = np.float16 if lowered.subject.workload.precision == "fp16" else np.float32
+    return {
+        spec.name: np.ascontiguousarray(array.astype(wide))
+        for spec, array in zip(lowered.inputs, lowered.arrays(), strict=True)
+    }

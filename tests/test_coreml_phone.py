@@ -1,0 +1,82 @@
+"""The Core ML runtime over a stand-in phone: rows recover its hidden truth, and what is not ready is said so."""
+
+from pathlib import Path
+
+import pytest
+from phone_standin import Behaviour, StandIn, artifacts, phones, run, runtime_of, stand_in, truth
+
+from device_profiler import ProfileError
+from device_profiler.device import Device
+from device_profiler.lowering import Lowered
+from device_profiler.runtimes.coreml import CoreMLRuntime
+
+__all__ = ["artifacts", "phones"]
+
+
+def test_the_rows_recover_the_hidden_truth(phones: StandIn, artifacts: list[Lowered]) -> None:
+    rows = run(phones, artifacts)
+    for row, artifact in zip(rows, artifacts, strict=True):
+        assert row.status == "ok", row.reason
+        assert row.latency_ms_median == pytest.approx(truth(artifact), rel=0.02)
+        assert (row.load_cold_ms, row.load_warm_ms) == (200, 10)
+        assert (row.placement_ane, row.placement_cpu, row.placement_gpu) == (0.75, 0.25, 0)
+        assert row.static_peak_mb and row.activation_peak_mb is None
+    calls = (phones.phone() / "calls.log").read_text()
+    assert calls.count("device process launch") == 1
+
+
+def test_a_phone_that_lies_about_its_outputs_gets_no_number(phones: StandIn, artifacts: list[Lowered]) -> None:
+    phones.behave(Behaviour(lie=True))
+    (row,) = run(phones, artifacts[:1])
+    assert row.status == "failed" and "against the torch module" in row.reason
+
+
+def test_two_phones_need_a_name_and_each_is_found_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, artifacts: list[Lowered]
+) -> None:
+    desk = stand_in(tmp_path, monkeypatch, ("One", "Two"))
+    with pytest.raises(ProfileError, match="several phones are attached: Phone One .* set phone.udid"):
+        runtime_of(desk, []).check()
+    with pytest.raises(ProfileError, match="no phone with udid 'UDID-Three'"):
+        runtime_of(desk, [], udid="UDID-Three").check()
+    one, two = (runtime_of(desk, artifacts[:1], udid=f"UDID-{name}") for name in ("One", "Two"))
+    sessions = [runtime.load(artifacts[0], 8.0) for runtime in (one, two)]
+    assert all(session.run(1, 8.0)[0].ms > 0 for session in sessions)
+    for session, runtime in zip(sessions, (one, two), strict=True):
+        session.close()
+        runtime.close()
+    assert desk.processes() == []
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [
+        (Behaviour(developer_mode="disabled"), "developer mode is off on Phone One; turn it on"),
+        (Behaviour(tunnel="unavailable"), "attached but unavailable; unlock it"),
+    ],
+)
+def test_a_phone_that_is_not_ready_is_said_so(phones: StandIn, behaviour: Behaviour, message: str) -> None:
+    phones.behave(behaviour)
+    with pytest.raises(ProfileError, match=message):
+        runtime_of(phones, []).check()
+
+
+def test_without_xcode_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ProfileError, match="xcrun, which is not on the PATH; on a Mac install Xcode"):
+        CoreMLRuntime(Device.load("iphone16_pro_max")).check()
+
+
+def test_no_phone_and_no_signing_team_are_said_so(phones: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = Device(name="phone", runtime="coreml", compute_unit="CPU_AND_NE", precision="fp16")
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(ProfileError, match="no signing team; set phone.development_team"):
+        CoreMLRuntime(bare).phone.start(5.0)
+    (phones.phone() / "unplugged_until").write_text("9e12")
+    with pytest.raises(ProfileError, match="no iPhone is attached"):
+        CoreMLRuntime(bare).check()
+
+
+def test_a_compute_unit_that_core_ml_lacks_is_refused() -> None:
+    with pytest.raises(ProfileError, match="has no compute unit CUDA; it is one of ALL"):
+        CoreMLRuntime(Device(name="phone", runtime="coreml", compute_unit="CUDA"))
