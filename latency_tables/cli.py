@@ -1,0 +1,288 @@
+"""The table commands, without torch: ``python -m latency_tables``, and ``nas table`` in the whole toolkit."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from latency_tables.budget import Budget
+from latency_tables.cost import CostModel
+from latency_tables.coverage import Coverage, coverage
+from latency_tables.diff import Diff, diff, markdown
+from latency_tables.errors import TableError
+from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
+from latency_tables.plan import Plan
+from latency_tables.predict import Prediction, parse_layers, predict, read_arrangement
+from latency_tables.record import Record
+from latency_tables.table import Table, seal
+from latency_tables.validate import Finding, validate
+
+DONE, NO, WRONG_USE = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int:
+    """Run one command and give its exit code: 0 done, 1 the answer is no, 2 wrong use or bad input."""
+    try:
+        arguments = _parser(prog).parse_args(argv)
+    except SystemExit as stop:  # argparse has said what is wrong, or printed the help
+        return WRONG_USE if stop.code else DONE
+    try:
+        return int(arguments.run(arguments))
+    except TableError as error:
+        print(f"nas: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"nas: {error.filename or 'file'}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+    return WRONG_USE
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Tables of what workloads cost on devices.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", type=Path, default=DEFAULT, help="folder of tables (default: ./tables)")
+    shared.add_argument("--json", action="store_true", help="machine-readable output")
+
+    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, parents=[shared], help=summary, description=summary)
+        added.set_defaults(run=run)
+        return added
+
+    command("list", _list, "the tables of --dir and those that ship with the package")
+    show = command("show", _show, "the rows of a table")
+    show.add_argument("table", help="path, device, or device/runtime")
+    show.add_argument("--match", default="", help="only workloads whose key contains this")
+    check = command("validate", _validate, "check tables; exit code 1 on an error")
+    check.add_argument("tables", nargs="*", help="paths, devices, or device/runtime (default: all)")
+    cover = command("coverage", _coverage, "which workloads of a space are missing; exit code 1 if any")
+    cover.add_argument("space", help="a shipped space's name, or a plan JSON")
+    cover.add_argument("tables", nargs="*", help="paths, devices, or device/runtime (default: all)")
+    ask = command("predict", _predict, "what an arrangement costs; exit code 1 if it breaks a limit")
+    ask.add_argument("space", help="a shipped space's name, or a plan JSON")
+    ask.add_argument("--device", required=True, help="path, device, or device/runtime of the table")
+    ask.add_argument("--arrangement", type=Path, help="an arrangement's YAML (default: no temporal layers)")
+    ask.add_argument("--layers", action="append", default=[], metavar="POSITION=LABEL + LABEL")
+    ask.add_argument("--latency-ms", type=float, help="limit of one evaluation")
+    ask.add_argument("--memory-mb", type=float, help="limit of the peak")
+    ask.add_argument("--allow-mixed", action="store_true", help="measured and estimated rows together")
+    ask.add_argument("--steps", type=int, help="evaluations of a whole video, for its time in the network")
+    ask.add_argument("--guidance", action="store_true", help="each step evaluates the network twice")
+    compare = command("diff", _diff, "what changed between two tables; exit code 1 on a regression")
+    compare.add_argument("before")
+    compare.add_argument("after")
+    compare.add_argument("--threshold", type=float, default=0.03, help="smallest slowdown that counts (0.03)")
+    compare.add_argument("--allow-removed", action="store_true", help="rows that disappeared are no regression")
+    compare.add_argument("--markdown", action="store_true", help="as a pull-request comment")
+    join = command("merge", _merge, "one table of two, measured on the same device")
+    join.add_argument("ours")
+    join.add_argument("theirs")
+    join.add_argument("--out", type=Path, required=True, help="path of the merged CSV")
+    join.add_argument("--prefer", default="better", help="on a conflict: better, ours, theirs or error")
+    close = command("seal", _seal, "accept a table that was edited by hand: check it, write its checksum")
+    close.add_argument("table", type=Path)
+    return parser
+
+
+# Commands ---------------------------------------------------------------------------------------------
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = [_summary(name, Table.load(path), path) for name, path in known_tables(arguments.dir).items()]
+    if arguments.json:
+        return _emit(found)
+    for entry in found:
+        print(
+            f"{entry['name']:<40} {entry['rows']:>4} rows, {entry['source']:<10} {entry['precision']} {entry['chip']}"
+        )
+    if not found:
+        print(f"no tables in {arguments.dir} and none shipped; measure one with nas profile")
+    return DONE
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    table = load_table(arguments.table, arguments.dir)
+    rows = [record for record in table if arguments.match in record.key]
+    if arguments.json:
+        return _emit({"header": table.header.to_mapping(), "rows": [_plain(record) for record in rows]})
+    header = table.header
+    print(f"{header.device} / {header.runtime} {header.runtime_version}, {header.chip}, {header.precision}")
+    print(f"{table.source}{'; ' + header.notes if header.notes else ''}")
+    print(f"{'ms':>10} {'p90':>10} {'spread':>7} {'weights':>9} {'peak MB':>9}  workload")
+    for record in rows:
+        print(_row(record))
+    return DONE
+
+
+def _validate(arguments: argparse.Namespace) -> int:
+    named = arguments.tables or list(known_tables(arguments.dir))
+    if not named:
+        raise TableError(f"no tables in {arguments.dir}; measure one with nas profile, or name one")
+    found: dict[str, list[Finding]] = {str(name): validate(find_table(name, arguments.dir)) for name in named}
+    bad = any(finding.level == "error" for findings in found.values() for finding in findings)
+    if arguments.json:
+        _emit({name: [_plain(finding) for finding in findings] for name, findings in found.items()})
+        return NO if bad else DONE
+    for name, findings in found.items():
+        errors = sum(finding.level == "error" for finding in findings)
+        print(f"{name}: {errors} errors, {len(findings) - errors} warnings")
+        for finding in findings:
+            print(f"  {finding.level}: {finding.key + ': ' if finding.key else ''}{finding.message}")
+    return NO if bad else DONE
+
+
+def _coverage(arguments: argparse.Namespace) -> int:
+    plan = Plan.load(arguments.space)
+    named = arguments.tables or list(known_tables(arguments.dir))
+    if not named:
+        raise TableError(f"no tables in {arguments.dir}; measure one with nas profile {plan.space}")
+    found: list[Coverage] = [coverage(plan, load_table(name, arguments.dir)) for name in named]
+    complete = all(entry.complete for entry in found)
+    if arguments.json:
+        _emit([_plain(entry) for entry in found])
+        return DONE if complete else NO
+    for entry in found:
+        total = len(entry.ok) + len(entry.failed) + len(entry.missing)
+        print(f"{entry.device}/{entry.runtime} ({entry.source}): {len(entry.ok)} of {total} with a number")
+        for key, reason in entry.failed.items():
+            print(f"  {key}: {reason}")
+        for key in entry.missing:
+            print(f"  missing {key}")
+        if entry.missing:
+            print(f"  measure them with: {entry.command}")
+    return DONE if complete else NO
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    plan = Plan.load(arguments.space)
+    table = load_table(arguments.device, arguments.dir)
+    model = CostModel(plan, table, allow_mixed=arguments.allow_mixed)
+    layers: dict[str, tuple[str, ...]] = {}
+    if arguments.arrangement is not None:
+        space, layers = read_arrangement(arguments.arrangement)
+        if space and space != plan.space:
+            raise TableError(f"{arguments.arrangement} is an arrangement of {space}, not of {plan.space}; name {space}")
+    layers |= parse_layers(arguments.layers)
+    budget = Budget(latency_ms=arguments.latency_ms, memory_mb=arguments.memory_mb)
+    if arguments.steps is not None and arguments.steps < 1:
+        raise TableError(f"--steps must be 1 or more, but is {arguments.steps}")
+    found = predict(model, layers, budget if budget.given else None)
+    evaluations = (arguments.steps or 0) * (2 if arguments.guidance else 1)
+    video = evaluations * found.latency_ms if evaluations else None
+    if arguments.json:
+        _emit({**_plain(found), "evaluations": evaluations or None, "network_ms_per_video": video})
+        return NO if found.fits is False else DONE
+    print(_predicted(found))
+    if video is not None:
+        print(
+            f"a video   {evaluations} evaluations, {video / 1000:.2f} s in the network (text encoder and decoder apart)"
+        )
+    return NO if found.fits is False else DONE
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    if not arguments.threshold >= 0:
+        raise TableError(f"--threshold must be 0 or more, but is {arguments.threshold}")
+    before, after = (load_table(name, arguments.dir) for name in (arguments.before, arguments.after))
+    found: Diff = diff(before, after, arguments.threshold, arguments.allow_removed)
+    if arguments.json:
+        _emit(_plain(found))
+    else:
+        text = markdown(found)
+        print(text if arguments.markdown else text.replace("**", "").replace("`", ""), end="")
+    return NO if found.regressions else DONE
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    ours, theirs = (load_table(name, arguments.dir) for name in (arguments.ours, arguments.theirs))
+    merged = ours.merge(theirs, arguments.prefer)
+    if arguments.out.exists() and arguments.out.resolve() not in (
+        find_table(name, arguments.dir).resolve() for name in (arguments.ours, arguments.theirs)
+    ):
+        raise TableError(f"{arguments.out} is there already and is neither of the two; give another --out")
+    path = merged.save(arguments.out, replace=True)
+    if arguments.json:
+        return _emit({"table": str(path), "rows": len(merged)})
+    print(f"{path}: {len(merged)} rows")
+    return DONE
+
+
+def _seal(arguments: argparse.Namespace) -> int:
+    table = seal(arguments.table)
+    if arguments.json:
+        return _emit({"table": str(arguments.table), "rows": len(table)})
+    print(f"{arguments.table}: sealed, {len(table)} rows")
+    return DONE
+
+
+# Printing ---------------------------------------------------------------------------------------------
+
+
+def _emit(data: Any) -> int:
+    print(json.dumps(data, indent=2, default=_plain))
+    return DONE
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, arrays as lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _summary(name: str, table: Table, path: Path) -> dict[str, Any]:
+    header = table.header
+    return {
+        "name": name,
+        "path": str(path),
+        "rows": len(table),
+        "source": table.source,
+        "precision": header.precision,
+        "chip": header.chip,
+        "updated": header.updated,
+    }
+
+
+def _row(record: Record) -> str:
+    def number(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    told = "" if record.ok else f"  [{record.status}: {record.reason}]"
+    form = f"  {record.lowering}/{record.method}"
+    return (
+        f"{number(record.latency_ms_median, '.3f'):>10} {number(record.latency_ms_p90, '.3f'):>10} "
+        f"{number(record.latency_iqr_ratio, '.1%'):>7} {number(record.weights_mb, '.2f'):>9} "
+        f"{number(record.activation_peak_mb, '.2f'):>9}  {record.key}{form}{told}"
+    )
+
+
+def _predicted(found: Prediction) -> str:
+    lines = [
+        f"{found.space} on {found.device}/{found.runtime}, {found.source}",
+        f"latency   {found.latency_ms:.2f} ms, {found.latency_low_ms:.2f} to {found.latency_high_ms:.2f}",
+        f"peak      {found.peak_mb:.1f} MB ({found.weights_mb:.1f} of weights, {found.activation_peak_mb:.1f} alive)",
+        f"size      {found.parameters:,} parameters",
+        found.audit,
+        "",
+        f"{'position':<12} {'ms':>9} {'weights MB':>11} {'point MB':>9}  layers",
+    ]
+    for row in found.breakdown:
+        mark = "  <- the peak" if row["is_peak"] else ""
+        lines.append(
+            f"{row['position']:<12} {row['latency_ms']:9.3f} {row['weights_mb']:11.3f} {row['point_peak_mb']:9.2f}  "
+            f"{' + '.join(row['layers']) or '-'}{mark}"
+        )
+    if found.fits is not None:
+        verdict = (
+            "fits the budget"
+            if found.fits
+            else "breaks the budget: "
+            + ", ".join(f"{name} by {share:.1%}" for name, share in found.violations.items() if share > 0)
+        )
+        lines += ["", verdict]
+    if found.infeasible is not None:
+        lines.append(found.infeasible.message)
+    return "\n".join(lines)

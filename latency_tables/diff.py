@@ -1,0 +1,236 @@
+"""What changed between two versions of a table: only what is beyond the spread of both sides counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from latency_tables.header import IDENTITY
+from latency_tables.record import Record
+from latency_tables.table import Table
+
+KINDS = ("slower", "faster", "heavier", "lighter", "status", "lowering", "source", "added", "removed")
+MEMORY_TOLERANCE = 0.02  # activation peaks move by an allocator's rounding; weights do not move at all
+_ROUNDING = 2e-5  # half a last digit of both sides, in ms
+
+
+@dataclass(frozen=True)
+class Change:
+    """One row that changed.
+
+    Attributes:
+        kind: one of ``KINDS``.
+        key, lowering, method: the row; for ``lowering`` the new best one.
+        before, after: the values compared, as text with units.
+        ratio: after over before, normalised by the reference workload; ``None`` if there is nothing to divide.
+        spread: the fraction that the ratio had to pass to count.
+        regression: whether it fails the check.
+    """
+
+    kind: str
+    key: str
+    lowering: str
+    method: str
+    before: str
+    after: str
+    ratio: float | None
+    spread: float
+    regression: bool
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Two tables compared.
+
+    Attributes:
+        before, after: ``device/runtime`` of the two, with their runtime versions.
+        drift: the reference workload's latency after over before; latencies are divided by it. ``None``: unknown on a
+            side, so nothing is normalised.
+        header: ``"runtime_version 1.30 -> 1.31"`` for each fact that changed.
+        changes: regressions first, then by how much; unchanged rows are left out.
+        unchanged: how many rows did not change beyond their spread.
+        threshold: the fraction beyond the spread that a slower row must also exceed to be a regression.
+    """
+
+    before: str
+    after: str
+    drift: float | None
+    header: tuple[str, ...]
+    changes: tuple[Change, ...]
+    unchanged: int
+    threshold: float
+
+    @property
+    def regressions(self) -> tuple[Change, ...]:
+        """The changes that fail the check."""
+        return tuple(change for change in self.changes if change.regression)
+
+    def counts(self) -> dict[str, int]:
+        """How many changes of each kind."""
+        return {kind: sum(change.kind == kind for change in self.changes) for kind in KINDS}
+
+
+def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bool = False) -> Diff:
+    """Compare two tables row by row.
+
+    A row is slower or faster when the intervals between repeated groups of the two sides do not meet, after dividing by
+    the reference workload's change and widening by its spread: neighbours' load shifts whole runs by tens of percent
+    without showing in a row's own repeats. Estimated rows have no spread, so any change counts.
+
+    Args:
+        threshold: smallest slowdown, as a fraction, that is a regression. Rows that lost their number or disappeared,
+            and measured rows replaced by estimated ones, are regressions too.
+        allow_removed: rows that disappeared are no regression (a variant was dropped from the space).
+    """
+    drift, noise = _drift(before, after)
+    rows_before = {record.primary_key: record for record in before}
+    rows_after = {record.primary_key: record for record in after}
+    changes: list[Change] = []
+    unchanged = 0
+    for key in sorted(rows_before.keys() | rows_after.keys()):
+        old, new = rows_before.get(key), rows_after.get(key)
+        if old is None or new is None:
+            changes.append(_appeared(old, new, allow_removed))
+            continue
+        found = _compare(old, new, drift or 1.0, noise, threshold)
+        changes += found
+        unchanged += not found
+    changes += _lowerings(before, after)
+    changes.sort(key=lambda change: (not change.regression, -_size(change), change.key, change.kind))
+    header = tuple(
+        f"{name} {getattr(before.header, name) or 'unknown'} -> {getattr(after.header, name) or 'unknown'}"
+        for name in (*IDENTITY, "toolkit_version")
+        if getattr(before.header, name) != getattr(after.header, name)
+    )
+    return Diff(_name(before), _name(after), drift, header, tuple(changes), unchanged, threshold)
+
+
+def _drift(before: Table, after: Table) -> tuple[float | None, float]:
+    """The reference workload's change, and the spread of it on both sides."""
+    first, second = before.header.reference or {}, after.header.reference or {}
+    values = first.get("latency_ms"), second.get("latency_ms")
+    if first.get("key") != second.get("key") or not all(isinstance(v, (int, float)) and v > 0 for v in values):
+        return None, 0.0
+    spreads = (side.get("spread", 0.0) for side in (first, second))
+    noise = sum(float(value) for value in spreads if isinstance(value, (int, float)))
+    return float(values[1]) / float(values[0]), noise  # type: ignore[arg-type]  # both are numbers, checked above
+
+
+def _interval(record: Record) -> tuple[float, float]:
+    """The range of the row's latency between repeated groups; its IQR where there were no groups."""
+    median = record.latency_ms_median or 0.0
+    half = 0.5 * (record.latency_iqr_ratio or 0.0) * median
+    low = record.latency_low_ms if record.latency_low_ms is not None else median - half
+    high = record.latency_high_ms if record.latency_high_ms is not None else median + half
+    if record.source == "estimated":
+        low = high = median  # its interval is a model's error, the same in both versions, not noise between them
+    return min(low, median) - _ROUNDING / 2, max(high, median) + _ROUNDING / 2
+
+
+def _compare(old: Record, new: Record, drift: float, noise: float, threshold: float) -> list[Change]:
+    where = (new.key, new.lowering, new.method)
+    if old.status != new.status:
+        after = f"{new.status}: {new.reason}" if new.reason else new.status
+        return [Change("status", *where, _latency(old), _latency(new) if new.ok else after, None, 0.0, old.ok)]
+    found = []
+    if old.source != new.source:
+        regression = old.source == "measured"
+        found.append(Change("source", *where, old.source, new.source, None, 0.0, regression))
+    if old.ok and new.ok and old.latency_ms_median and new.latency_ms_median:
+        ratio = new.latency_ms_median / old.latency_ms_median / drift
+        (old_low, old_high), (new_low, new_high) = _interval(old), _interval(new)
+        slack = 1.0 + noise
+        beyond = new_low / drift > old_high * slack or new_high / drift < old_low / slack
+        if beyond:
+            spread = (old_high / old.latency_ms_median - 1.0) + (1.0 - new_low / new.latency_ms_median) + noise
+            if ratio < 1.0:
+                spread = (1.0 - old_low / old.latency_ms_median) + (new_high / new.latency_ms_median - 1.0) + noise
+            kind = "slower" if ratio > 1.0 else "faster"
+            worse = ratio > 1.0 + threshold
+            found.append(Change(kind, *where, _latency(old), _latency(new), ratio, spread, worse))
+    for name, label in (("weights_mb", "weights"), ("activation_peak_mb", "activations")):
+        first, second = getattr(old, name), getattr(new, name)
+        if first is None or second is None or abs(second - first) <= MEMORY_TOLERANCE * max(first, 1e-3):
+            continue
+        kind = "heavier" if second > first else "lighter"
+        grown = second / first if first else None
+        texts = (f"{label} {first:.3f} MB", f"{label} {second:.3f} MB")
+        worse = second > first * (1.0 + max(threshold, MEMORY_TOLERANCE))
+        found.append(Change(kind, *where, *texts, grown, MEMORY_TOLERANCE, worse))
+    return found
+
+
+def _appeared(old: Record | None, new: Record | None, allow_removed: bool) -> Change:
+    if new is not None:
+        return Change("added", new.key, new.lowering, new.method, "", _latency(new), None, 0.0, False)
+    assert old is not None
+    return Change("removed", old.key, old.lowering, old.method, _latency(old), "", None, 0.0, not allow_removed)
+
+
+def _lowerings(before: Table, after: Table) -> list[Change]:
+    """Workloads whose fastest lowering is another one now."""
+    found = []
+    for key in sorted(set(before.keys) & set(after.keys)):
+        for method in sorted({row.method for row in before.rows(key)} & {row.method for row in after.rows(key)}):
+            old, new = before.get(key, method=method), after.get(key, method=method)
+            if old is not None and new is not None and old.lowering != new.lowering:
+                texts = (f"{old.lowering}, {_latency(old)}", f"{new.lowering}, {_latency(new)}")
+                found.append(Change("lowering", key, new.lowering, method, *texts, None, 0.0, False))
+    return found
+
+
+def _size(change: Change) -> float:
+    if change.kind in ("status", "removed", "source") and change.regression:
+        return float("inf")
+    return abs((change.ratio or 1.0) - 1.0)
+
+
+def _latency(record: Record) -> str:
+    if not record.ok:
+        return record.status
+    low, high = record.latency_low_ms, record.latency_high_ms
+    interval = "" if low is None or high is None else f" ({low:.3f}..{high:.3f})"
+    return f"{record.latency_ms_median:.3f} ms{interval}"
+
+
+def _name(table: Table) -> str:
+    version = f" {table.header.runtime_version}" if table.header.runtime_version else ""
+    return f"{table.header.device}/{table.header.runtime}{version}"
+
+
+def markdown(result: Diff, limit: int = 10) -> str:
+    """A pull-request comment: the verdict, the ten worst, and how many of the rest."""
+    regressions = result.regressions
+    lines = [
+        f"### {result.before} -> {result.after}",
+        "",
+        f"**{len(regressions)} regression{'s' * (len(regressions) != 1)}** beyond spread"
+        f" and a threshold of {result.threshold:.0%}; {result.unchanged} rows unchanged.",
+        "",
+        _normalised(result),
+    ]
+    lines += [f"- {fact}" for fact in result.header]
+    if result.changes:
+        lines += ["", "| | workload | lowering | before | after | ratio | spread |", "|---|---|---|---|---|---|---|"]
+        for change in result.changes[:limit]:
+            ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
+            mark = f"**{change.kind}**" if change.regression else change.kind
+            cells = (
+                mark,
+                f"`{change.key}`",
+                change.lowering,
+                change.before,
+                change.after,
+                ratio,
+                f"{change.spread:.1%}",
+            )
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    rest = len(result.changes) - limit
+    if rest > 0:
+        lines += ["", f"and {rest} more: " + ", ".join(f"{n} {kind}" for kind, n in result.counts().items() if n) + "."]
+    return "\n".join(lines) + "\n"
+
+
+def _normalised(result: Diff) -> str:
+    if result.drift is None:
+        return "No common reference workload: latencies are compared as they are."
+    return f"Latencies are divided by the reference workload's change, {result.drift:.3f}."

@@ -1,0 +1,121 @@
+"""What one arrangement costs on a device, with the interval that the table's evidence allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latency_tables.budget import Budget, Infeasible, nearest
+from latency_tables.cost import CostModel
+from latency_tables.errors import TableError
+from latency_tables.files import read_bytes
+from latency_tables.header import parse_yaml
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One arrangement's costs.
+
+    Attributes:
+        arrangement: ``{position: labels}``, every position included.
+        latency_ms, latency_low_ms, latency_high_ms: the sum, and the interval around it.
+        source, audit: where the rows come from, and how far sums were off on whole networks.
+        breakdown: the rows of ``CostModel.breakdown``.
+        fits: whether the budget holds with the margin kept; ``None`` without a budget.
+        violations: limit -> fraction by which it is missed (zero or less: met).
+        infeasible: why no arrangement meets the budget, if none does.
+    """
+
+    space: str
+    device: str
+    runtime: str
+    arrangement: dict[str, tuple[str, ...]]
+    latency_ms: float
+    latency_low_ms: float
+    latency_high_ms: float
+    weights_mb: float
+    activation_peak_mb: float
+    peak_mb: float
+    parameters: int
+    source: str
+    audit: str
+    breakdown: list[dict[str, Any]]
+    fits: bool | None
+    violations: dict[str, float]
+    infeasible: Infeasible | None
+
+
+def predict(model: CostModel, arrangement: Mapping[str, Sequence[str]], budget: Budget | None = None) -> Prediction:
+    """Cost an arrangement, and hold it to a budget with the table's margin.
+
+    Raises:
+        TableError: if the plan does not offer the arrangement.
+    """
+    indices = model.encode(arrangement)
+    costs = model.cost(indices[None])
+    latency = float(costs.latency_ms[0])
+    low, high = model.audit.interval(latency)
+    fits, violations, infeasible = None, {}, None
+    if budget is not None and budget.given:
+        held = budget.held(model.audit.margin)
+        fits = bool(held.feasible(costs)[0])
+        violations = {name: float(values[0]) for name, values in held.violations(costs).items()}
+        infeasible = None if fits else nearest(model, held)
+    return Prediction(
+        model.plan.space,
+        model.header.device,
+        model.header.runtime,
+        model.decode(indices),
+        latency,
+        low,
+        high,
+        float(costs.weights_mb[0]),
+        float(costs.activation_peak_mb[0]),
+        float(costs.peak_mb[0]),
+        int(costs.parameters[0]),
+        model.source,
+        model.audit.sentence,
+        model.breakdown(indices),
+        fits,
+        violations,
+        infeasible,
+    )
+
+
+def read_arrangement(path: str | Path) -> tuple[str, dict[str, tuple[str, ...]]]:
+    """Space and ``{position: labels}`` of an arrangement's YAML.
+
+    Raises:
+        TableError: if the file is no arrangement, naming what is wrong.
+    """
+    try:
+        data = parse_yaml(read_bytes(Path(path), 1.0))
+        positions = data.get("positions")
+        if not isinstance(positions, dict):
+            raise TableError("an arrangement has the fields space and positions; save it with `nas search` or by hand")
+        for name, labels in positions.items():
+            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+                raise TableError(f"positions.{name} must be a list of variants such as [Conv1D(kernel_size=3)], or []")
+        return str(data.get("space", "")), {name: tuple(labels) for name, labels in positions.items()}
+    except TableError as error:
+        text = str(error)
+        raise TableError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def parse_layers(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """``["down.0.0=Conv1D(kernel_size=3) + Conv3D(kernel_size=3)"]`` as ``{position: labels}``.
+
+    Raises:
+        TableError: on text without ``=``.
+    """
+    found = {}
+    for text in texts:
+        position, equals, labels = text.partition("=")
+        if not equals or not position.strip():
+            raise TableError(
+                f"--layers {text!r}: write POSITION=LABEL + LABEL, such as 'down.0.0=Conv1D(kernel_size=3)'"
+            )
+        found[position.strip()] = tuple(label.strip() for label in labels.split("+") if label.strip())
+    return found

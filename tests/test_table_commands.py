@@ -1,0 +1,189 @@
+"""The table commands: what they print, the exit codes, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from table_fixtures import plan_json, small_header, small_plan, small_record, small_table
+
+from latency_tables.cli import main
+from latency_tables.coverage import coverage
+from latency_tables.diff import diff
+from latency_tables.table import Table, table_path
+from latency_tables.validate import validate
+
+
+@pytest.fixture()
+def folder(tmp_path: Path) -> Path:
+    table = small_table()
+    table.save(table_path(tmp_path / "tables", table.header.device, table.header.runtime))
+    (tmp_path / "small.plan.json").write_text(json.dumps(plan_json()))
+    return tmp_path
+
+
+def run(folder: Path, *words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = main([words[0], "--dir", str(folder / "tables"), *words[1:]])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def changed(table: Table, key: str, **changes: Any) -> Table:
+    rows = [replace(row, **changes) if row.key == key else row for row in table]
+    return Table(table.header, rows)
+
+
+def test_list_and_show_name_every_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(folder, "list", "--json", capsys=capsys)
+    mine = [entry for entry in json.loads(out) if entry["path"].startswith(str(folder))]
+    assert code == 0 and len(mine) == 1
+    code, out, _ = run(folder, "show", mine[0]["name"], "--json", capsys=capsys)
+    assert code == 0 and len(json.loads(out)["rows"]) == mine[0]["rows"]
+    code, out, _ = run(folder, "show", mine[0]["name"], "--match", "Conv1D", capsys=capsys)
+    assert code == 0 and "Conv1D" in out and "SelfAttention3D" not in out
+
+
+def test_coverage_names_what_is_missing_and_how_to_measure_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = small_plan()
+    table = small_table(plan)
+    whole = coverage(plan, table)
+    assert whole.complete and not whole.missing
+    lost = table.records[3]
+    short = Table(table.header, [row for row in table if row.key != lost.key])
+    short.save(folder / "short.csv")
+    code, out, _ = run(folder, "coverage", str(folder / "small.plan.json"), str(folder / "short.csv"), capsys=capsys)
+    assert code == 1 and f"missing {lost.key}" in out and "nas profile small" in out
+
+
+def test_a_failed_workload_is_covered_with_its_reason(folder: Path) -> None:
+    table = small_table()
+    key = next(row.key for row in table if row.block != "backbone")
+    refused = changed(
+        table, key, status="oom", reason="needs 2 GB", latency_ms_median=None, latency_ms_p90=None, runs=None,
+        latency_iqr_ratio=None, latency_low_ms=None, latency_high_ms=None,
+    )  # fmt: skip
+    found = coverage(small_plan(), refused)
+    assert found.complete and found.failed == {key: "oom: needs 2 GB"}
+
+
+def test_predict_holds_an_arrangement_to_a_budget(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = str(folder / "small.plan.json")
+    device = small_header().device
+    code, out, _ = run(folder, "predict", plan, "--device", device, "--json", capsys=capsys)
+    bare = json.loads(out)
+    assert code == 0 and bare["fits"] is None and bare["latency_low_ms"] < bare["latency_ms"] < bare["latency_high_ms"]
+    limit = str(bare["latency_ms"] / 2)
+    code, out, _ = run(folder, "predict", plan, "--device", device, "--latency-ms", limit, capsys=capsys)
+    assert code == 1 and "breaks the budget: latency_ms by" in out and "nearest feasible budget" in out
+    code, out, _ = run(folder, "predict", plan, "--device", device, "--steps", "4", "--guidance", capsys=capsys)
+    assert code == 0 and "8 evaluations" in out
+
+
+def test_predict_refuses_layers_that_are_not_offered(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = str(folder / "small.plan.json")
+    device = small_header().device
+    code, out, err = run(folder, "predict", plan, "--device", device, "--layers", "down.9.9=Conv1D", capsys=capsys)
+    assert code == 2 and not out and err.startswith("nas: ") and err.count("\n") == 1
+    code, _, err = run(folder, "predict", plan, "--device", device, "--layers", "Conv1D", capsys=capsys)
+    assert code == 2 and "POSITION=LABEL" in err
+
+
+def test_equal_tables_have_no_difference() -> None:
+    found = diff(small_table(), small_table())
+    assert not found.changes and found.unchanged == len(small_table())
+
+
+def test_a_row_slower_beyond_both_spreads_is_a_regression(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = small_table()
+    row = next(row for row in table if row.block == "Conv3D")
+    assert row.latency_ms_median is not None
+    slower = changed(
+        table, row.key, latency_ms_median=row.latency_ms_median * 1.5, latency_ms_p90=row.latency_ms_median * 1.6,
+        latency_low_ms=row.latency_ms_median * 1.48, latency_high_ms=row.latency_ms_median * 1.52,
+    )  # fmt: skip
+    table.save(folder / "a.csv")
+    slower.save(folder / "b.csv")
+    code, out, _ = run(folder, "diff", str(folder / "a.csv"), str(folder / "b.csv"), "--markdown", capsys=capsys)
+    assert code == 1 and "**1 regression**" in out and f"`{row.key}`" in out
+    code, out, _ = run(folder, "diff", str(folder / "b.csv"), str(folder / "a.csv"), "--json", capsys=capsys)
+    assert code == 0 and [change["kind"] for change in json.loads(out)["changes"]] == ["faster"]
+    threshold = ("--threshold", "0.6")
+    code, _, _ = run(folder, "diff", str(folder / "a.csv"), str(folder / "b.csv"), *threshold, capsys=capsys)
+    assert code == 0
+
+
+def test_a_run_that_was_slower_as_a_whole_is_no_regression() -> None:
+    """Neighbours' load shifts everything, the reference workload included; latencies are divided by its change."""
+    table = small_table(header=small_header(reference={"latency_ms": 10.0, "spread": 0.01}))
+    latencies = ("latency_ms_median", "latency_ms_p90", "latency_low_ms", "latency_high_ms")
+    rows = []
+    for row in table:
+        shifted = {name: getattr(row, name) * 1.4 for name in latencies if getattr(row, name) is not None}
+        rows.append(replace(row, **shifted))
+    loaded = Table(small_header(reference={"latency_ms": 14.0, "spread": 0.01}), rows)
+    assert not diff(table, loaded).regressions
+    blind = Table(replace(loaded.header, reference=None), rows)
+    assert diff(table, blind).regressions
+
+
+def test_a_row_that_disappeared_is_a_regression_unless_allowed() -> None:
+    table = small_table()
+    short = Table(table.header, table.records[1:])
+    assert [change.kind for change in diff(table, short).regressions] == ["removed"]
+    assert not diff(table, short, allow_removed=True).regressions
+
+
+def test_validate_finds_a_3d_block_that_is_impossibly_cheap() -> None:
+    table = small_table()
+    row = next(row for row in table if row.block == "Conv3D")
+    bad = changed(
+        table, row.key, latency_ms_median=0.0001, latency_ms_p90=0.0001, latency_low_ms=None, latency_high_ms=None
+    )
+    rules = {finding.rule for finding in validate(bad) if finding.level == "error"}
+    assert rules == {"3d-cheaper-than-1d"}
+    assert not [finding for finding in validate(table) if finding.level == "error"]
+
+
+def test_validate_says_that_a_damaged_file_cannot_be_read(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small_table().save(folder / "a.csv")
+    data = (folder / "a.csv").read_bytes()
+    (folder / "a.csv").write_bytes(data[: len(data) // 2])
+    code, out, _ = run(folder, "validate", str(folder / "a.csv"), capsys=capsys)
+    assert code == 1 and "1 errors" in out
+
+
+def test_merge_keeps_every_row_and_never_overwrites_a_third_table(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = small_table()
+    half = len(table) // 2
+    Table(table.header, table.records[:half]).save(folder / "a.csv")
+    Table(table.header, table.records[half:]).save(folder / "b.csv")
+    a, b, out = (str(folder / name) for name in ("a.csv", "b.csv", "c.csv"))
+    code, _, _ = run(folder, "merge", a, b, "--out", out, capsys=capsys)
+    assert code == 0 and Table.load(out).records == table.records
+    small_table(seed=5).save(folder / "d.csv")
+    code, _, err = run(folder, "merge", a, b, "--out", str(folder / "d.csv"), capsys=capsys)
+    assert code == 2 and "give another --out" in err
+
+
+def test_an_edited_table_is_refused_until_it_is_sealed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = small_table()
+    table.append(small_record("Conv3D(kernel_size=9)/c16/t8/48x48/b1@fp32", 3.0, block="Conv3D"))
+    table.save(folder / "a.csv")
+    text = (folder / "a.csv").read_text()
+    (folder / "a.csv").write_text("\n".join(text.splitlines()[:-1]) + "\n")
+    code, _, err = run(folder, "show", str(folder / "a.csv"), capsys=capsys)
+    assert code == 2 and err.count("\n") == 1
+    assert run(folder, "seal", str(folder / "a.csv"), capsys=capsys)[0] == 0
+    assert run(folder, "show", str(folder / "a.csv"), capsys=capsys)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["show", "nowhere"], ["coverage", "no_space"], ["validate", "missing.csv"], ["nope"]]
+)
+def test_wrong_use_is_one_line_and_exit_code_2(words: list[str], tmp_path: Path) -> None:
+    assert main([*words, "--dir", str(tmp_path)] if words != ["nope"] else words) == 2
