@@ -38,15 +38,15 @@ class Limits:
         gross_iqr_ratio: a row noisier than this at the cap has no number (``unstable``); below, it says so and stands.
         seconds: cap of the time spent executing one workload.
         timeout_s: for loading and for one visit; ``lowering_timeout_s`` for lowering.
-        drift: a round whose reference is off the run's median by more than this share is disturbed and repeated.
+        drift: a round whose reference is slower than its quiet level by more than this share is disturbed, repeated.
         cool_down_s: pause after a round whose reference was that much slower.
         group_size: workloads timed together in interleaved rounds.
         lockstep: every workload takes part in the same rounds until all are stable, so that drift cancels in sums.
     """
 
     warmup: int = 2
-    min_rounds: int = 9
-    max_rounds: int = 30
+    min_rounds: int = 11
+    max_rounds: int = 40
     visit_ms: float = 12.0
     max_repeats: int = 12
     iqr_ratio: float = 0.05
@@ -127,8 +127,15 @@ class _Active:
 
     @property
     def facts(self) -> Facts:
-        """What loading told of the workload: of its single copy, or of the segment that holds it."""
-        return self.parts[0].facts
+        """What loading told of the workload: of its single copy, or of the segment that holds it.
+
+        A segment's own weights are taken off; its peak stays, as the least that is known to be enough.
+        """
+        facts = self.parts[0].facts
+        without = self.parts[-1].facts.weights_mb
+        if self.job.method == "in_context" and facts.weights_mb is not None and without is not None:
+            return replace(facts, weights_mb=max(0.0, facts.weights_mb - without))
+        return facts
 
     def close(self) -> None:
         for part in self.parts:
@@ -196,12 +203,16 @@ class RunLog:
         return {index: median(values) for index, values in rounds.items()}
 
     def disturbed(self, threshold: float) -> set[int]:
-        """Rounds whose reference is off the run's median by more than ``threshold`` of it."""
+        """Rounds whose reference was slower than at its quiet level by more than ``threshold`` of it.
+
+        The quiet level is the lower quartile of the rounds: neighbours and heat only ever make a machine slower, and on
+        a busy one the median itself is disturbed.
+        """
         rounds = self.reference_by_round()
         if not rounds:
             return set()
-        middle = median(rounds.values())
-        return {index for index, ms in rounds.items() if abs(ms / middle - 1) > threshold}
+        quiet = float(np.percentile(list(rounds.values()), 25))
+        return {index for index, ms in rounds.items() if ms / quiet - 1 > threshold}
 
     def summary(self, threshold: float) -> dict[str, float | int | str]:
         """The reference workload through the run, for the table's header.
@@ -339,7 +350,7 @@ def _take_group(waiting: list[_Active], size: int, capacity_mb: float) -> list[_
 
 def _memory_mb(lowered: Lowered) -> float:
     stats = lowered.stats
-    return 100.0 + 2 * float(stats.get("weights_mb", 0)) + 2 * float(stats.get("static_peak_mb", 0))
+    return 100.0 + float(stats.get("weights_mb", 0)) + float(stats.get("static_peak_mb", 0))
 
 
 def _load(runtime: Runtime, lowered: Lowered, limits: Limits) -> Session:

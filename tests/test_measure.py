@@ -103,7 +103,7 @@ def test_drift_that_the_reference_sees_is_left_out_of_the_statistics() -> None:
 
 
 def test_groups_stay_within_the_memory_there_is() -> None:
-    runtime = ScriptedRuntime({}, capacity=250.0)  # two artifacts of about 106 MB
+    runtime = ScriptedRuntime({}, capacity=250.0)  # two artifacts of about 103 MB
     most = 0
 
     def watch(event: object) -> None:
@@ -154,3 +154,11 @@ def test_in_context_is_the_difference_of_two_segments() -> None:
     both = Job(job("A").workload, "plain", (artifact("A"), artifact("B")), "in_context", (1, 0))
     assert latency_of(both, [[3.0] * 3, [2.0] * 3]).median == pytest.approx(1.0)
     assert latency_of(both, [[2.0] * 3, [2.5] * 3]).notes
+
+
+def test_a_segments_own_weights_are_not_billed_to_the_block() -> None:
+    runtime = ScriptedRuntime({"A": Script(ms=3.0), "B": Script(ms=2.0)})
+    both = Job(job("A").workload, "plain", (artifact("A"), artifact("B")), "in_context", (1, 0))
+    (row,) = measure([both], runtime, QUICK, np.random.default_rng(0))
+    assert row.latency_ms_median == pytest.approx(1.0, rel=0.05) and row.method == "in_context"
+    assert row.weights_mb == 0
