@@ -13,6 +13,7 @@ from nas.config import load
 from nas.errors import NasError
 from nas.model import VideoUNet
 from nas.pipeline import TextToVideoPipeline
+from nas.sample import no_bars
 from nas.supernet import Supernet
 from nas.trainer import load_supernet
 from search_spaces.arrangement import Arrangement
@@ -47,7 +48,8 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     pipeline = TextToVideoPipeline(model, text.model, text.tokenizer, FlowMatchEulerDiscreteScheduler())
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    pipeline.save_pretrained(str(partial))
+    with no_bars():
+        pipeline.save_pretrained(str(partial))
     if out.exists():
         if not (out / "model_index.json").is_file() and any(out.iterdir()):
             shutil.rmtree(partial)

@@ -60,11 +60,13 @@ class Quality:
         order = torch.randperm(total, generator=generator)
         levels = (order + torch.rand(total, generator=generator)) / total
         self._batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        # Drawn sample by sample, so that neither the batch size nor the number of clips changes anybody's noise.
+        noises = [torch.randn(items[i % len(items)]["video"].shape, generator=generator) for i in range(total)]
         with torch.no_grad():
             for start in range(0, total, config.batch):
                 picked = [items[i % len(items)] for i in range(start, min(start + config.batch, total))]
                 video = torch.stack([item["video"] for item in picked])
-                noise = torch.randn(video.shape, generator=generator)
+                noise = torch.stack(noises[start : start + len(picked)])
                 level = levels[start : start + len(picked)]
                 context = text.to(self.device)([item["caption"] for item in picked])
                 batch = (mix(video, noise, level), level, velocity(video, noise))

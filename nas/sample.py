@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,29 @@ def load_pipeline(model: Path) -> Any:
     if not (model / "model_index.json").is_file():
         raise NasError(f"{model}: no model_index.json there; give the folder that nas build wrote, such as RUN/model")
     try:
-        return TextToVideoPipeline.from_pretrained(str(model), local_files_only=True)
-    except (OSError, KeyError, RuntimeError, TypeError) as error:
+        with no_bars():
+            return TextToVideoPipeline.from_pretrained(str(model), local_files_only=True)
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NasError(f"{model}: damaged, or of another version of the toolkit ({first}); build it again") from error
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """diffusers and transformers draw a bar for every file, over ours; off while this lasts."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries: list[Any] = [diffusers_logging, transformers_logging]
+    shown = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, was_shown in zip(libraries, shown, strict=True):
+            if was_shown:
+                library.enable_progress_bar()
 
 
 def to_uint8(frames: NDArray[Any]) -> Frames:

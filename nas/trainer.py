@@ -90,20 +90,16 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(space, data, config, folder, seed, warn)
     trainer.resume()
-    with (folder / METRICS).open("a") as metrics:
-        while trainer.step < config.steps:
-            done = trainer.advance()
-            if done is None:
-                metrics.flush()
-                cut_metrics(folder / METRICS, trainer.step)
-                metrics.seek(0, os.SEEK_END)
-                continue
+    while trainer.step < config.steps:
+        done = trainer.advance()
+        if done is None:  # rolled back; the log was cut to the step it went back to
+            continue
+        with (folder / METRICS).open("a") as metrics:
             metrics.write(json.dumps(vars(done)) + "\n")
-            metrics.flush()
-            if progress is not None:
-                progress(done)
-            if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps:
-                trainer.save()
+        if progress is not None:
+            progress(done)
+        if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps:
+            trainer.save()
 
 
 class Trainer:

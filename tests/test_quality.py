@@ -1,0 +1,81 @@
+"""The score: the same clips, noise and noise levels for everybody, with motion in it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from training_fixtures import clips, tiny
+
+from nas.config import QualityConfig
+from nas.quality import Quality
+from nas.supernet import Supernet
+from nas.text import TextEncoder
+
+CONFIG = QualityConfig(clips=6, batch=3)
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Supernet, TextEncoder]:
+    torch.manual_seed(0)
+    supernet = Supernet(tiny())
+    with torch.no_grad():
+        for parameter in supernet.layers.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return supernet, TextEncoder.small(tiny(), clips().captions)
+
+
+def quality(parts: tuple[Supernet, TextEncoder], **changes: object) -> Quality:
+    return Quality(*parts, clips("validation"), CONFIG.model_copy(update=changes))
+
+
+def test_the_score_is_the_same_every_time_and_in_any_batches(parts: tuple[Supernet, TextEncoder]) -> None:
+    arrangement = tiny().sample(np.random.default_rng(0))
+    first = quality(parts).score(arrangement)
+    assert np.array_equal(first.samples, quality(parts).score(arrangement).samples)
+    other = quality(parts, batch=4).score(arrangement)
+    assert first.loss != 0 and len(first.samples) == 6
+    assert other.samples == pytest.approx(first.samples, rel=1e-4)
+
+
+def test_paired_differences_are_far_tighter_than_the_scores_themselves(parts: tuple[Supernet, TextEncoder]) -> None:
+    rng = np.random.default_rng(0)
+    score = quality(parts, clips=8)
+    a, b = tiny().sample(rng), tiny().sample(rng)
+    assert score.paired_difference(a, a) == (0.0, 0.0)
+    mean, stderr = score.paired_difference(a, b)
+    assert mean == pytest.approx(score.score(a).loss - score.score(b).loss)
+    assert 0 < stderr < 0.5 * score.score(a).stderr
+
+
+def test_the_motion_term_weighs_as_configured(parts: tuple[Supernet, TextEncoder]) -> None:
+    arrangement = tiny().sample(np.random.default_rng(0))
+    plain = quality(parts, motion_weight=0.0).score(arrangement)
+    motion = quality(parts, motion_weight=1.0).score(arrangement)
+    assert plain.loss == pytest.approx(plain.velocity_loss)
+    assert motion.loss == pytest.approx(motion.motion_loss)
+    assert plain.velocity_loss == pytest.approx(motion.velocity_loss)
+
+
+def test_errors_that_are_independent_between_frames_count_alike_in_both_terms(
+    parts: tuple[Supernet, TextEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And an error that all frames share, such as a wrong colour, is no motion error at all."""
+    score = quality(parts, clips=8)
+    noise = torch.Generator().manual_seed(0)
+    targets = iter([batch[2] for batch in score._batches] * 2)
+    shared = False
+
+    def wrong(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        target = next(targets)
+        shape = (target.shape[0], 1, *target.shape[2:]) if shared else target.shape
+        return (target + torch.randn(shape, generator=noise)).flatten(0, 1)
+
+    monkeypatch.setattr(score.supernet, "forward", wrong)
+    independent = score.score(tiny().empty())
+    assert independent.velocity_loss == pytest.approx(1.0, rel=0.05)
+    assert independent.motion_loss == pytest.approx(1.0, rel=0.05)
+    shared = True
+    common = score.score(tiny().sample(np.random.default_rng(0)))
+    assert common.velocity_loss == pytest.approx(1.0, rel=0.1)
+    assert common.motion_loss == pytest.approx(0.0, abs=1e-9)

@@ -1,0 +1,28 @@
+"""A training that takes seconds: moving shapes, few clips, few steps, one thread."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from nas.config import DataConfig, TrainConfig
+from nas.data import Dataset, open_data
+from search_spaces.space import Space
+
+DATA = DataConfig(source="moving_shapes", validation_clips=8)
+
+
+def tiny() -> Space:
+    torch.set_num_threads(1)
+    return Space.load("tiny")
+
+
+def clips(split: Any = "train") -> Dataset:
+    return open_data(DATA, tiny().clip("training"), split, seed=0)
+
+
+def short(**changes: Any) -> TrainConfig:
+    """Six steps, two of them on the backbone alone, a checkpoint every second one."""
+    settings = {"steps": 6, "warmup_steps": 2, "clips": 2, "images": 2, "checkpoint_every": 2, "ramp_steps": 1}
+    return TrainConfig(**{**settings, **changes, "threads": 1})
