@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from nas.errors import AnswerIsNo, NasError
+
 app = typer.Typer(
     name="nas",
     help="Hardware-aware search for the temporal layers of mobile video diffusion models.",
@@ -108,22 +110,30 @@ app.add_typer(space_app, name="space")
 
 @app.command()
 def profile(
-    space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
+    space: Annotated[str | None, typer.Argument(help="A shipped space's name, or a YAML.")] = None,
     device: Annotated[str, typer.Option(help="A shipped device's name, or a YAML.")] = "host_cpu",
     table: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("tables"),
-    retry: Annotated[bool, typer.Option(help="Measure failed, timed-out and unstable rows again.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Measure rows without a number again.")] = False,
+    block: Annotated[str | None, typer.Option(help="One operator instead of a space, e.g. Conv3D.")] = None,
+    shape: Annotated[str | None, typer.Option(help="Its input, CxTxHxW, e.g. 320x30x64x64.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure what the table lacks; run again to go on after a stop."""
-    from nas.costs import profile_space
+    """Measure what the table lacks of a space, or one operator; run again to go on after a stop."""
+    from nas.costs import profile_operator, profile_space
 
-    summary = profile_space(space, device, table, retry=retry)
+    if (space is None) == (block is None) or (block is None) != (shape is None):
+        raise NasError("profile takes a SPACE, or --block and --shape of one operator; give the one or the other")
+    if block is not None and shape is not None:
+        summary = profile_operator(block, shape, device, table, retry=retry)
+    else:
+        summary = profile_space(str(space), device, table, retry=retry)
     if as_json:
         emit(summary)
     else:
         typer.echo(
-            f"{summary['table']}: {summary['rows']} rows, {summary['measured']} measured now, "
+            f"{summary['table']}: {summary['rows']} rows ({summary['source']}), {summary['new']} of them new, "
             f"{summary['not_ok']} without a number"
+            + (f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else "")
         )
 
 
@@ -251,12 +261,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if debug or (sentence := explain(error)) is None:
             raise
         typer.echo(f"nas: {sentence}", err=True)
-        raise SystemExit(WRONG_USE) from None
+        raise SystemExit(NO if isinstance(error, AnswerIsNo) else WRONG_USE) from None
 
 
 def explain(error: Exception) -> str | None:
     """The sentence for a user, or None for a fault of ours, whose traceback should be seen."""
-    if type(error).__name__ in ("NasError", "SpaceError", "ProfileError", "TableError"):
+    if isinstance(error, NasError) or type(error).__name__ in ("SpaceError", "ProfileError", "TableError"):
         return str(error)
     if isinstance(error, OSError):
         path = f"{error.filename}: " if error.filename else ""

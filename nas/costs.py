@@ -3,50 +3,92 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_tables.cost import CostModel
 from latency_tables.plan import Plan as TablePlan
 from latency_tables.table import Table, table_path
-from nas.console import progress, say
+from nas.console import Report, progress, say
 from search_spaces.plan import Plan
 from search_spaces.space import Space
 
 if TYPE_CHECKING:
     from device_profiler.device import Device
+    from device_profiler.measure import Progress
+    from latency_tables.record import Record
 
 
 def profile_space(space: str, device: str, table_dir: Path, *, retry: bool = False) -> dict[str, Any]:
     """Measure what the device's table lacks for the space, and sum up what the table holds.
 
     Returns:
-        Path and source of the table, its rows, how many were measured now, how many have no number, and why.
+        Path and source of the table, its rows, how many of them are new, how many have no number, and why.
     """
     from device_profiler.device import Device
     from device_profiler.profile import profile
 
     target = Device.load(device)
-    path = table_path(table_dir, target.name, target.runtime)
-    before = {row.primary_key: row for row in Table.load(path)} if path.exists() else {}
-    with progress("profile") as report:
-        table = profile(
-            space,
-            target,
-            table_dir,
-            retry=retry,
-            progress=lambda p: report(p.done, p.total, f"{p.stage} {p.key} {p.detail}".strip()),
-        )
     keys = {workload.key for workload in Space.load(space).workloads(target.precision)}
+    before = _rows(target, table_dir)
+    with _told() as tell:
+        table = profile(space, target, table_dir, retry=retry, progress=tell)
+    return _summary(target, table_dir, table, keys, before)
+
+
+def profile_operator(block: str, shape: str, device: str, table_dir: Path, *, retry: bool = False) -> dict[str, Any]:
+    """Measure one block at any shape; the summary of ``profile_space`` with its latency and peak."""
+    from device_profiler.device import Device
+    from device_profiler.profile import profile_operator as measure_operator
+
+    target = Device.load(device)
+    before = _rows(target, table_dir)
+    with _told() as tell:
+        table, workload = measure_operator(block, shape, target, table_dir, retry=retry, progress=tell)
+    row = table.get(workload.key)
+    known = row is not None and row.weights_mb is not None and row.activation_peak_mb is not None
+    return {
+        **_summary(target, table_dir, table, {workload.key}, before),
+        "key": workload.key,
+        "latency_ms": row.latency_ms_median if row else None,
+        "peak_mb": row.weights_mb + row.activation_peak_mb if row and known else None,  # type: ignore[operator]
+    }
+
+
+@contextmanager
+def _told() -> Iterator[Callable[[Progress], None]]:
+    """Lowering and timing as two reports, one after the other."""
+    with ExitStack() as bars:
+        reports: dict[str, Report] = {}
+
+        def tell(event: Progress) -> None:
+            title = "lower" if event.stage == "lower" else "measure"
+            if title not in reports:
+                reports[title] = bars.enter_context(progress(title))
+            reports[title](event.done, event.total, event.key or event.detail)
+
+        yield tell
+
+
+def _rows(device: Device, table_dir: Path) -> dict[tuple[str, str, str], Record]:
+    path = table_path(table_dir, device.name, device.runtime)
+    return {row.primary_key: row for row in Table.load(path)} if path.exists() else {}
+
+
+def _summary(
+    device: Device, table_dir: Path, table: Table, keys: set[str], before: dict[tuple[str, str, str], Record]
+) -> dict[str, Any]:
     rows = [row for row in table if row.key in keys]
     bad = [row for row in rows if not row.ok]
     for row in bad:
         say(f"  {row.key}: {row.status}: {row.reason}")
     return {
-        "table": str(path),
+        "table": str(table_path(table_dir, device.name, device.runtime)),
         "source": table.source,
         "rows": len(rows),
-        "measured": sum(before.get(row.primary_key) != row for row in table),
+        "new": sum(before.get(row.primary_key) != row for row in rows),
         "not_ok": len(bad),
         "statuses": dict(Counter(row.status for row in rows)),
         "reference": table.header.reference,

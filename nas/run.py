@@ -8,8 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import numpy as np
 from nas.config import RunConfig, load, store
 from nas.console import progress, say
 from nas.costs import cost_model, load_table, profile_space
-from nas.errors import NasError
+from nas.errors import AnswerIsNo, NasError
 
 if TYPE_CHECKING:
     from latency_tables.budget import Budget
@@ -35,40 +34,60 @@ METRICS = "metrics.json"
 def run_all(config: RunConfig, out: Path) -> dict[str, Any]:
     """All stages; the finished ones are not repeated, and the report is written last.
 
+    A stage is finished when it ran to its end on the same inputs and what it made is still there.
+
     Raises:
-        NasError: if ``out`` holds another run, or the budget cannot be met.
+        NasError: if ``out`` holds another run. AnswerIsNo: if nothing meets the budget.
     """
+    from device_profiler.device import Device
+    from latency_tables.table import table_path
+
     store(config, out)
-    note(out, **provenance(config))
-    with stage(out, "profile"):
-        profile_space(config.space, config.device, out / "table")
+    if "commit" not in read_metrics(out):
+        note(out, **provenance(config))
+    device = Device.load(config.device)
+    table, arrangement = table_path(out / "table", device.name, device.runtime), out / "arrangement.yaml"
+    settings = config.model_dump_json()
+
+    once(out, "profile", table, [settings], lambda: profile_space(config.space, config.device, out / "table"))
     problem_or_refuse(config, out)  # an impossible budget is answered before hours of training
-    with stage(out, "train"):
-        train_supernet(config, out)
-    with stage(out, "search"):
-        answer = search_arrangement(out)
-    if not answer.feasible:
-        raise NasError(answer.message)
-    with stage(out, "build"):
-        from nas.build import build_model
-
-        built = build_model(out, out / "model")
-        say(f"build      {built['model']}: {built['parameters']:,} parameters")
-    with stage(out, "measure"):
-        measure_chosen(config, out)
-    with stage(out, "export"):
-        from nas.export import export_model
-
-        note(out, coreml=export_model(out / "model", out / "coreml", "deployment"))
-    with stage(out, "samples"):
-        from nas.showcase import write_samples
-
-        write_samples(config, out)
+    last = out / "supernet" / f"step-{config.train.steps:08d}"
+    once(out, "train", last, [settings], lambda: train_supernet(config, out))
+    once(out, "search", arrangement, [settings, table, last], lambda: say_answer(search_arrangement(out)))
+    once(out, "build", out / "model" / "model_index.json", [arrangement, last], lambda: build(out))
+    once(out, "compare", out / "compare.json", [arrangement, table], lambda: measure_chosen(config, out))
+    once(out, "export", out / "coreml" / "export.json", [arrangement, last], lambda: export(out))
+    once(out, "samples", out / "samples" / "samples.npz", [arrangement, last, settings], lambda: show(config, out))
     from nas.report import write_report
 
-    page = write_report(out)
-    say(f"report     {page}")
+    say(f"report     {write_report(out)}")
     return read_metrics(out)
+
+
+def once(out: Path, name: str, made: Path, inputs: list[str | Path], work: Callable[[], object]) -> None:
+    """Run a stage, unless it ended before on the same inputs and what it made is there; note what it took."""
+    digest = hashlib.sha256()
+    for part in inputs:
+        if isinstance(part, Path) and part.is_file():
+            digest.update(part.read_bytes())
+        else:
+            digest.update(str(part.name if isinstance(part, Path) else part).encode())
+    done = read_metrics(out).get("done", {})
+    if done.get(name) == digest.hexdigest()[:12] and made.exists():
+        say(f"{name:<10} done before")
+        return
+    started = time.perf_counter()
+    timings = read_metrics(out).get("timings", {})
+    earlier = timings.get(name, 0.0) if name not in done else 0.0  # of tries that were stopped
+    try:
+        work()
+    finally:
+        note(out, timings={**read_metrics(out).get("timings", {}), name: _since(started, earlier)})
+    note(out, done={**read_metrics(out).get("done", {}), name: digest.hexdigest()[:12]})
+
+
+def _since(started: float, earlier: float) -> float:
+    return round(earlier + time.perf_counter() - started, 1)
 
 
 # Stages -----------------------------------------------------------------------------------------------
@@ -186,6 +205,37 @@ def search_arrangement(
     return Answer(True, sentence(choice, problem), tuple(map(_row, front)), _row(chosen), drawn)
 
 
+def say_answer(answer: Answer) -> None:
+    """Print the choice; a budget that nothing meets ends the run."""
+    if not answer.feasible:
+        raise AnswerIsNo(answer.message)
+    say(f"search     {answer.message}")
+
+
+def build(out: Path) -> None:
+    """The chosen arrangement as a model folder."""
+    from nas.build import build_model
+
+    built = build_model(out, out / "model")
+    say(f"build      {built['model']}: {built['parameters']:,} parameters")
+
+
+def export(out: Path) -> None:
+    """The model folder as a Core ML package."""
+    from nas.export import export_model
+
+    facts = export_model(out / "model", out / "coreml", "deployment")
+    note(out, coreml=facts)
+    say(f"export     {facts['package']}: {facts['operations']} operations in {facts['seconds']} s")
+
+
+def show(config: RunConfig, out: Path) -> None:
+    """The frames of the report."""
+    from nas.showcase import write_samples
+
+    write_samples(config, out)
+
+
 def measure_chosen(config: RunConfig, out: Path) -> dict[str, Any]:
     """Lower and time the whole chosen network, and the bare backbone beside it in the same interleaved rounds."""
     from device_profiler.device import Device
@@ -199,7 +249,7 @@ def measure_chosen(config: RunConfig, out: Path) -> dict[str, Any]:
         space.network_workload(arrangement, device.precision),
         space.backbone_workload(device.precision),
     ]
-    with progress("measure") as report:
+    with progress("compare") as report:
         network, backbone = measure_workloads(
             workloads,
             device,
@@ -218,6 +268,7 @@ def measure_chosen(config: RunConfig, out: Path) -> dict[str, Any]:
     }
     if not network.ok:
         say(f"  the chosen network has no number: {network.status}: {network.reason}")
+    (out / "compare.json").write_text(json.dumps({"key": arrangement.key, **measured}, indent=1))
     note(out, chosen={**read_metrics(out).get("chosen", {}), **measured})
     return measured
 
@@ -270,7 +321,7 @@ def problem_or_refuse(config: RunConfig, out: Path) -> Problem:
     problem = make_problem(config, out)
     refused = nearest(problem.costs, problem.budget)
     if refused is not None:
-        raise NasError(f"nothing meets the budget: {refused.message}")
+        raise AnswerIsNo(f"nothing meets the budget: {refused.message}")
     return problem
 
 
@@ -307,16 +358,21 @@ def table_digest(costs: CostModel) -> str:
 def sentence(choice: Choice, problem: Problem) -> str:
     """Why this arrangement."""
     chosen, best = choice.chosen, choice.best
-    limits = ", ".join(f"{name} {value:g}" for name, value in problem.budget.given.items())
+    words = {
+        "latency_ms": "{:.1f} ms",
+        "memory_mb": "{:.0f} MB",
+        "parameters_min": "at least {:,.0f} parameters",
+        "parameters_max": "at most {:,.0f} parameters",
+    }
+    limits = ", ".join(words[name].format(value) for name, value in problem.budget.given.items())
     text = (
-        f"chosen under {limits}: {chosen.arrangement.key}, loss {chosen.loss:.4f} at {chosen.latency_ms:.2f} ms "
-        f"and {chosen.peak_mb:.1f} MB"
+        f"within {limits}: loss {chosen.loss:.4f} at {chosen.latency_ms:.1f} ms and {chosen.peak_mb:.1f} MB predicted"
     )
     if chosen is best:
         return text + ", the lowest loss found"
     return (
-        f"{text}; it cannot be told apart from the lowest loss ({best.arrangement.key}, {best.latency_ms:.2f} ms): "
-        f"difference {choice.difference:+.4f} +- {choice.stderr:.4f}"
+        f"{text}; cheaper than the lowest loss found ({best.latency_ms:.1f} ms), which cannot be told from it "
+        f"(difference {choice.difference:+.4f} +- {choice.stderr:.4f})"
     )
 
 
@@ -324,6 +380,8 @@ def note_search(out: Path, problem: Problem, found: list[Evaluation], choice: Ch
     """What the report needs to know of a search."""
     costs, chosen = problem.costs, choice.chosen
     empty = problem.space.empty()
+    before = read_metrics(out).get("chosen", {})
+    kept = before if before.get("key") == chosen.arrangement.key else {}  # what was measured of the same network
     gained, stderr = finer.paired_difference(empty, chosen.arrangement)
     everything = [e for e in found if not e.is_reference]
     note(
@@ -340,6 +398,7 @@ def note_search(out: Path, problem: Problem, found: list[Evaluation], choice: Ch
         },
         empty={"loss": finer.score(empty).loss, "gain": gained, "gain_stderr": stderr},
         chosen={
+            **kept,
             "key": chosen.arrangement.key,
             "loss": finer.score(chosen.arrangement).loss,
             "loss_stderr": finer.score(chosen.arrangement).stderr,
@@ -400,18 +459,6 @@ def read_metrics(out: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except ValueError as error:
         raise NasError(f"{path}: damaged ({error}); delete it and run the same command to write it again") from None
-
-
-@contextmanager
-def stage(out: Path, name: str) -> Iterator[None]:
-    """Time a stage; what earlier, interrupted tries took is added."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        timings = read_metrics(out).get("timings", {})
-        timings[name] = round(timings.get(name, 0.0) + time.perf_counter() - started, 1)
-        note(out, timings=timings)
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
