@@ -36,7 +36,8 @@ def main() -> int:
     for row in first:
         other = second.get(row.key, row.method, row.lowering)
         if other is None or not row.latency_ms_median or not other.latency_ms_median:
-            print(f"{row.key:56}{row.status:>10}{other.status if other else 'missing':>11}")
+            statuses = {r.primary_key: r.status for r in second}
+            print(f"{row.key:56}{row.status:>10}{statuses.get(row.primary_key, 'missing'):>11}")
             differences[row.key] = float("inf")
             continue
         difference = abs(other.latency_ms_median / row.latency_ms_median - 1)

@@ -32,13 +32,13 @@ class Limits:
 
     Args:
         warmup: executions thrown away after loading.
-        min_rounds, max_rounds: rounds a workload takes part in; disturbed ones do not count towards the least.
+        min_rounds, max_rounds: rounds a workload takes part in; disturbed visits do not count towards the least.
         visit_ms: a visit repeats the workload until about this much time is spent, ``max_repeats`` times at most.
         iqr_ratio: stable when the interquartile range of all samples is below this share of their median.
         gross_iqr_ratio: a row noisier than this at the cap has no number (``unstable``); below, it says so and stands.
         seconds: cap of the time spent executing one workload.
         timeout_s: for loading and for one visit; ``lowering_timeout_s`` for lowering.
-        drift: a round whose reference is slower than its quiet level by more than this share is disturbed, repeated.
+        drift: a visit beside which the reference is slower than at its quiet level by more than this share is repeated.
         cool_down_s: pause after a round whose reference was that much slower.
         group_size: workloads timed together in interleaved rounds.
         lockstep: every workload takes part in the same rounds until all are stable, so that drift cancels in sums.
@@ -50,7 +50,7 @@ class Limits:
     visit_ms: float = 12.0
     max_repeats: int = 12
     iqr_ratio: float = 0.05
-    gross_iqr_ratio: float = 0.5
+    gross_iqr_ratio: float = 1.0
     seconds: float = 20.0
     timeout_s: float = 120.0
     lowering_timeout_s: float = 900.0
@@ -98,6 +98,7 @@ class Sample:
     """One execution. ``round_index`` counts through the run; the first of a visit finds cold caches and is marked.
 
     So is one that the system interrupted to run something else. Marked samples are kept, and left out of statistics.
+    ``beside_ms`` is the slower of the reference workload's latencies just before and just after the visit.
     """
 
     part: int
@@ -107,6 +108,7 @@ class Sample:
     ms: float
     at_s: float
     load: float
+    beside_ms: float | None = None
 
 
 @dataclass
@@ -151,7 +153,20 @@ class RunLog:
         path: a ``.csv.gz`` to append samples to as each round ends; None keeps none.
     """
 
-    COLUMNS = ("run", "key", "lowering", "method", "part", "round", "first", "interrupted", "ms", "at_s", "load")
+    COLUMNS = (
+        "run",
+        "key",
+        "lowering",
+        "method",
+        "part",
+        "round",
+        "first",
+        "interrupted",
+        "ms",
+        "beside_ms",
+        "at_s",
+        "load",
+    )
 
     def __init__(self, path: Path | None = None, run: str = "") -> None:
         self.path = path
@@ -202,17 +217,20 @@ class RunLog:
             rounds.setdefault(index, []).append(ms)
         return {index: median(values) for index, values in rounds.items()}
 
-    def disturbed(self, threshold: float) -> set[int]:
-        """Rounds whose reference was slower than at its quiet level by more than ``threshold`` of it.
+    def limit_ms(self, threshold: float) -> float:
+        """What the reference may take beside a visit that counts: its quiet level and ``threshold`` of it.
 
-        The quiet level is the lower quartile of the rounds: neighbours and heat only ever make a machine slower, and on
-        a busy one the median itself is disturbed.
+        The quiet level is the lower quartile: neighbours and heat only ever make a machine slower, and on a busy one
+        the median itself is disturbed. Infinite without a reference.
         """
-        rounds = self.reference_by_round()
-        if not rounds:
-            return set()
-        quiet = float(np.percentile(list(rounds.values()), 25))
-        return {index for index, ms in rounds.items() if ms / quiet - 1 > threshold}
+        if not self.reference:
+            return math.inf
+        return (1 + threshold) * float(np.percentile([ms for _, ms in self.reference], 25))
+
+    def disturbed(self, threshold: float) -> set[int]:
+        """Rounds whose reference, in the middle, was over ``limit_ms``."""
+        limit = self.limit_ms(threshold)
+        return {index for index, ms in self.reference_by_round().items() if ms > limit}
 
     def summary(self, threshold: float) -> dict[str, float | int | str]:
         """The reference workload through the run, for the table's header.
@@ -247,8 +265,9 @@ def measure(
 ) -> Iterator[Record]:
     """Time workloads in interleaved rounds until each is stable, and yield each record as soon as it is.
 
-    Rounds visit the workloads in shuffled order, with the reference workload between them: neighbours' load and heat
-    shift whole runs by tens of percent and stay invisible inside one workload's own repeats.
+    Rounds visit the workloads in shuffled order, with the reference workload before and after each visit: neighbours'
+    load and heat shift whole runs by tens of percent and stay invisible inside one workload's own repeats. A visit
+    beside which the reference was slower than at its quiet level does not count, and another round is made for it.
 
     Args:
         jobs: what to measure; jobs are grouped so that a group's memory stays under the runtime's capacity.
@@ -384,15 +403,9 @@ def _round(
 ) -> list[tuple[_Active, WorkloadError | SessionLost]]:
     """One visit to every part in shuffled order; gives the workloads that did not survive it."""
     visits = [(active, number) for active in ready for number in range(len(active.parts))]
-    order = rng.permutation(len(visits))
-    stride = max(4, math.ceil(len(visits) / 4))
     gone: dict[int, tuple[_Active, WorkloadError | SessionLost]] = {}
-    for count, at in enumerate(order):
-        if watch is not None and count % stride == 0:
-            try:
-                log.add(None, _samples(watch.run(4, limits.timeout_s), 0, index, True))
-            except (WorkloadError, SessionLost):
-                watch = None
+    before = _reference_ms(watch, index, limits, log)
+    for at in rng.permutation(len(visits)):
         active, number = visits[at]
         if id(active) in gone:
             continue
@@ -401,9 +414,25 @@ def _round(
         except (WorkloadError, SessionLost) as error:
             gone[id(active)] = (active, error)
             continue
+        after = _reference_ms(watch, index, limits, log)
+        if before is not None and after is not None:
+            samples = [replace(sample, beside_ms=max(before, after)) for sample in samples]
+        before = after
         active.samples.extend(samples)
         log.add(active.job, samples)
     return list(gone.values())
+
+
+def _reference_ms(watch: Session | None, index: int, limits: Limits, log: RunLog) -> float | None:
+    """The reference workload's latency now: the better of two executions, after one that warms up."""
+    if watch is None:
+        return None
+    try:
+        samples = _samples(watch.run(3, limits.timeout_s), 0, index, True)
+    except (WorkloadError, SessionLost):
+        return None
+    log.add(None, samples)
+    return min(sample.ms for sample in samples[1:])
 
 
 def _visit(part: _Part, number: int, index: int, limits: Limits) -> list[Sample]:
@@ -429,11 +458,14 @@ def _samples(times: Sequence[Execution], number: int, index: int, skip_first: bo
     ]
 
 
-def _usable(active: _Active, part: int, disturbed: set[int], interrupted: bool = False) -> list[Sample]:
+def _usable(active: _Active, part: int, limit_ms: float, interrupted: bool = False) -> list[Sample]:
     return [
         s
         for s in active.samples
-        if s.part == part and not s.first and s.round_index not in disturbed and (interrupted or not s.interrupted)
+        if s.part == part
+        and not s.first
+        and (s.beside_ms is None or s.beside_ms <= limit_ms)
+        and (interrupted or not s.interrupted)
     ]
 
 
@@ -442,9 +474,9 @@ def _iqr_ratio(values: Sequence[float]) -> float:
     return float((high - low) / middle)
 
 
-def _stable(active: _Active, limits: Limits, disturbed: set[int]) -> bool:
+def _stable(active: _Active, limits: Limits, limit_ms: float) -> bool:
     for number in range(len(active.parts)):
-        samples = _usable(active, number, disturbed)
+        samples = _usable(active, number, limit_ms)
         if len({s.round_index for s in samples}) < limits.min_rounds:
             return False
         if _iqr_ratio([s.ms for s in samples]) >= limits.iqr_ratio:
@@ -453,13 +485,13 @@ def _stable(active: _Active, limits: Limits, disturbed: set[int]) -> bool:
 
 
 def _finished(ready: list[_Active], limits: Limits, rounds: int, log: RunLog) -> list[_Active]:
-    disturbed = log.disturbed(limits.drift)
+    limit_ms = log.limit_ms(limits.drift)
     done = [
         active
         for active in ready
         if rounds >= limits.max_rounds
         or sum(part.spent_s for part in active.parts) >= limits.seconds * len(active.parts)
-        or _stable(active, limits, disturbed)
+        or _stable(active, limits, limit_ms)
     ]
     if limits.lockstep and len(done) < len(ready):
         return []
@@ -534,11 +566,11 @@ def _fact_columns(facts: Facts) -> dict[str, object]:
 def summarise(active: _Active, limits: Limits, log: RunLog, runtime: Runtime) -> Record:
     """The row of a timed workload, from the samples of undisturbed rounds (of all, where too few were undisturbed)."""
     job, notes = active.job, []
-    disturbed = log.disturbed(limits.drift)
-    kept = [_usable(active, number, disturbed) for number in range(len(active.parts))]
+    limit_ms = log.limit_ms(limits.drift)
+    kept = [_usable(active, number, limit_ms) for number in range(len(active.parts))]
     if any(len({s.round_index for s in samples}) < min(5, limits.min_rounds) for samples in kept):
-        kept = [_usable(active, number, set(), True) for number in range(len(active.parts))]
-        notes.append("unstable: most rounds were disturbed by other work on the machine")
+        kept = [_usable(active, number, math.inf, True) for number in range(len(active.parts))]
+        notes.append("unstable: most visits were disturbed by other work on the machine")
     ratio = max(_iqr_ratio([s.ms for s in samples]) for samples in kept)
     if ratio >= limits.iqr_ratio:
         rounds = len({s.round_index for s in kept[0]})

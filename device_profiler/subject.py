@@ -197,12 +197,16 @@ def build_segment(subject: Subject) -> Built:
 
 def reference_subject(precision: str) -> Subject:
     """A small fixed workload of a few milliseconds, measured through every run so that drift is seen."""
-    workload = Workload(block="Reference", params=(), channels=32, frames=8, height=24, width=24, precision=precision)
+    workload = Workload(block="Reference", params=(), channels=32, frames=8, height=48, width=48, precision=precision)
     return Subject(workload, factory=REFERENCE)
 
 
 def build_reference(subject: Subject) -> Built:
-    """Two convolutions and an attention along time: the kinds of work that the blocks do, never changed."""
+    """A convolution, a reordering along time, a normalisation and a product: what the blocks do, never changed.
+
+    Its tensors (2.4 MB in fp32) are larger than a core's own cache, so that it also feels neighbours who take shared
+    cache and memory bandwidth, and not only those who take the processor.
+    """
     import torch
     from torch import nn
 
@@ -211,14 +215,14 @@ def build_reference(subject: Subject) -> Built:
     class Reference(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first = nn.Conv2d(shape.channels, 2 * shape.channels, 3, padding=1)
-            self.second = nn.Conv2d(2 * shape.channels, shape.channels, 3, padding=1)
-            self.mix = nn.Linear(shape.channels, shape.channels)
+            self.mix = nn.Conv2d(shape.channels, shape.channels, 1)
+            self.norm = nn.LayerNorm(shape.channels)
+            self.out = nn.Linear(shape.channels, shape.channels)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.second(nn.functional.silu(self.first(x)))
-            tokens = y.flatten(2).transpose(1, 2)
-            return x + self.mix(tokens).transpose(1, 2).reshape(x.shape)
+            y = self.mix(x).flatten(2).permute(2, 0, 1).contiguous()  # (H*W, T, C): tokens along time
+            y = nn.functional.silu(self.out(self.norm(y)))
+            return x + y.permute(1, 2, 0).reshape(x.shape)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

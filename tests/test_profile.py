@@ -129,7 +129,8 @@ def test_every_kind_of_failure_is_a_row_with_its_reason(scripted: ScriptedRuntim
 
 def test_unstable_rows_are_measured_again(scripted: ScriptedRuntime, tmp_path: Path, cache: Path) -> None:
     scripted.scripts["Conv3D"] = Script(noise=20.0)
-    table = profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=replace(QUICK, min_rounds=8, max_rounds=8))
+    strict = replace(QUICK, min_rounds=8, max_rounds=8, gross_iqr_ratio=0.3)
+    table = profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=strict)
     assert {r.status for r in table if r.block == "Conv3D"} == {"unstable"}
     scripted.scripts.clear()
     assert all(row.ok for row in profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=QUICK))
