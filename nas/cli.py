@@ -30,6 +30,7 @@ Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 DONE, NO, WRONG_USE, STOPPED = 0, 1, 2, 130
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # the base of whatever click typer is built on
 
 
 def emit(data: Any) -> None:
@@ -253,15 +254,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     if debug:
         arguments.remove("--debug")
     try:
-        app(args=arguments, standalone_mode=True)
-    except KeyboardInterrupt:
-        typer.echo("nas: stopped; run the same command to go on from here", err=True)
-        raise SystemExit(STOPPED) from None
+        code = app(args=arguments, standalone_mode=False) or DONE
+    except USAGE_ERROR as error:
+        error.show()
+        raise SystemExit(WRONG_USE) from None
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
+    except SystemExit as stop:  # typer's own answer to an interrupt
+        code = stop.code
     except Exception as error:  # the one place where exceptions become sentences
         if debug or (sentence := explain(error)) is None:
             raise
         typer.echo(f"nas: {sentence}", err=True)
         raise SystemExit(NO if isinstance(error, AnswerIsNo) else WRONG_USE) from None
+    if code == STOPPED:
+        typer.echo("nas: stopped; run the same command to go on from here", err=True)
+    raise SystemExit(code)
 
 
 def explain(error: Exception) -> str | None:

@@ -1,0 +1,59 @@
+"""Configuration: typed, with a path in every complaint, stored with the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nas.config import load, resolve, store
+from nas.errors import NasError
+
+
+def test_file_and_flags_override_the_spaces_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("train: {steps: 7, clips: 3}\nsearch: {trials: 5}\n")
+    config = resolve("tiny", "host_torch", file, ["train.steps=9", "train.learning_rate=1e-4"])
+    assert (config.train.steps, config.train.clips, config.search.trials) == (9, 3, 5)
+    assert config.train.learning_rate == 1e-4 and config.device == "host_torch"
+    assert resolve("tiny").data.source == "sample_clips"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train.stepz=3", "train.stepz: unknown key. Did you mean steps?"),
+        ("trian.steps=3", "trian: unknown key. Did you mean train?"),
+        ("train.steps=abc", "train.steps: .*'abc'"),
+        ("train.steps=0", "train.steps: .*greater than or equal to 1, but is 0"),
+        ("train.paths=best", "train.paths: .*'uniform', 'fair' or 'sandwich'"),
+        ("steps", "must be KEY=VALUE"),
+        (".steps=1", "must be KEY=VALUE"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_path(text: str, says: str) -> None:
+    with pytest.raises(NasError, match=says) as caught:
+        resolve("tiny", sets=[text])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])
+def test_a_file_that_is_no_configuration_is_refused(content: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content)
+    with pytest.raises(NasError, match="mine.yaml") as caught:
+        resolve("tiny", file=file)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(NasError, match="no such file"):
+        resolve("tiny", file=tmp_path / "nowhere.yaml")
+
+
+def test_the_stored_configuration_comes_back_and_another_is_refused(tmp_path: Path) -> None:
+    config = resolve("tiny", sets=["seed=4"])
+    store(config, tmp_path / "run")
+    assert load(tmp_path / "run") == config
+    store(config, tmp_path / "run")
+    with pytest.raises(NasError, match="seed is '4' there, '5' here"):
+        store(resolve("tiny", sets=["seed=5"]), tmp_path / "run")
+    with pytest.raises(NasError, match="no run folder"):
+        load(tmp_path)

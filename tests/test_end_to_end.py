@@ -1,0 +1,111 @@
+"""The README's story on two cores: one command, then its parts; stopped and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from nas.cli import main
+
+SHORT = "train.steps=6 train.warmup_steps=2 train.clips=2 train.images=2 search.trials=4 search.rescore_clips=8"
+SETTINGS = [
+    word
+    for setting in (*SHORT.split(), "quality.clips=8", "data.source=moving_shapes", "samples.steps=2")
+    for word in ("--set", setting)
+]
+
+
+def nas(*words: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    return int(stopped.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run that was killed while it profiled, and finished by the same command."""
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    command = [sys.executable, "-W", "ignore", "-m", "nas.cli", "run", "tiny", "--out", str(out), *SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=environment, start_new_session=True)
+    table = out / "table" / "host_cpu" / "onnxruntime.csv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and started.poll() is None and not table.exists():
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    assert table.exists()
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    return out
+
+
+def test_one_command_leaves_a_table_a_model_a_package_and_a_page(run: Path) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    chosen = metrics["chosen"]
+    assert metrics["source"] == "measured" and chosen["measured_status"] == "ok"
+    assert chosen["latency_ms_predicted"] <= metrics["budget"]["latency_ms"]
+    assert chosen["latency_ms_measured"] > 0 and chosen["peak_mb_measured"] > 0
+    assert (run / "coreml" / "unet.mlpackage").is_dir() and metrics["coreml"]["max_rank"] <= 5
+    assert (run / "model" / "model_index.json").is_file() and (run / "samples" / "samples.npz").is_file()
+    page = (run / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") or "src=" not in page
+    front = (run / "front.csv").read_text().splitlines()
+    assert sum(line.endswith(",1") for line in front[1:]) == 1
+    assert len(front) - 1 >= 4
+
+
+def test_the_second_time_nothing_is_done_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = json.loads((run / "metrics.json").read_text())
+    assert nas("run", "tiny", "--out", str(run), *SETTINGS) == 0
+    said = capsys.readouterr().err
+    assert said.count("done before") == 7
+    after = json.loads((run / "metrics.json").read_text())
+    assert after == before
+
+
+def test_another_budget_takes_neither_training_nor_measuring(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    wider = metrics["budget"]["latency_ms"] * 1.2
+    assert nas("search", str(run), "--latency-ms", str(wider), "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["feasible"] and answer["chosen"]["latency_ms"] <= wider
+    assert [row["latency_ms"] for row in answer["front"]] == sorted(row["latency_ms"] for row in answer["front"])
+
+
+def test_a_budget_below_the_backbone_is_answered_at_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "arrangement.yaml").read_bytes()
+    assert nas("search", str(run), "--latency-ms", "0.5") == 1
+    out = capsys.readouterr().out
+    assert "latency_ms 0.500 ms is missed" in out and "nearest feasible budget" in out
+    assert (run / "arrangement.yaml").read_bytes() == before
+
+
+def test_the_parts_work_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nas("build", str(run), "--out", str(tmp_path / "model"), "--json") == 0
+    assert json.loads(capsys.readouterr().out)["difference"] < 1e-4
+    words = ["sample", str(tmp_path / "model"), "--prompt", "a red circle moving left", "--steps", "1"]
+    assert nas(*words, "--out", str(tmp_path / "circle.mp4")) == 0
+    assert (tmp_path / "circle.mp4").stat().st_size > 0 and (tmp_path / "circle.png").is_file()
+    assert nas("report", str(run)) == 0
+    assert nas("table", "coverage", "tiny", "--dir", str(run / "table")) == 0
+    assert nas("table", "validate", "--dir", str(run / "table")) == 0
+
+
+def test_a_second_profile_with_nothing_to_do_measures_nothing_and_needs_no_torch(run: Path) -> None:
+    code = f"""
+import sys
+from nas.costs import profile_space
+from pathlib import Path
+found = profile_space("tiny", "host_cpu", Path({str(run / "table")!r}))
+assert found["new"] == 0, found
+assert "torch" not in sys.modules and "onnxruntime" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
