@@ -104,6 +104,6 @@ def load_table(device: Device, table_dir: Path) -> Table:
     return Table.load(table_path(table_dir, device.name, device.runtime))
 
 
-def cost_model(space: Space, table: Table, *, allow_estimated: bool = True) -> CostModel:
-    """Costs of every arrangement of the space by the table's rows."""
-    return CostModel(TablePlan.from_json(Plan.load(space).to_json()), table, allow_mixed=allow_estimated)
+def cost_model(space: Space, table: Table, *, allow_mixed: bool = False) -> CostModel:
+    """Costs of every arrangement of the space by the table's rows; measured and estimated ones mix on request only."""
+    return CostModel(TablePlan.from_json(Plan.load(space).to_json()), table, allow_mixed=allow_mixed)

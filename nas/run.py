@@ -286,7 +286,7 @@ def make_problem(
 
     space, device = Space.load(config.space), Device.load(config.device)
     table = load_table(device, out / "table")
-    costs = cost_model(space, table)
+    costs = cost_model(space, table, allow_mixed=config.search.allow_estimated)
     if costs.source != "measured" and not config.search.allow_estimated:
         raise NasError(
             f"the table of {device.name} is {costs.source}, not measured; say --set search.allow_estimated=true to let "

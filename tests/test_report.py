@@ -368,3 +368,21 @@ def test_strips_hold_the_frames_exactly() -> None:
     assert pixels[0, 16, 3] == 0  # the gap is see-through
     laid_out = Image.open(io.BytesIO(base64.b64decode(sheet(own).partition(",")[2])))
     assert laid_out.size == (8 * 16 + 7, 4 * 16 + 3)
+
+
+def test_a_machine_whose_speed_changed_is_not_taken_for_an_error_of_the_sum() -> None:
+    from types import SimpleNamespace
+    from typing import cast
+
+    from nas.report.folder import RunFolder
+    from nas.report.report import _drift
+
+    chosen = {
+        "latency_ms_predicted": 100.0,
+        "latency_ms_measured": 90.0,
+        "backbone_latency_ms": 50.0,
+        "backbone_latency_ms_measured": 45.0,
+    }
+    said = _drift(cast(RunFolder, SimpleNamespace(metrics={"chosen": chosen})))
+    assert said is not None and "(-10.0%)" in said and "off by +0.0%" in said
+    assert _drift(cast(RunFolder, SimpleNamespace(metrics={"chosen": {"latency_ms_predicted": 100.0}}))) is None

@@ -71,6 +71,7 @@ def render(run: RunFolder) -> str:
         families=_families(run),
         breakdown=_breakdown(run),
         comparison=_comparison(run),
+        drift=_drift(run),
         clips=_clips(run),
         kinds=[KIND_NAMES[kind] for kind in KINDS if run.samples and kind in run.samples.clips],
         provenance=_provenance(run),
@@ -284,6 +285,25 @@ def _comparison(run: RunFolder) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _drift(run: RunFolder) -> str | None:
+    """How the machine's speed changed between the table and the comparison, by the backbone timed in both.
+
+    The comparison runs minutes after the table was measured; neighbours and clocks move whole runs meanwhile, and
+    without this sentence that would read as an error of the sum.
+    """
+    chosen = _dict(run.metrics.get("chosen"))
+    names = ("latency_ms_predicted", "latency_ms_measured", "backbone_latency_ms", "backbone_latency_ms_measured")
+    predicted, measured, before, now = (_value(chosen, name) for name in names)
+    if not (predicted and measured and before and now):
+        return None
+    error = predicted * now / before / measured - 1
+    return (
+        f"The bare backbone, timed again in the same rounds, took {_ms(now)} where the table has {_ms(before)} "
+        f"({100 * (now / before - 1):+.1f}%): the machine's speed changed in between. With the sum scaled by that, "
+        f"latency is off by {100 * error:+.1f}%."
+    )
 
 
 def _clips(run: RunFolder) -> list[dict[str, Any]]:
