@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nas.checkpoint import disk_is_full
 from nas.config import load
 from nas.errors import NasError
 from nas.model import VideoUNet
@@ -43,13 +44,19 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     supernet, text, step = load_supernet(space, run / "supernet")
     model = VideoUNet.of(space, supernet.extract(arrangement), arrangement)
     difference = largest_difference(supernet, model, space, arrangement)
-    if difference > TOLERANCE:
+    if not difference <= TOLERANCE:  # not a number is a difference too
         raise NasError(f"{out}: the built model differs from the supernet's path by {difference:.1e}, over {TOLERANCE}")
     pipeline = TextToVideoPipeline(model, text.model, text.tokenizer, FlowMatchEulerDiscreteScheduler())
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    with no_bars():
-        pipeline.save_pretrained(str(partial))
+    try:
+        with no_bars():
+            pipeline.save_pretrained(str(partial))
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not disk_is_full(error):
+            raise
+        raise NasError(f"{out}: the disk is full; free some space and run the same command again") from error
     if out.exists():
         if not (out / "model_index.json").is_file() and any(out.iterdir()):
             shutil.rmtree(partial)

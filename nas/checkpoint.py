@@ -40,22 +40,22 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) 
 
     target = folder / f"{PREFIX}{step:08d}"
     partial = folder / f".{target.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left in folder.glob(f".{PREFIX}*.partial"):  # of a process that was killed here, perhaps at another step
+        shutil.rmtree(left, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         sizes = {}
         for name, tensors in checkpoint.tensors.items():
             file = partial / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, str(file))
-            _sync(file)
+            sync(file)
             sizes[name] = file.stat().st_size
         state = partial / STATE
         state.write_text(json.dumps({**checkpoint.state, "step": step, "bytes": sizes}, indent=1))
-        _sync(state)
+        sync(state)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
-        if not full:
+        if not disk_is_full(error):
             raise
         raise NasError(
             f"{folder}: the disk is full, checkpoint {step} could not be written; earlier ones are intact. "
@@ -64,10 +64,15 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) 
     if target.exists():
         shutil.rmtree(target)
     os.replace(partial, target)
-    _sync(folder)
+    sync(folder)
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error says so; safetensors has no errno in its own."""
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -91,7 +96,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             if found != size:
                 raise NasError(f"{path}/{name}.safetensors: {found} bytes, {size} were written; {_REMEDY}")
         tensors = {name: load_file(str(path / f"{name}.safetensors")) for name in state["bytes"]}
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         if isinstance(error, NasError):
             raise
         raise NasError(f"{path}: damaged checkpoint ({error}); {_REMEDY}") from error
@@ -108,14 +113,20 @@ def check_belongs(state: Mapping[str, Any], expected: Mapping[str, Any], path: P
         NasError: naming what differs.
     """
     for name, value in expected.items():
-        if state.get(name) != value:
-            raise NasError(
-                f"{path}: this checkpoint's {name} is {state.get(name)!r}, the run's is {value!r}; "
-                "train in another run folder, or with the same settings"
+        found = state.get(name)
+        if found == value:
+            continue
+        what = f"{name} is {found!r}, the run's is {value!r}"
+        if isinstance(found, Mapping) and isinstance(value, Mapping):
+            changed = [key for key in {**found, **value} if found.get(key) != value.get(key)]
+            what = f"{name} differ: " + ", ".join(
+                f"{k} is {found.get(k)!r}, the run's {value.get(k)!r}" for k in changed
             )
+        raise NasError(f"{path}: this checkpoint's {what}; train in another run folder, or with the same {name}")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk itself before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -18,20 +18,22 @@ def uniform(space: Space, seed: int, step: int) -> list[Arrangement]:
 
 
 def fair(space: Space, seed: int, step: int) -> list[Arrangement]:
-    """One arrangement; over as many steps as a position has variants, each stands once in each of its slots.
+    """One arrangement; over a cycle of steps, every variant of a slot stands there exactly as often as every other.
 
-    The number of layers is uniform. Source: strict fairness, FairNAS (Chu et al., arXiv 1907.01845, section 3.2), with
-    one path a step instead of one update a cycle.
+    A cycle of a position is (max_layers + 1) * variants steps: each number of layers meets each place in a shuffled
+    order of the variants once, one order a slot. Cycles are counted from step 0.
+
+    Source: strict fairness, FairNAS (Chu et al., arXiv 1907.01845, section 3.2), with one path a step instead of one
+    update a cycle.
     """
-    rng = np.random.default_rng([seed, step])
     layers: list[tuple[str, tuple[Variant, ...]]] = []
     for p, position in enumerate(space.positions):
         count = len(position.variants)
-        chosen = []
-        for slot in range(int(rng.integers(position.max_layers + 1))):
-            order = np.random.default_rng([seed, p, slot, step // count]).permutation(count)
-            chosen.append(position.variants[int(order[step % count])])
-        layers.append((position.name, tuple(chosen)))
+        cycle, place = divmod(step, (position.max_layers + 1) * count)
+        rng = np.random.default_rng([seed, p, cycle])
+        depth, turn = divmod(int(rng.permutation((position.max_layers + 1) * count)[place]), count)
+        orders = [rng.permutation(count) for _ in range(position.max_layers)]
+        layers.append((position.name, tuple(position.variants[int(order[turn])] for order in orders[:depth])))
     return [Arrangement(space.name, tuple(layers))]
 
 

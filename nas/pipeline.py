@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from nas.errors import NasError
@@ -70,8 +71,14 @@ class TextToVideoPipeline(DiffusionPipeline):
             callback: called with (step, steps) after each step.
 
         Raises:
-            NasError: if a prompt is longer than the text encoder takes, or a size does not fit the network.
+            NasError: if a prompt is longer than the text encoder takes, a size does not fit the network, or the noise
+                levels do not fall.
         """
+        if num_inference_steps < 1:
+            raise NasError(f"num_inference_steps must be 1 or more, but is {num_inference_steps}")
+        levels = list(sigmas) if sigmas else torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+        if not all(1 >= a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True)):
+            raise NasError(f"sigmas must fall, from 1 or less to above 0, but are {levels}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         space = self.unet.space
         frames, channels, default_height, default_width = space.latent_shape("training")
@@ -84,8 +91,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         context = self.encode(prompts)
         empty = self.encode([""] * len(prompts)) if guidance_scale != 1.0 else None
         shape = (len(prompts), channels, num_frames or frames, height, width)
-        latents = torch.randn(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
-        levels = list(sigmas) if sigmas else torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+        latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         self.scheduler.set_timesteps(sigmas=levels, device=self.device)
         for step, timestep in enumerate(self.scheduler.timesteps):
             velocity = self.unet(latents, timestep, context).sample

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nas.config import QualityConfig
 from nas.data import Dataset
+from nas.errors import NasError
 from nas.flow import mix, velocity
 from nas.supernet import Supernet
 from nas.text import TextEncoder
@@ -23,11 +24,12 @@ class Score:
     """A score and what it is made of; lower is better.
 
     Attributes:
-        loss: (1 - w) * velocity_loss + w * motion_loss, mean over clips. stderr: its standard error over clips.
+        loss: (1 - w) * velocity_loss + w * motion_loss, mean over clips. stderr: its standard error over clips; the
+            repeats of a clip are averaged first, as they are not independent.
         velocity_loss: mean squared error of the predicted velocity.
         motion_loss: half the mean squared error of its frame-to-frame differences, so that errors which are
             independent between frames make both terms equal.
-        samples: loss of each clip and noise level; two arrangements' samples are paired.
+        samples: loss of each clip; two arrangements' samples are paired.
     """
 
     loss: float
@@ -41,10 +43,14 @@ class Quality:
     """Scores arrangements on fixed clips, noise and noise levels: what differs is the arrangement alone.
 
     Args:
-        supernet, text: averaged weights, in evaluation mode.
+        supernet, text: averaged weights; put in evaluation mode.
         data: the validation split.
 
-    The noise levels of a clip's repeats are spread evenly over 0..1 with a fixed jitter, so that few clips cover all.
+    The noise levels are spread evenly over 0..1, with a fixed jitter and dealt to clips and repeats at random, so that
+    few clips cover all.
+
+    Raises:
+        NasError: if there are fewer than two clips; one has no standard error.
     """
 
     def __init__(
@@ -53,14 +59,19 @@ class Quality:
         self.config = config
         self.device = torch.device(device)
         self.supernet = supernet.to(self.device).eval()
+        text = text.to(self.device).eval()
         self._known: dict[str, Score] = {}
         generator = torch.Generator().manual_seed(config.seed)
         items = [data[i] for i in range(min(config.clips, len(data)))]
+        if len(items) < 2:
+            raise NasError(
+                f"quality needs 2 validation clips or more, but has {len(items)}; raise data.validation_clips"
+            )
         total = len(items) * config.repeats
         order = torch.randperm(total, generator=generator)
         levels = (order + torch.rand(total, generator=generator)) / total
         self._batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        # Drawn sample by sample, so that neither the batch size nor the number of clips changes anybody's noise.
+        # Drawn sample by sample, so that the batch size changes nobody's noise.
         noises = [torch.randn(items[i % len(items)]["video"].shape, generator=generator) for i in range(total)]
         with torch.no_grad():
             for start in range(0, total, config.batch):
@@ -68,7 +79,7 @@ class Quality:
                 video = torch.stack([item["video"] for item in picked])
                 noise = torch.stack(noises[start : start + len(picked)])
                 level = levels[start : start + len(picked)]
-                context = text.to(self.device)([item["caption"] for item in picked])
+                context = text([item["caption"] for item in picked])
                 batch = (mix(video, noise, level), level, velocity(video, noise))
                 self._batches.append((*(t.to(self.device) for t in batch), context))
 
@@ -77,8 +88,9 @@ class Quality:
         """The score of one arrangement; asked twice, answered from memory."""
         if arrangement.key not in self._known:
             parts = [self._errors(arrangement, *batch) for batch in self._batches]
-            plain = np.concatenate([part[0] for part in parts])
-            motion = np.concatenate([part[1] for part in parts])
+            repeats = self.config.repeats  # drawn repeat by repeat, all clips each time
+            plain = np.concatenate([part[0] for part in parts]).reshape(repeats, -1).mean(0)
+            motion = np.concatenate([part[1] for part in parts]).reshape(repeats, -1).mean(0)
             weight = self.config.motion_weight
             samples = (1 - weight) * plain + weight * motion
             self._known[arrangement.key] = Score(

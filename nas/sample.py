@@ -33,6 +33,8 @@ def sample_video(
 
     if steps < 1:
         raise NasError(f"--steps must be 1 or more, but is {steps}")
+    if out.suffix.lower() != ".mp4":
+        raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
     pipeline = load_pipeline(model)
     generator = torch.Generator().manual_seed(seed)
     output = pipeline(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator)
@@ -57,6 +59,8 @@ def sample_video(
 
 def load_pipeline(model: Path) -> Any:
     """The pipeline of a model folder; one sentence instead of a library's traceback when it is none."""
+    from safetensors import SafetensorError
+
     from nas.pipeline import TextToVideoPipeline
 
     if not (model / "model_index.json").is_file():
@@ -64,7 +68,7 @@ def load_pipeline(model: Path) -> Any:
     try:
         with no_bars():
             return TextToVideoPipeline.from_pretrained(str(model), local_files_only=True)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NasError(f"{model}: damaged, or of another version of the toolkit ({first}); build it again") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint, save_checkpoint
+from nas.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint, save_checkpoint, sync
 from nas.config import TrainConfig
 from nas.data import Dataset, Images
 from nas.errors import NasError
@@ -29,7 +30,7 @@ from search_spaces.space import Space
 
 METRICS = "metrics.jsonl"
 TEXT = "text"
-ROLLBACKS = 3  # without a step of progress between them
+ROLLBACKS = 3  # of one step; more, and it will not get better
 RECENT = 50  # losses that a spike is measured against
 
 
@@ -78,7 +79,8 @@ def train(
         progress: called after each step. warn: called with a sentence when a step is rolled back or skipped.
 
     Raises:
-        NasError: if the space works in latents, the folder holds another training, or training cannot be saved.
+        NasError: if the space works in latents, the folder holds another training, a step goes wrong again and again,
+            or training cannot be saved.
     """
     if space.autoencoder.space != 1 or space.autoencoder.time != 1:
         raise NasError(
@@ -111,7 +113,7 @@ class Trainer:
         self.space, self.data, self.config, self.folder, self.seed = space, data, config, folder, seed
         self.images = Images(data, seed)
         self.warn = warn
-        self.device = torch.device(config.device)
+        self.device = _device(config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.supernet = Supernet(space).to(self.device).train()
@@ -124,6 +126,7 @@ class Trainer:
         self.step = 0
         self.salt = 0  # grows with each roll-back, so that the same bad draw is not made again
         self.recent: deque[float] = deque(maxlen=RECENT)
+        self.bad = 0  # the furthest step that went wrong, and how often it did
         self.rollbacks = 0
 
     def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
@@ -165,7 +168,8 @@ class Trainer:
         self.optimizer.step()
         self._average()
         self.step += 1
-        self.rollbacks = 0
+        if self.step >= self.bad:  # past it; the steps before it, made again, are no progress
+            self.rollbacks = 0
         self.recent.append(total)
         return Step(
             step=self.step,
@@ -185,8 +189,8 @@ class Trainer:
     def _losses(self, paths: list[Arrangement], micro: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Mean loss over the paths on this micro-batch's videos, and the loss on its images (no path: T = 1)."""
         config = self.config
-        first = (self.step * config.accumulate + micro) * config.clips
-        batch = self._batch(self.data, first, config.clips)
+        turn = self.step * config.accumulate + micro
+        batch = self._batch(self.data, turn * config.clips, config.clips)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             noisy, level, target, context = self._noised(batch, generator)
             losses, teacher = [], None
@@ -202,7 +206,7 @@ class Trainer:
             video_loss = torch.stack(losses).mean()
             if not config.images:
                 return video_loss, torch.zeros((), device=self.device)
-            pictures = self._batch(self.images, first, config.images)
+            pictures = self._batch(self.images, turn * config.images, config.images)
             noisy, level, target, context = self._noised(pictures, generator)
             predicted = self._predict(noisy, level, context, self.space.empty())
             return video_loss, nn.functional.mse_loss(predicted.float(), target)
@@ -247,25 +251,37 @@ class Trainer:
         return len(self.recent) == RECENT and loss > self.config.spike * statistics.median(self.recent)
 
     def _roll_back(self, loss: float) -> None:
+        bad, salt = self.step + 1, self.salt + 1
+        self.bad = max(self.bad, bad)
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
             raise NasError(
-                f"{self.folder}: step {self.step + 1} went wrong {ROLLBACKS} times in a row (loss {loss:g}); lower "
-                "train.learning_rate and run again: the last good checkpoint is kept"
+                f"{self.folder}: step {bad} went wrong (loss {loss:g}), and going back {ROLLBACKS} times did not help; "
+                "train in another run folder with a lower train.learning_rate"
             )
-        bad = self.step + 1
-        salt, rollbacks = self.salt + 1, self.rollbacks
         if not self.resume():
-            raise NasError(f"step {bad}: loss {loss:g} and no checkpoint to go back to; lower train.learning_rate")
-        self.salt, self.rollbacks = salt, rollbacks
+            raise NasError(
+                f"{self.folder}: step {bad} went wrong (loss {loss:g}) and no checkpoint is left to go back to; train "
+                "in another run folder"
+            )
+        self.salt = salt
         self.recent.clear()
-        self.warn(f"step {bad}: loss {loss:g}; went back to step {self.step} and draws anew")
+        self.warn(f"step {bad}: loss {loss:g}; went back to step {self.step} and draws the noise anew")
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def _facts(self) -> dict[str, Any]:
-        """What a checkpoint must share with the training that continues it; its length may be extended."""
-        return {"space": self.space.fingerprint, "seed": self.seed, "settings": _settings(self.config)}
+        """What a checkpoint must share with the training that continues it.
+
+        The length too: the learning rate depends on it. Captions, because their words number the tokens.
+        """
+        captions = hashlib.sha256(json.dumps(list(self.data.captions)).encode()).hexdigest()[:12]
+        return {
+            "space": self.space.fingerprint,
+            "seed": self.seed,
+            "captions": captions,
+            "settings": _settings(self.config),
+        }
 
     def save(self) -> None:
         groups: dict[str, Mapping[str, Tensor]] = {
@@ -274,6 +290,8 @@ class Trainer:
             "optimizer": _flat_optimizer(self.optimizer, dict((p, n) for n, p in self._named())),
         }
         state = {**self._facts(), "salt": self.salt, "recent": list(self.recent)}
+        if (self.folder / METRICS).exists():
+            sync(self.folder / METRICS)  # never behind the checkpoint, even where the power fails
         save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.config.keep)
 
     def resume(self) -> bool:
@@ -291,7 +309,7 @@ class Trainer:
                 self.warn(f"{error}. Going on from an earlier one")
                 continue
             check_belongs(checkpoint.state, self._facts(), path)
-            self._restore(checkpoint)
+            self._restore(checkpoint, path)
             cut_metrics(self.folder / METRICS, self.step)
             return True
         if last_error is not None:
@@ -303,8 +321,10 @@ class Trainer:
         self.save()
         return True
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
         named = dict(self._named())
+        for group in ("weights", "average"):
+            _check_shapes(checkpoint.tensors.get(group, {}), named, path)
         with torch.no_grad():
             for name, tensor in checkpoint.tensors["weights"].items():
                 named[name].copy_(tensor)
@@ -332,13 +352,40 @@ def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, in
     checkpoint = load_checkpoint(found[-1])
     check_belongs(checkpoint.state, {"space": space.fingerprint}, found[-1])
     supernet, text = Supernet(space), TextEncoder.load(folder / TEXT)
-    average = checkpoint.tensors["average"]
-    for prefix, module in (("supernet.", supernet), ("text.", text)):
+    average = checkpoint.tensors.get("average", {})
+    parts = (("supernet.", supernet), ("text.", text))
+    _check_shapes(average, {prefix + n: p for prefix, module in parts for n, p in module.named_parameters()}, found[-1])
+    for prefix, module in parts:
         module.load_state_dict(
             {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
         )
         module.eval().requires_grad_(False)
     return supernet, text, int(checkpoint.state["step"])
+
+
+def _check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    for name in sorted({*found, *wanted}):
+        shapes = [tuple(side[name].shape) if name in side else None for side in (found, wanted)]
+        if shapes[0] != shapes[1]:
+            raise NasError(
+                f"{path}: {name} has shape {shapes[0]} there and {shapes[1]} here; it was made by another version or "
+                "its tokenizer was replaced: train in a new run folder"
+            )
+
+
+def _device(name: str) -> torch.device:
+    """The device, once it has held a number.
+
+    Raises:
+        NasError: if this machine or this build of torch has none of that name.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise NasError(f"train.device: {name!r} cannot be used here ({first}); use cpu, or see nas doctor") from error
+    return device
 
 
 def cut_metrics(path: Path, step: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from nas.build import largest_difference
 from nas.errors import NasError
 from nas.model import VideoUNet
 from nas.pipeline import TextToVideoPipeline
-from nas.sample import load_pipeline, sample_video
+from nas.sample import load_pipeline, no_bars, sample_video
 from nas.supernet import Supernet
 from nas.text import TextEncoder
+from search_spaces.arrangement import Arrangement
 
 ARRANGEMENT = tiny().sample(np.random.default_rng(2))
 
@@ -64,14 +67,47 @@ def test_a_saved_model_is_the_same_model_and_knows_its_arrangement(folder: Path,
     assert evaluate(loaded, frames=1).shape == (2, 3, 1, 16, 16)
 
 
-def test_diffusers_loads_the_folder_in_another_process(folder: Path) -> None:
+def test_diffusers_loads_the_folder_in_another_process(folder: Path, supernet: Supernet, tmp_path: Path) -> None:
+    """Without the space's YAML: this space has none. And without a word on the terminal."""
+    space = replace(tiny(), name="nowhere")
+    arrangement = Arrangement("nowhere", ARRANGEMENT.layers)
+    model = VideoUNet.of(space, supernet.extract(ARRANGEMENT), arrangement)
+    elsewhere = tmp_path / "model"
+    shutil.copytree(folder, elsewhere)
+    with no_bars():
+        model.save_pretrained(elsewhere / "unet")
     code = f"""
+import torch
+from pathlib import Path
 from nas import TextToVideoPipeline
-pipeline = TextToVideoPipeline.from_pretrained({str(folder)!r}, local_files_only=True)
+from nas.sample import load_pipeline
+torch.set_num_threads(1)
+pipeline = TextToVideoPipeline.from_pretrained({str(elsewhere)!r}, local_files_only=True)
 print(pipeline.unet.arrangement.key)
+import sys
+print("quiet from here", file=sys.stderr)
+unet = load_pipeline(Path({str(elsewhere)!r})).unet
+generator = torch.Generator().manual_seed(1)
+video, text = torch.randn(2, 3, 4, 16, 16, generator=generator), torch.randn(2, 16, 32, generator=generator)
+with torch.no_grad():
+    torch.save(unet(video, 300.0, text).sample, {str(tmp_path / "out.pt")!r})
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == ARRANGEMENT.key, done.stderr
+    assert done.stdout.strip() == arrangement.key, done.stderr
+    assert torch.allclose(torch.load(tmp_path / "out.pt"), evaluate(model), atol=1e-5)
+    assert done.stderr.split("quiet from here")[1].strip() == ""
+
+
+def test_bars_come_back_after_no_bars() -> None:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    shown = [library.is_progress_bar_enabled() for library in libraries]
+    with pytest.raises(KeyError), no_bars():
+        assert not any(library.is_progress_bar_enabled() for library in libraries)
+        raise KeyError
+    assert [library.is_progress_bar_enabled() for library in libraries] == shown
 
 
 def test_sampling_is_a_function_of_the_seed(folder: Path) -> None:
@@ -128,3 +164,32 @@ def test_a_video_and_a_contact_sheet_are_written(folder: Path, tmp_path: Path) -
     assert Path(found["contact_sheet"]).stat().st_size > 0
     with pytest.raises(NasError, match="--steps"):
         sample_video(folder, "a", tmp_path / "out.mp4", steps=0)
+    with pytest.raises(NasError, match="must end in .mp4"):
+        sample_video(folder, "a", tmp_path / "out.png", steps=1)  # the contact sheet's own name
+
+
+@pytest.mark.parametrize("name", ["text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_weights_cut_short_are_one_line(name: str, share: float, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    file = copy / name
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(NasError, match="build it again") as caught:
+        load_pipeline(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps must be 1"),
+        ({"sigmas": [0.5, 0.75]}, "must fall"),
+        ({"sigmas": [1.0, 0.0]}, "must fall"),
+        ({"sigmas": [2.0, 1.0]}, "must fall"),
+        ({"height": 15}, "multiples of 2"),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused(folder: Path, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(NasError, match=said):
+        load_pipeline(folder)("a red circle", **given)

@@ -21,18 +21,30 @@ def test_paths_are_a_pure_function_of_seed_and_step(name: str) -> None:
         SPACE.check(arrangement)
 
 
-def test_fair_paths_use_each_variant_of_a_slot_about_equally_often() -> None:
-    """Strictly so where the slot is filled at every step of a cycle; depth is random, hence "about"."""
-    counts: Counter[str] = Counter()
-    steps = 600
-    for step in range(steps):
-        layers = fair(SPACE, 0, step)[0].at("down.1.0")
-        if layers:
-            counts[layers[0].label] += 1
-    variants = SPACE.position("down.1.0").variants
-    expected = sum(counts.values()) / len(variants)
-    assert set(counts) == {variant.label for variant in variants}
-    assert all(abs(count - expected) < 0.25 * expected for count in counts.values())
+def test_fair_paths_use_every_variant_of_a_slot_exactly_as_often_over_a_cycle() -> None:
+    for position in SPACE.positions:
+        cycle = (position.max_layers + 1) * len(position.variants)
+        for start in (0, 5 * cycle):
+            drawn = [fair(SPACE, 7, step)[0].at(position.name) for step in range(start, start + cycle)]
+            depths = Counter(len(layers) for layers in drawn)
+            assert depths == {depth: len(position.variants) for depth in range(position.max_layers + 1)}
+            for slot in range(position.max_layers):
+                counts = Counter(layers[slot] for layers in drawn if len(layers) > slot)
+                assert counts == {variant: position.max_layers - slot for variant in position.variants}
+
+
+def test_fair_paths_put_no_two_variants_together_for_good() -> None:
+    """Slots and positions are shuffled on their own, and anew every cycle."""
+    position = SPACE.position("down.1.0")
+    pairs = {layers for step in range(600) if len(layers := fair(SPACE, 0, step)[0].at("down.1.0")) == 2}
+    assert len(pairs) > 0.9 * len(position.variants) ** 2
+    other = Counter((a.at("down.1.0"), a.at("up.0.0")) for a in (fair(SPACE, 0, step)[0] for step in range(300)))
+    assert len(other) > 150  # of 300; in step with each other they would be 18
+
+
+def test_another_seed_is_another_training() -> None:
+    for draw in PATHS.values():
+        assert [draw(SPACE, 0, step) for step in range(5)] != [draw(SPACE, 1, step) for step in range(5)]
 
 
 def test_the_sandwich_is_the_deepest_the_empty_and_one_between() -> None:

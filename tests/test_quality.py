@@ -8,6 +8,7 @@ import torch
 from training_fixtures import clips, tiny
 
 from nas.config import QualityConfig
+from nas.errors import NasError
 from nas.quality import Quality
 from nas.supernet import Supernet
 from nas.text import TextEncoder
@@ -79,3 +80,43 @@ def test_errors_that_are_independent_between_frames_count_alike_in_both_terms(
     common = score.score(tiny().sample(np.random.default_rng(0)))
     assert common.velocity_loss == pytest.approx(1.0, rel=0.1)
     assert common.motion_loss == pytest.approx(0.0, abs=1e-9)
+
+
+def test_repeats_of_a_clip_are_no_clips_of_their_own(parts: tuple[Supernet, TextEncoder]) -> None:
+    """They lower the error of the noise, not that of the clips: the standard error counts clips."""
+    score = quality(parts, repeats=3)
+    a, b = tiny().empty(), tiny().sample(np.random.default_rng(0))
+    samples = score.score(a).samples
+    assert samples.shape == (6,)
+    assert score.score(a).stderr == pytest.approx(samples.std(ddof=1) / 6**0.5)
+    assert score.paired_difference(a, b)[0] == pytest.approx(score.score(a).loss - score.score(b).loss)
+
+
+def test_each_sample_belongs_to_one_clip(parts: tuple[Supernet, TextEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
+    score = quality(parts, repeats=2, batch=5)
+    means = [clips("validation")[i]["video"].square().mean() for i in range(6)]
+    turn = iter(range(12))
+
+    def wrong(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+        target = next(targets)
+        size = torch.stack([means[next(turn) % 6] for _ in target]).reshape(-1, 1, 1, 1, 1)
+        return (target + size).flatten(0, 1)  # an error that depends on the clip alone
+
+    targets = iter([batch[2] for batch in score._batches])
+    monkeypatch.setattr(score.supernet, "forward", wrong)
+    plain = 2 * score.score(tiny().empty()).samples  # half the weight is motion, which this error has not
+    assert plain == pytest.approx([float(mean) ** 2 for mean in means], rel=1e-4)
+
+
+def test_one_clip_is_refused_for_it_has_no_standard_error(parts: tuple[Supernet, TextEncoder]) -> None:
+    class One:
+        skipped, captions = (), ("a red circle",)
+
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> object:
+            return clips("validation")[index]
+
+    with pytest.raises(NasError, match="data.validation_clips"):
+        Quality(*parts, One(), CONFIG)  # type: ignore[arg-type]

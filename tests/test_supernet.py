@@ -74,3 +74,21 @@ def test_every_slot_of_every_position_has_every_variant(supernet: Supernet) -> N
     for position in supernet.space.positions:
         shelf = supernet.layers[module_name(position.name)]
         assert len(shelf) == position.max_layers * len(position.variants)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_an_extracted_network_keeps_its_weights_when_the_supernet_learns_on(supernet: Supernet) -> None:
+    arrangement = supernet.space.largest()
+    network = supernet.extract(arrangement)
+    before = network(*inputs())
+    shared = {p.data_ptr() for p in supernet.parameters()}
+    assert not shared & {p.data_ptr() for p in network.parameters()}
+    assert torch.equal(network(*inputs()), before)
+
+
+def test_the_same_variant_in_another_slot_has_weights_of_its_own(supernet: Supernet) -> None:
+    position = supernet.space.positions[0]
+    twice = supernet.space.empty().replace(position.name, (position.variants[0],) * 2)
+    first, second = supernet.path(twice)[position.name]
+    assert first is not second
+    assert supernet.path(twice)[position.name][0] is first

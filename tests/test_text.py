@@ -50,3 +50,14 @@ def test_about_the_share_that_is_asked_for_is_dropped() -> None:
     dropped = drop_captions(captions, 0.1, torch.Generator().manual_seed(0))
     assert 60 < dropped.count("") < 140
     assert drop_captions(captions, 0.0, torch.Generator()) == captions
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_damaged_tokenizer_is_one_line(name: str, share: float, tmp_path: Path) -> None:
+    encoder().save(tmp_path)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(NasError, match="no tokenizer") as caught:
+        TextEncoder.load(tmp_path)
+    assert "\n" not in str(caught.value)

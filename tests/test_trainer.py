@@ -1,62 +1,20 @@
-"""Training: killed and resumed without a trace, and honest when it goes wrong."""
+"""Training: every way of it runs, moves what it should, and is honest when it goes wrong."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from training_fixtures import clips, short, tiny
+from training_fixtures import clips, losses, run, short, tiny
 
 from nas.checkpoint import list_checkpoints
-from nas.config import TrainConfig
 from nas.errors import NasError
-from nas.trainer import Trainer, load_supernet, train
-from search_spaces.space import Autoencoder, Space
-
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from training_fixtures import clips, short, tiny
-from nas.trainer import train
-train(tiny(), clips(), short(steps=10), Path(sys.argv[1]), seed=5, progress=lambda s: print(s.step, flush=True))
-"""
-
-
-def losses(folder: Path) -> list[tuple[int, float, float]]:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
-
-
-def run(folder: Path, config: TrainConfig | None = None, space: Space | None = None, **more: Any) -> None:
-    train(space or tiny(), clips(), config or short(), folder, seed=5, **more)
-
-
-def test_killed_in_the_middle_and_started_again_the_losses_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
-    run(tmp_path / "whole", short(steps=10))
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "killed"), str(Path(__file__).parent)]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert started.stdout is not None
-    for line in started.stdout:
-        if int(line) == 5:  # between two checkpoints
-            started.send_signal(signal.SIGKILL)
-            break
-    started.wait()
-    assert started.returncode == -signal.SIGKILL
-    started.stdout.close()
-    assert len(losses(tmp_path / "killed")) >= 5
-    run(tmp_path / "killed", short(steps=10))
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert [step for step, _, _ in losses(tmp_path / "killed")] == list(range(1, 11))
+from nas.paths import PATHS
+from nas.trainer import Trainer, load_supernet
+from search_spaces.space import Autoencoder
 
 
 def test_training_lowers_the_loss_and_can_be_loaded(tmp_path: Path) -> None:
@@ -67,20 +25,38 @@ def test_training_lowers_the_loss_and_can_be_loaded(tmp_path: Path) -> None:
     assert step == 40 and not supernet.training and text(["a red circle moving left"]).shape == (1, 16, 32)
 
 
-@pytest.mark.parametrize("settings", [{"paths": "sandwich"}, {"paths": "uniform"}, {"accumulate": 2}, {"images": 0}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"paths": "sandwich"},
+        {"paths": "fair"},
+        {"precision": "bf16"},
+        {"paths": "uniform"},
+        {"accumulate": 2},
+        {"images": 0},
+    ],
+)
 def test_every_way_of_training_runs(settings: dict[str, Any], tmp_path: Path) -> None:
     run(tmp_path, short(steps=4, **settings))
     assert len(losses(tmp_path)) == 4
 
 
-def test_a_step_leaves_the_layers_off_its_path_alone(tmp_path: Path) -> None:
-    trainer = Trainer(tiny(), clips(), short(warmup_steps=0), tmp_path, 5, lambda message: None)
-    before = {name: p.detach().clone() for name, p in trainer.supernet.named_parameters()}
-    trainer.advance()
-    moved = {name for name, p in trainer.supernet.named_parameters() if not torch.equal(p, before[name])}
-    used = {name for name, p in trainer.supernet.named_parameters() if p.grad is not None}
-    temporal = {name for name in before if name.startswith("layers.")}
-    assert moved <= used and moved & temporal and temporal - moved
+def test_steps_leave_the_layers_off_their_path_alone(tmp_path: Path) -> None:
+    """Also those that an earlier step trained: no decay, and no momentum left over from it."""
+    config = short(warmup_steps=0, weight_decay=0.5)
+    trainer = Trainer(tiny(), clips(), config, tmp_path, 5, lambda message: None)
+    trained: set[str] = set()
+    rested = 0
+    for _ in range(4):
+        before = {name: p.detach().clone() for name, p in trainer.supernet.layers.named_parameters()}
+        trainer.advance()
+        now = dict(trainer.supernet.layers.named_parameters())
+        used = {name for name, p in now.items() if p.grad is not None}
+        moved = {name for name, p in now.items() if not torch.equal(p, before[name])}
+        assert used and moved <= used
+        rested += len(trained - used)
+        trained |= moved
+    assert rested and set(before) - trained
 
 
 def test_a_spatial_rate_of_zero_freezes_the_backbone_once_paths_train(tmp_path: Path) -> None:
@@ -130,56 +106,6 @@ def test_what_never_recovers_ends_in_one_line_with_the_last_good_checkpoint_kept
     assert list_checkpoints(tmp_path)[-1].name == "step-00000002"
 
 
-def test_a_checkpoint_cut_short_is_passed_over_with_a_sentence(tmp_path: Path) -> None:
-    run(tmp_path / "whole")
-    run(tmp_path / "cut", short(steps=6))
-    newest = list_checkpoints(tmp_path / "cut")[-1] / "weights.safetensors"
-    newest.write_bytes(newest.read_bytes()[:1000])
-    said: list[str] = []
-    run(tmp_path / "cut", warn=said.append)
-    assert len(said) == 1 and "Going on from an earlier one" in said[0]
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-
-
-def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
-    run(tmp_path)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000004", "step-00000006"]
-
-
-def test_a_checkpoint_of_another_space_or_setting_is_refused_and_kept(tmp_path: Path) -> None:
-    run(tmp_path)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(NasError, match="settings"):
-        run(tmp_path, short(learning_rate=1e-3))
-    other = replace(tiny(), name="other")
-    with pytest.raises(NasError, match="space"):
-        run(tmp_path, space=other)
-    with pytest.raises(NasError, match="space"):
-        load_supernet(other, tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-def test_a_full_disk_is_one_line_and_earlier_checkpoints_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import safetensors.torch
-
-    real = safetensors.torch.save_file
-
-    def full(tensors: Any, path: str) -> None:
-        if "00000004" in path:
-            raise OSError(errno.ENOSPC, "No space left on device", path)
-        real(tensors, path)
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(NasError, match="the disk is full") as caught:
-        run(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000000", "step-00000002"]
-    assert not list(tmp_path.glob(".*partial"))
-    monkeypatch.undo()
-    run(tmp_path)
-    assert len(losses(tmp_path)) == 6
-
-
 def test_a_space_in_latents_is_refused(tmp_path: Path) -> None:
     space = replace(tiny(), autoencoder=Autoencoder(time=1, space=8))
     with pytest.raises(NasError, match="pixels only"):
@@ -190,3 +116,78 @@ def test_a_space_in_latents_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_a_supernet_says_how_to_train_one(tmp_path: Path) -> None:
     with pytest.raises(NasError, match="nas train tiny"):
         load_supernet(tiny(), tmp_path)
+
+
+def test_a_step_that_goes_wrong_whenever_it_is_reached_again_ends_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Good steps lie between the checkpoint and the bad one: made again, they are no progress."""
+    real = Trainer._losses
+
+    def broken(self: Trainer, *arguments: Any) -> Any:
+        video, image = real(self, *arguments)
+        return (video * float("nan") if self.step >= 3 else video), image
+
+    monkeypatch.setattr(Trainer, "_losses", broken)
+    said: list[str] = []
+    with pytest.raises(NasError, match="step 4 went wrong .*3 times did not help"):
+        run(tmp_path, warn=said.append)
+    assert len(said) == 3
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000000", "step-00000002"]
+
+
+def test_a_spike_is_rolled_back_once_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Trainer._losses
+
+    def spiked(self: Trainer, *arguments: Any) -> Any:
+        video, image = real(self, *arguments)
+        return (video * 1000 if self.step == 3 and self.salt == 0 else video), image
+
+    monkeypatch.setattr(Trainer, "_losses", spiked)
+    monkeypatch.setattr("nas.trainer.RECENT", 2)
+    said: list[str] = []
+    run(tmp_path, warn=said.append)
+    assert len(said) == 1 and "went back to step 2" in said[0]
+    assert [step for step, _, _ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_sandwich_trains_the_deepest_and_a_fair_path_in_one_step(tmp_path: Path) -> None:
+    config = short(warmup_steps=0, paths="sandwich")
+    trainer = Trainer(tiny(), clips(), config, tmp_path, 5, lambda message: None)
+    deepest, _, between = PATHS["sandwich"](tiny(), 5, 0)
+    done = trainer.advance()
+    assert done is not None and done.path == deepest.key
+    on_path = {
+        id(p)
+        for path in (deepest, between)
+        for layers in trainer.supernet.path(path).values()
+        for layer in layers
+        for p in layer.parameters()
+    }
+    assert {id(p) for p in trainer.supernet.temporal_parameters() if p.grad is not None} == on_path
+
+
+def test_every_step_sees_clips_and_images_of_its_own(tmp_path: Path) -> None:
+    """However many of either, and however many micro-batches."""
+    asked: list[int] = []
+
+    class Watched:
+        skipped, captions = (), clips().captions
+
+        def __len__(self) -> int:
+            return len(clips())
+
+        def __getitem__(self, index: int) -> Any:
+            asked.append(index)
+            return clips()[index]
+
+    run(tmp_path, short(steps=2, clips=1, images=3, accumulate=2), data=Watched())
+    assert sorted(asked) == sorted([*range(4), *range(12)])
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    for name in ("abacus", "cuda:99"):
+        with pytest.raises(NasError, match=f"train.device: '{name}'") as caught:
+            run(tmp_path, short(device=name))
+        assert "\n" not in str(caught.value)
+    assert not list_checkpoints(tmp_path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from nas.config import DataConfig, TrainConfig
 from nas.data import Dataset, open_data
+from nas.trainer import train
 from search_spaces.space import Space
 
 DATA = DataConfig(source="moving_shapes", validation_clips=8)
@@ -26,3 +29,14 @@ def short(**changes: Any) -> TrainConfig:
     """Six steps, two of them on the backbone alone, a checkpoint every second one."""
     settings = {"steps": 6, "warmup_steps": 2, "clips": 2, "images": 2, "checkpoint_every": 2, "ramp_steps": 1}
     return TrainConfig(**{**settings, **changes, "threads": 1})
+
+
+def run(folder: Path, config: TrainConfig | None = None, space: Space | None = None, **more: Any) -> None:
+    """Train in ``folder``, or go on."""
+    train(space or tiny(), more.pop("data", None) or clips(), config or short(), folder, seed=5, **more)
+
+
+def losses(folder: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of each row of the log."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"], row["grad_norm"]) for row in rows]
