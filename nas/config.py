@@ -32,6 +32,8 @@ class DataConfig(BaseModel):
         validation_share: of the frames (`time`) or of the videos (`video`).
         validation_clips: how many fixed clips the validation split has.
         max_objects, boundary: of `moving_shapes`; see `nas.data.shapes`.
+        kinds, colours, directions: of `moving_shapes`, which of them appear; all, where the list is empty.
+        radius, speed: of `moving_shapes`, from and to: shares of the shorter side; sides of the frame a second.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,6 +48,11 @@ class DataConfig(BaseModel):
     validation_clips: int = Field(default=64, ge=1)
     max_objects: int = Field(default=2, ge=1, le=2)
     boundary: Literal["wrap", "bounce"] = "wrap"
+    kinds: tuple[str, ...] = ()
+    colours: tuple[str, ...] = ()
+    directions: tuple[str, ...] = ()
+    radius: tuple[float, float] = (0.16, 0.24)
+    speed: tuple[float, float] = (0.35, 0.75)
 
 
 class TrainConfig(BaseModel):

@@ -11,6 +11,7 @@ import torch
 from nas.config import DataConfig
 from nas.data import open_data
 from nas.data.shapes import BACKGROUND, DIRECTIONS, KINDS, MovingShapes, Placed, Shape, parse_caption, render
+from nas.errors import NasError
 
 
 @dataclass(frozen=True)
@@ -89,3 +90,19 @@ def test_captions_hold_every_word() -> None:
     words = {word for caption in shapes().captions for word in caption.split()}
     data = shapes()
     assert words >= {word for i in range(300) for word in data[i]["caption"].split()}
+
+
+def test_a_scene_may_be_narrowed_by_configuration():
+    narrow = shapes(max_objects=1, kinds=("cross", "square"), colours=("red",), directions=("left", "up"))
+    seen = {placed.shape for i in range(60) for placed in narrow.scene(i)}
+    assert seen == {Shape(k, "red", d) for k in ("square", "cross") for d in ("left", "up")}
+    assert {str(shape) for shape in seen} == set(narrow.captions)
+
+
+def test_a_scene_that_cannot_be_drawn_is_refused():
+    with pytest.raises(NasError, match="data.kinds: 'star' is not known; known: circle"):
+        shapes(kinds=("star",))
+    with pytest.raises(NasError, match="names 1, but a scene has up to 2 objects"):
+        shapes(colours=("red",))
+    with pytest.raises(NasError, match="data.radius must run from above 0 upwards, but is 0.3 to 0.2"):
+        shapes(radius=(0.3, 0.2))

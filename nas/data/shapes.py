@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from nas.data.clip import TRAIN_LENGTH, ClipLike, Item, Skip, check_index, generator
+from nas.errors import NasError
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
@@ -27,8 +28,6 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 BACKGROUND = 0.12
-RADIUS = (0.16, 0.24)  # of the shorter side
-SPEED = (0.35, 0.75)  # sides of the frame a second
 PHRASE = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(KINDS)}) moving ({'|'.join(DIRECTIONS)})")
 
 
@@ -64,6 +63,55 @@ def parse_caption(caption: str) -> tuple[Shape, ...]:
     return tuple(Shape(kind, colour, direction) for colour, kind, direction in PHRASE.findall(caption))
 
 
+@dataclass(frozen=True)
+class Cast:
+    """What may appear in a scene.
+
+    Attributes:
+        kinds, colours, directions: a part of those that are known, in their order. objects: the most in one scene.
+
+    Raises:
+        NasError: if a name is not known, or there are fewer colours than objects.
+    """
+
+    kinds: tuple[str, ...] = KINDS
+    colours: tuple[str, ...] = tuple(COLOURS)
+    directions: tuple[str, ...] = tuple(DIRECTIONS)
+    objects: int = 2
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Cast:
+        """The cast that a configuration names."""
+        for field, (low, high) in (("radius", config.radius), ("speed", config.speed)):
+            if not 0 < low <= high:
+                raise NasError(f"data.{field} must run from above 0 upwards, but is {low} to {high}")
+        return cls(
+            _some("kinds", config.kinds, KINDS),
+            _some("colours", config.colours, tuple(COLOURS)),
+            _some("directions", config.directions, tuple(DIRECTIONS)),
+            config.max_objects,
+        )
+
+    def __post_init__(self) -> None:
+        if len(self.colours) < self.objects:
+            raise NasError(
+                f"data.colours names {len(self.colours)}, but a scene has up to {self.objects} objects of different "
+                "colours; name more, or lower data.max_objects"
+            )
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every object that may appear."""
+        every = itertools.product(self.colours, self.kinds, self.directions)
+        return tuple(Shape(kind, colour, direction) for colour, kind, direction in every)
+
+
+def _some(field: str, wanted: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    for name in wanted:
+        if name not in known:
+            raise NasError(f"data.{field}: {name!r} is not known; known: {', '.join(known)}")
+    return tuple(name for name in known if name in wanted) or known
+
+
 class MovingShapes:
     """One or two shapes of different colours, each moving straight at its own speed over a dark background.
 
@@ -80,16 +128,14 @@ class MovingShapes:
         self, config: DataConfig, clip: ClipLike, split: Literal["train", "validation"] = "train", seed: int = 0
     ) -> None:
         self.config, self.clip, self.split = config, clip, split
+        self.cast = Cast.of(config)
         self.seed = seed if split == "train" else 0
         self._length = TRAIN_LENGTH if split == "train" else config.validation_clips
 
     @property
     def captions(self) -> Sequence[str]:
         """Every caption of one shape, and every word in every place of two: what a tokenizer needs to see."""
-        single = [
-            str(Shape(kind, colour, direction))
-            for colour, kind, direction in itertools.product(COLOURS, KINDS, DIRECTIONS)
-        ]
+        single = [str(shape) for shape in self.cast.shapes()]
         if self.config.max_objects == 1:
             return tuple(single)
         return tuple(single + [f"{a} and {b}" for a, b in zip(single, reversed(single), strict=True)])
@@ -101,7 +147,7 @@ class MovingShapes:
         """What the clip at ``index`` shows, first the shape that lies below."""
         rng = generator(self.seed, self.split, check_index(index, len(self)))
         count = int(rng.integers(1, self.config.max_objects + 1))
-        colours = rng.permutation(list(COLOURS))[:count]  # different, so that a caption is never ambiguous
+        colours = rng.permutation(self.cast.colours)[:count]  # different, so that a caption is never ambiguous
         return tuple(self._place(str(colour), rng) for colour in colours)
 
     def __getitem__(self, index: int) -> Item:
@@ -111,16 +157,16 @@ class MovingShapes:
         return {"video": torch.from_numpy(video * np.float32(2) - np.float32(1)), "caption": caption}
 
     def _place(self, colour: str, rng: np.random.Generator) -> Placed:
-        direction = str(rng.choice(list(DIRECTIONS)))
+        direction = str(rng.choice(self.cast.directions))
         side = self.clip.width if DIRECTIONS[direction][0] else self.clip.height
-        radius = float(rng.uniform(*RADIUS)) * min(self.clip.height, self.clip.width)
+        radius = float(rng.uniform(*self.config.radius)) * min(self.clip.height, self.clip.width)
         x, y = rng.uniform(0, 1, size=2)
         if self.config.boundary == "bounce":
             x, y = (radius + c * (n - 2 * radius) for c, n in ((x, self.clip.width), (y, self.clip.height)))
         else:
             x, y = x * self.clip.width, y * self.clip.height
-        speed = float(rng.uniform(*SPEED)) * side / self.clip.fps
-        return Placed(Shape(str(rng.choice(KINDS)), colour, direction), float(x), float(y), radius, speed)
+        speed = float(rng.uniform(*self.config.speed)) * side / self.clip.fps
+        return Placed(Shape(str(rng.choice(self.cast.kinds)), colour, direction), float(x), float(y), radius, speed)
 
 
 def render(scene: Sequence[Placed], clip: ClipLike, boundary: Literal["wrap", "bounce"] = "wrap") -> np.ndarray:
