@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,7 @@ from nas.errors import NasError
 
 CONFIG_FILE = "config.yaml"
 DEFAULTS = Path(__file__).parent / "configs"
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class DataConfig(BaseModel):
@@ -196,10 +197,31 @@ def resolve(space: str, device: str | None = None, file: Path | None = None, set
 
 def parse(data: Any, origin: str) -> RunConfig:
     """A configuration from plain values; ``origin`` stands before the message of an error."""
+    return parse_as(RunConfig, data, origin)
+
+
+def parse_as(kind: type[Settings], data: Any, origin: str) -> Settings:
+    """Settings of any kind from plain values; ``origin`` stands before the message of an error."""
     try:
-        return RunConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise NasError(f"{origin}: {_explain(error)}") from None
+        raise NasError(f"{origin}: {_explain(error, kind)}") from None
+
+
+def settle(
+    kind: type[Settings], base: Mapping[str, Any], file: Path | None = None, sets: Sequence[str] = ()
+) -> Settings:
+    """Settings of any kind: ``base``, then ``file``, then each ``a.b=value``.
+
+    Raises:
+        NasError: on an unknown key or a value of the wrong kind, with its path and the nearest known name.
+    """
+    merged = dict(base)
+    if file is not None:
+        merged = _merge(merged, _read(file))
+    for text in sets:
+        merged = _merge(merged, _assignment(text))
+    return parse_as(kind, merged, str(file) if file is not None else "config")
 
 
 def store(config: RunConfig, run: Path) -> None:
@@ -277,12 +299,12 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first problem as one line: path, rule, value, and the nearest known key if it is a misspelt one."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        model: Any = RunConfig
+        model: Any = kind
         for part in first["loc"][:-1]:
             model = model.model_fields[str(part)].annotation
         known = list(model.model_fields)
