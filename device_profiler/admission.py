@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from device_profiler.device import BYTES_PER_ELEMENT, Device
 from device_profiler.errors import OutOfMemory
+from search_spaces.ends import decoder_peak_elements
 from search_spaces.workload import Workload
 
 
@@ -21,7 +22,7 @@ class Attention:
 
 def has_attention(workload: Workload) -> bool:
     """Whether the workload holds attention, so that it has a fused and a decomposed form."""
-    return not workload.is_block or "Attention" in workload.block
+    return workload.block in ("backbone", "network") or "Attention" in workload.block
 
 
 def attention_of(workload: Workload) -> Attention | None:
@@ -44,9 +45,15 @@ def attention_of(workload: Workload) -> Attention | None:
 def predicted_peak_mb(workload: Workload, lowering: str) -> float:
     """The least a block needs for activations: input, output and, where attention is spelled out, all its scores.
 
+    Of a decoder's call: input and output of one operation at full resolution. Nothing is known of other workloads.
+
     MB of 10^6 bytes. A lower bound, so that nothing which could run is refused.
     """
     element = BYTES_PER_ELEMENT[workload.precision]
+    if workload.block == "decoder":
+        return decoder_peak_elements(workload) * element / 1e6
+    if not workload.is_block:
+        return 0.0
     tensor = workload.batch * workload.frames * workload.channels * workload.height * workload.width * element
     total = 2 * tensor
     attention = attention_of(workload)
@@ -62,7 +69,7 @@ def admit(workload: Workload, lowering: str, device: Device) -> None:
         OutOfMemory: if its score matrix or predicted peak is over the device's ``memory_limit_mb``.
     """
     limit = device.memory_limit_mb
-    if limit is None or not workload.is_block:
+    if limit is None:
         return
     needed = predicted_peak_mb(workload, lowering)
     if needed <= limit:
@@ -75,6 +82,11 @@ def admit(workload: Workload, lowering: str, device: Device) -> None:
             f"{workload.block} needs {_amount(score)} for one {workload.precision} score matrix per head "
             f"({attention.heads} heads) at {shape}, {_amount(needed)} in all, over the device's {_amount(limit)}; "
             "drop it from this position or allow a fused lowering"
+        )
+    if workload.block == "decoder":
+        raise OutOfMemory(
+            f"decoder {workload.name} needs {_amount(needed)} for one operation at full resolution on a tile of "
+            f"{shape} latents, over the device's {_amount(limit)}; use a smaller tile or another decoder"
         )
     raise OutOfMemory(
         f"{workload.block} needs {_amount(needed)} for input and output at {shape}, "

@@ -59,7 +59,7 @@ def profile(
     progress: OnProgress | None = None,
     cache_dir: str | Path | None = None,
 ) -> Table:
-    """Measure the workloads of a space that the device's table lacks, and give the table.
+    """Measure what the device's table lacks of a space: its workloads, text encoder and decoder; give the table.
 
     Each row is on disk as soon as it is known, so stopping at any moment loses at most what was being timed; calling
     again goes on from there. With nothing to do, only the space and the table are read. Rows without a number (oom,
@@ -80,7 +80,8 @@ def profile(
     """
     loaded = Space.load(space)
     target = device if isinstance(device, Device) else Device.load(device)
-    wanted = wanted_rows(loaded.workloads(target.precision, clip), target, lowerings, method)
+    workloads = (*loaded.workloads(target.precision, clip), *loaded.ends(target.precision, clip))
+    wanted = wanted_rows(workloads, target, lowerings, method)
     return _fill(wanted, target, table_dir, _origin(space, loaded), retry, limits, seed, progress, cache_dir)
 
 
@@ -304,7 +305,7 @@ def _subjects(row: Wanted, space: str) -> tuple[tuple[Subject, ...], tuple[int, 
     """What to lower for a row, and how many copies of the block each has."""
     from device_profiler.subject import SEGMENT, Subject
 
-    origin = "" if row.workload.is_block else space
+    origin = space if row.workload.block in ("backbone", "network") else ""
     subject = Subject(row.workload, origin, row.arrangement)
     if row.method == "slope":
         return tuple(subject.with_copies(count) for count in SLOPE_COUNTS), SLOPE_COUNTS

@@ -72,6 +72,15 @@ class Point:
 
 
 @dataclass(frozen=True)
+class End:
+    """The text encoder or the decoder: the workload of one call (without precision), and the calls of one video."""
+
+    workload: str
+    parameters: int
+    calls: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the cost model needs to know of a space, read from ``search_spaces/spaces/<name>.plan.json``.
 
@@ -87,6 +96,8 @@ class Plan:
     backbone_parameters: int
     positions: tuple[PlanPosition, ...]
     points: tuple[Point, ...]
+    text_encoder: End | None = None
+    decoder: End | None = None
 
     def __post_init__(self) -> None:
         names = [position.name for position in self.positions]
@@ -170,6 +181,8 @@ class Plan:
                 _position(item, f"positions[{i}]") for i, item in enumerate(_list(top.get("positions"), "positions"))
             ),
             points=tuple(_point(item, f"points[{i}]") for i, item in enumerate(_list(top.get("points"), "points"))),
+            text_encoder=_end(top, "text_encoder"),
+            decoder=_end(top, "decoder"),
         )
 
 
@@ -202,6 +215,14 @@ def _plan_folder() -> Path | None:
     spec = importlib.util.find_spec("search_spaces")
     locations = list(spec.submodule_search_locations or ()) if spec else []
     return Path(locations[0]) / "spaces" if locations else None
+
+
+def _end(top: Mapping[str, Any], name: str) -> End | None:
+    if top.get(name) is None:
+        return None
+    item = _object(top[name], name)
+    calls = _whole(item, "calls", name) if "calls" in item else 1
+    return End(_text(item, "workload", name), _whole(item, "parameters", name), calls)
 
 
 def _position(data: Any, path: str) -> PlanPosition:

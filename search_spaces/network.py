@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from search_spaces.arrangement import Arrangement
 from search_spaces.backbones import backbone_forward, build_backbone
 from search_spaces.blocks import block_spec, build_block
+from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.plan import Plan, PlanLayer, PlanPosition, Point
+from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
 from search_spaces.space import Space
 from search_spaces.workload import Workload
 
@@ -90,24 +91,31 @@ def build_module(
     values, since a compiler may drop a product with zeros.
 
     Args:
-        workload: a block, a backbone or a network.
-        space: the space that a backbone or network belongs to; a block needs none.
+        workload: a block, a backbone, a network, a text encoder or a decoder.
+        space: the space that a backbone or network belongs to; the others need none.
         arrangement: that of a network.
         seed: of weights and example inputs.
 
     Returns:
-        The module, example inputs, and the inputs' names: ``x`` and, where they are read, ``timestep`` and ``context``.
-        All tensors are float32 whatever the workload's precision: a lowering decides how to reach it.
+        The module, example inputs, and the inputs' names: ``x`` and, where they are read, ``timestep`` and ``context``;
+        ``tokens`` of a text encoder, which are int64. All other tensors are float32 whatever the workload's precision:
+        a lowering decides how to reach it.
 
     Raises:
         SpaceError: if the space or arrangement is missing, or is not the one that the workload names.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if workload.is_block:
+        words = 1
+        if workload.block == "text_encoder":
+            module, words = build_text_encoder(workload.name, workload.context_tokens, workload.context_dim)
+            names: tuple[str, ...] = ("tokens",)
+        elif workload.block == "decoder":
+            module, names = build_decoder(workload.name), ("x",)
+        elif workload.is_block:
             block = build_block(workload.variant, workload.channels, workload.context_dim)
-            module: nn.Module = _Block(block, workload.frames)
-            names: tuple[str, ...] = ("x", "context") if block_spec(workload.block).needs_context else ("x",)
+            module = _Block(block, workload.frames)
+            names = ("x", "context") if block_spec(workload.block).needs_context else ("x",)
         else:
             module = _Network(_whole_network(workload, space, arrangement), workload.frames)
             names = ("x", "timestep", "context")
@@ -116,6 +124,7 @@ def build_module(
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
             "timestep": torch.full((workload.batch,), 500.0),
             "context": torch.randn(workload.batch, workload.context_tokens, workload.context_dim),
+            "tokens": torch.randint(words, (workload.batch, workload.context_tokens)),
         }
     return module.eval().requires_grad_(False), tuple(examples[name] for name in names), names
 
@@ -175,6 +184,12 @@ def trace_plan(space: Space) -> Plan:
             for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
         }
 
+        encoder, _ = build_text_encoder(space.text.encoder, space.text.tokens, space.text.dim)
+        encoder_parameters, decoder = _count(encoder), None
+        one_call = space.decoder_workload("fp32")
+        if one_call is not None:
+            decoder = PlanEnd(one_call.base, _count(build_decoder(one_call.name)), space.decoder_calls())
+
     def layers(position_name: str) -> tuple[PlanLayer, ...]:
         position = space.position(position_name)
         return tuple(
@@ -202,6 +217,8 @@ def trace_plan(space: Space) -> Plan:
             for position in space.positions
         ),
         points=tuple(points),
+        text_encoder=PlanEnd(space.text_encoder_workload("fp32").base, encoder_parameters),
+        decoder=decoder,
     )
 
 

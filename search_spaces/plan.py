@@ -50,6 +50,15 @@ class Point:
 
 
 @dataclass(frozen=True)
+class PlanEnd:
+    """An end of the model: the workload of one call (without precision), its parameters, and the calls of one video."""
+
+    workload: str
+    parameters: int
+    calls: int = 1
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a table and a search must know of a space, at its deployment clip and batch 1. No torch needed to read it.
 
@@ -60,6 +69,7 @@ class Plan:
         backbone_name, backbone_workload, backbone_parameters: the bare backbone.
         positions: in execution order.
         points: moments of execution, in order; kind ``position`` is where that position's layers run.
+        text_encoder, decoder: what a video costs beside the network; None where the space has none.
     """
 
     space: str
@@ -70,6 +80,8 @@ class Plan:
     backbone_parameters: int
     positions: tuple[PlanPosition, ...]
     points: tuple[Point, ...]
+    text_encoder: PlanEnd | None = None
+    decoder: PlanEnd | None = None
 
     @classmethod
     def load(cls, space: str | Path | Space) -> Plan:
@@ -143,6 +155,7 @@ class Plan:
                 Point(item["name"], item["kind"], tuple((name, count) for name, count in item["skips"]))
                 for item in data["points"]
             ),
+            **{name: PlanEnd(**data[name]) for name in ("text_encoder", "decoder") if name in data},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -157,6 +170,7 @@ class Plan:
                 "workload": self.backbone_workload,
                 "parameters": self.backbone_parameters,
             },
+            **{name: vars(end) for name in ("text_encoder", "decoder") if (end := getattr(self, name)) is not None},
             "positions": [
                 {
                     **{name: getattr(position, name) for name in _POSITION_FIELDS},

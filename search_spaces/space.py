@@ -17,6 +17,7 @@ import yaml
 from search_spaces.arrangement import Arrangement
 from search_spaces.backbones import Layout, backbone_spec
 from search_spaces.blocks import block_spec, complete
+from search_spaces.ends import decoder_spec, text_encoder_spec
 from search_spaces.errors import SpaceError, unknown
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
@@ -24,6 +25,7 @@ from search_spaces.workload import Workload
 if TYPE_CHECKING:
     from numpy.random import Generator
 
+SMALL = "small"
 SPACES = Path(__file__).parent / "spaces"
 
 #: Options of one position that may be enumerated; beyond it nothing that lists them would end.
@@ -42,18 +44,33 @@ class Clip:
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """By how much the autoencoder divides time and space; 1 and 1 for a space of pixels."""
+    """By how much the autoencoder divides time and space; 1 and 1 for a space of pixels.
+
+    ``decoder`` names the half that makes frames of latents (``ends.DECODERS``); empty where there is none, or where
+    its cost is not asked for.
+    """
 
     time: int = 1
     space: int = 1
+    decoder: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; what is not stated is left out."""
+        return {"time": self.time, "space": self.space, **({"decoder": self.decoder} if self.decoder else {})}
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the text encoder gives for one prompt: ``tokens`` vectors of width ``dim``."""
+    """What the text encoder gives for one prompt: ``tokens`` vectors of width ``dim``; ``encoder`` names it."""
 
     tokens: int
     dim: int
+    encoder: str = SMALL
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields; the encoder where it is not the small one that is trained along."""
+        named = {} if self.encoder == SMALL else {"encoder": self.encoder}
+        return {"tokens": self.tokens, "dim": self.dim, **named}
 
 
 @dataclass(frozen=True)
@@ -141,8 +158,25 @@ class Space:
         if names != [name for name in order if name in names]:
             raise SpaceError(f"positions must be named once each, in execution order: {', '.join(order)}")
         coarsest = max((place.downscale for place in layout.places), default=1)
+        self._check_ends()
         for clip_name in ("deployment", "training"):  # an absent training clip is the deployment clip: name that one
             _check_clip(f"clips.{clip_name}", self.clips[clip_name], self.autoencoder, coarsest)
+
+    def _check_ends(self) -> None:
+        encoder = text_encoder_spec(self.text.encoder)
+        if encoder.dim and (encoder.dim, encoder.tokens) != (self.text.dim, self.text.tokens):
+            raise SpaceError(
+                f"text.encoder {self.text.encoder} gives {encoder.tokens} vectors of width {encoder.dim}, but the "
+                f"space has {self.text.tokens} of width {self.text.dim}; correct text.tokens or name another encoder"
+            )
+        if self.autoencoder.decoder:
+            decoder = decoder_spec(self.autoencoder.decoder)
+            stated = (self.autoencoder.time, self.autoencoder.space, self.latent_channels)
+            if stated != (decoder.time, decoder.space, decoder.channels):
+                raise SpaceError(
+                    f"autoencoder.decoder {self.autoencoder.decoder} multiplies time by {decoder.time} and space by "
+                    f"{decoder.space} and reads {decoder.channels} channels, but the space states {stated}"
+                )
 
     @classmethod
     def load(cls, name_or_path: str | Path | Space) -> Space:
@@ -172,8 +206,8 @@ class Space:
             "name": self.name,
             "backbone": {"name": self.backbone.name, "config": dict(self.backbone.config)},
             "latent_channels": self.latent_channels,
-            "autoencoder": vars(self.autoencoder),
-            "text": vars(self.text),
+            "autoencoder": self.autoencoder.to_json(),
+            "text": self.text.to_json(),
             "clips": {name: vars(clip) for name, clip in self.clips.items()},
             "positions": [
                 {**vars(position), "variants": [variant.label for variant in position.variants]}
@@ -368,6 +402,50 @@ class Space:
         """The workload of the bare backbone, batch 1."""
         return self._whole("backbone", self.backbone_id, precision, clip)
 
+    def text_encoder_workload(self, precision: str) -> Workload:
+        """The workload of encoding one prompt."""
+        return Workload(
+            "text_encoder",
+            (),
+            channels=self.text.dim,
+            frames=1,
+            height=1,
+            width=self.text.tokens,
+            precision=precision,
+            context_tokens=self.text.tokens,
+            context_dim=self.text.dim,
+            name=self.text.encoder,
+        )
+
+    def decoder_workload(self, precision: str, clip: str = "deployment") -> Workload | None:
+        """The workload of one call of the decoder, a tile of the clip's latents; None where the space has none."""
+        if not self.autoencoder.decoder:
+            return None
+        frames, channels, height, width = self.latent_shape(clip)
+        tile = decoder_spec(self.autoencoder.decoder).tile_of(frames, height, width)
+        return Workload(
+            "decoder",
+            (),
+            channels=channels,
+            frames=tile[0],
+            height=tile[1],
+            width=tile[2],
+            precision=precision,
+            name=self.autoencoder.decoder,
+        )
+
+    def decoder_calls(self, clip: str = "deployment") -> int:
+        """How many calls of ``decoder_workload`` a whole clip takes; 0 without a decoder."""
+        if not self.autoencoder.decoder:
+            return 0
+        frames, _, height, width = self.latent_shape(clip)
+        return decoder_spec(self.autoencoder.decoder).calls(frames, height, width)
+
+    def ends(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
+        """What a video costs beside the network: the text encoder's workload, and the decoder's where there is one."""
+        found = (self.text_encoder_workload(precision), self.decoder_workload(precision, clip))
+        return tuple(workload for workload in found if workload is not None)
+
     def network_workload(self, arrangement: Arrangement, precision: str, clip: str = "deployment") -> Workload:
         """The workload of the backbone with all layers of an arrangement, batch 1."""
         self.check(arrangement)
@@ -478,8 +556,9 @@ def _parse(data: Any, source: Path) -> Space:
         raise SpaceError(f"name must be letters, digits and _ (it becomes part of table keys), but is {name!r}")
     backbone = _parse_backbone(fields["backbone"])
     layout = backbone.layout
-    text = _mapping(fields["text"], "text", ("tokens",))
-    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space"))
+    text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
+    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder"))
+    factors = {key: _integer(autoencoder[key], f"autoencoder.{key}") for key in ("time", "space") if key in autoencoder}
     clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
     parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
     return Space(
@@ -488,9 +567,9 @@ def _parse(data: Any, source: Path) -> Space:
         backbone=backbone,
         positions=_parse_positions(fields["positions"], layout),
         clips={"training": parsed.get("training", parsed["deployment"]), "deployment": parsed["deployment"]},
-        text=Text(_integer(text["tokens"], "text.tokens"), layout.context_dim),
+        text=Text(_integer(text["tokens"], "text.tokens"), layout.context_dim, str(text.get("encoder", SMALL))),
         latent_channels=layout.in_channels,
-        autoencoder=Autoencoder(**{key: _integer(value, f"autoencoder.{key}") for key, value in autoencoder.items()}),
+        autoencoder=Autoencoder(**factors, decoder=str(autoencoder.get("decoder", ""))),
         source=source,
     )
 

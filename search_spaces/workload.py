@@ -1,4 +1,4 @@
-"""A workload: a variant, a backbone or a whole network at an input shape and precision; what is measured once."""
+"""A workload: a variant, a backbone, a network or an end of it, at a shape and precision; what is measured once."""
 
 import re
 from dataclasses import dataclass
@@ -10,6 +10,9 @@ from search_spaces.variant import Variant
 #: Bytes of one element.
 PRECISIONS: dict[str, int] = {"fp32": 4, "fp16": 2}
 
+#: What is measured beside blocks.
+WHOLE = ("backbone", "network", "text_encoder", "decoder")
+
 _KEY = re.compile(
     r"(?P<label>[^/@]+)/c(?P<channels>\d+)/t(?P<frames>\d+)/(?P<height>\d+)x(?P<width>\d+)"
     r"(/l(?P<tokens>\d+)x(?P<dim>\d+))?/b(?P<batch>\d+)@(?P<precision>\w+)"
@@ -20,8 +23,9 @@ _KEY = re.compile(
 class Workload:
     """What a table row is about. ``key`` is its name everywhere; positions of equal shape share one workload.
 
-    ``block`` is a block's name, or ``backbone``, or ``network``; ``name`` then says which. Sizes are those of the
-    input: a block's feature map at its position, or the latent of the whole network.
+    ``block`` is a block's name, or one of ``WHOLE``; ``name`` then says which. Sizes are those of the input: a block's
+    feature map at its position, the latent of a whole network, the latent that one call of a decoder takes. A text
+    encoder's are one row of tokens, as wide as its output.
     """
 
     block: str
@@ -45,8 +49,8 @@ class Workload:
 
     @property
     def is_block(self) -> bool:
-        """Whether this is a single temporal block (and not a backbone or a whole network)."""
-        return self.block not in ("backbone", "network")
+        """Whether this is a single temporal block (and not a backbone, a whole network or an end of it)."""
+        return self.block not in WHOLE
 
     @property
     def variant(self) -> Variant:
@@ -57,6 +61,8 @@ class Workload:
     def base(self) -> str:
         """The key without its precision; plans name workloads so."""
         shape = f"t{self.frames}/{self.height}x{self.width}"
+        if self.block == "text_encoder":
+            return f"{self.block}:{self.name}/l{self.context_tokens}x{self.context_dim}/b{self.batch}"
         if not self.is_block:
             return f"{self.block}:{self.name}/{shape}/b{self.batch}"
         text = f"/l{self.context_tokens}x{self.context_dim}" if self.context_tokens else ""

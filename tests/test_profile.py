@@ -43,7 +43,8 @@ def estimated(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[Pa
 
 def test_an_estimated_table_covers_the_space_and_says_so(estimated: tuple[Path, Table]) -> None:
     _, table = estimated
-    assert {row.key for row in table} == {w.key for w in Space.load("tiny").workloads("fp16")}
+    space = Space.load("tiny")
+    assert {row.key for row in table} == {w.key for w in (*space.workloads("fp16"), *space.ends("fp16"))}
     assert {row.source for row in table} == {"estimated"} and all(row.estimator and row.ok for row in table)
     assert "Apple" in table.header.notes
     model = CostModel(Plan.load("tiny"), table)
@@ -60,7 +61,7 @@ def test_with_nothing_to_do_only_space_and_table_are_read(estimated: tuple[Path,
         "import sys, time; start = time.time()\n"
         "from device_profiler.profile import profile\n"
         f"table = profile('tiny', '{ROOFLINE}', sys.argv[1])\n"
-        "assert len(table) == 11, len(table)\n"
+        "assert len(table) == 12, len(table)\n"
         "assert not {'torch', 'onnxruntime', 'coremltools', 'device_profiler.lowering.worker'} & set(sys.modules)\n"
         "assert time.time() - start < 3"
     )
@@ -108,11 +109,11 @@ def test_a_run_stopped_in_the_middle_keeps_its_rows_and_goes_on(
         profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=limits)
     path = table_path(tmp_path, "fake", "onnxruntime")
     before = len(Table.load(path))
-    assert 0 < before < 11
+    assert 0 < before < 12
     scripted.scripts.clear()
     scripted.loads.clear()
-    assert len(profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=limits)) == 11
-    assert len([name for name in scripted.loads if name != "Reference"]) == 11 - before
+    assert len(profile("tiny", DEVICE, tmp_path, cache_dir=cache, limits=limits)) == 12
+    assert len([name for name in scripted.loads if name != "Reference"]) == 12 - before
 
 
 def test_every_kind_of_failure_is_a_row_with_its_reason(scripted: ScriptedRuntime, tmp_path: Path, cache: Path) -> None:
@@ -123,7 +124,7 @@ def test_every_kind_of_failure_is_a_row_with_its_reason(scripted: ScriptedRuntim
     found = {row.block: (row.status, row.reason) for row in table}
     for block, (status, error) in zip(blocks, ERRORS.items(), strict=True):
         assert found[block] == (status, str(error))
-    assert found["backbone"][0] == "ok" and len(table) == 11
+    assert found["backbone"][0] == "ok" and len(table) == 12
     assert table.header.reference is not None and table.header.reference["seed"] == 0
 
 

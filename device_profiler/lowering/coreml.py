@@ -87,7 +87,7 @@ def convert(
 ) -> tuple[Any, float]:
     """The Core ML model of a module (not loaded), and the exported program's error against the module.
 
-    Inputs and output are float16 where the precision is; the output is called ``y``.
+    Inputs and output are float16 where the precision is (whole numbers int32); the output is called ``y``.
 
     Raises:
         WorkloadError: what the converter said, as the status that it stands for.
@@ -109,7 +109,7 @@ def convert(
             model = ct.convert(
                 exported,
                 inputs=[
-                    ct.TensorType(name=name, shape=tuple(x.shape), dtype=number)
+                    ct.TensorType(name=name, shape=tuple(x.shape), dtype=number if x.is_floating_point() else np.int32)
                     for name, x in zip(names, inputs, strict=True)
                 ],
                 outputs=[ct.TensorType(name="y", dtype=number)],

@@ -181,6 +181,6 @@ def _inputs(lowered: Lowered) -> dict[str, Any]:
 
     wide = np.float16 if lowered.subject.workload.precision == "fp16" else np.float32
     return {
-        spec.name: np.ascontiguousarray(array.astype(wide))
+        spec.name: np.ascontiguousarray(array.astype(wide if spec.dtype.startswith("float") else np.int32))
         for spec, array in zip(lowered.inputs, lowered.arrays(), strict=True)
     }

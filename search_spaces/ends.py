@@ -1,0 +1,158 @@
+"""The two ends of a video model: the text encoder before the network, and the decoder after it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from search_spaces.errors import SpaceError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from search_spaces.workload import Workload
+
+#: Words of the vocabulary that the ``small`` encoder is measured with; a run's own has those of its captions.
+SMALL_VOCABULARY = 256
+
+
+@dataclass(frozen=True)
+class TextEncoderSpec:
+    """A text encoder by its sizes. ``dim`` 0 takes the space's width, with four times it inside and heads of 16."""
+
+    layers: int
+    dim: int
+    heads: int
+    inner: int
+    vocabulary: int
+    tokens: int
+    summary: str
+
+
+@dataclass(frozen=True)
+class DecoderSpec:
+    """A video decoder without loading it.
+
+    Attributes:
+        channels: of its latents. time, space: what it multiplies time and space by.
+        tile: most latent (frames, height, width) decoded in one call; ``overlap`` is shared by neighbouring tiles.
+        alive: channels at full resolution that one of its operations holds at the least, in and out together.
+    """
+
+    channels: int
+    time: int
+    space: int
+    tile: tuple[int, int, int]
+    overlap: tuple[int, int, int]
+    alive: int
+    build: Callable[[], nn.Module]
+    summary: str
+
+    def tile_of(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """The latents that one call decodes for a clip of these latents."""
+        return min(frames, self.tile[0]), min(height, self.tile[1]), min(width, self.tile[2])
+
+    def calls(self, frames: int, height: int, width: int) -> int:
+        """How many calls decode the whole clip, tiles overlapping by ``overlap`` along every side that is cut."""
+        sizes = zip((frames, height, width), self.tile, self.overlap, strict=True)
+        return math.prod(
+            1 if size <= tile else math.ceil((size - tile) / (tile - shared)) + 1 for size, tile, shared in sizes
+        )
+
+
+def _allegro() -> nn.Module:
+    from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroDecoder3D
+
+    return AllegroDecoder3D()
+
+
+TEXT_ENCODERS: dict[str, TextEncoderSpec] = {
+    "small": TextEncoderSpec(2, 0, 0, 0, SMALL_VOCABULARY, 0, "two layers of the space's width, trained along"),
+    "clip_vit_l14": TextEncoderSpec(12, 768, 12, 3072, 49408, 77, "the text model of CLIP ViT-L/14, as SD v1.5 uses"),
+}
+DECODERS: dict[str, DecoderSpec] = {
+    # diffusers cuts a clip into 24 frames of 320x320; a phone has no room for those, so tiles are smaller here.
+    "allegro": DecoderSpec(
+        4, 4, 8, (6, 24, 24), (2, 4, 4), 256 + 128, _allegro, "diffusers' AutoencoderKLAllegro, decoder half"
+    ),
+}
+
+
+def text_encoder_spec(name: str) -> TextEncoderSpec:
+    """The text encoder of that name.
+
+    Raises:
+        SpaceError: if there is none.
+    """
+    if name not in TEXT_ENCODERS:
+        raise SpaceError(unknown("text encoder", name, TEXT_ENCODERS))
+    return TEXT_ENCODERS[name]
+
+
+def decoder_spec(name: str) -> DecoderSpec:
+    """The decoder of that name.
+
+    Raises:
+        SpaceError: if there is none.
+    """
+    if name not in DECODERS:
+        raise SpaceError(unknown("decoder", name, DECODERS))
+    return DECODERS[name]
+
+
+def build_text_encoder(name: str, tokens: int, dim: int) -> tuple[nn.Module, int]:
+    """A module from token numbers (B, L) to states (B, L, D), with random weights; and its vocabulary's size."""
+    import torch
+    from torch import nn
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    spec = text_encoder_spec(name)
+    config = CLIPTextConfig(
+        vocab_size=spec.vocabulary,
+        hidden_size=spec.dim or dim,
+        intermediate_size=spec.inner or 4 * dim,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads or max(1, dim // 16),
+        max_position_embeddings=spec.tokens or tokens,
+        projection_dim=spec.dim or dim,
+        bos_token_id=spec.vocabulary - 2,
+        eos_token_id=spec.vocabulary - 1,
+    )
+
+    class States(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = CLIPTextModel(config)
+            # Its own are a slice of a buffer, which Core ML's converter cannot read.
+            self.register_buffer("places", torch.arange(tokens)[None], persistent=False)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return self.model(input_ids=tokens, position_ids=self.places).last_hidden_state
+
+    return States(), spec.vocabulary
+
+
+def build_decoder(name: str) -> nn.Module:
+    """A module from latents (T, C, H, W) of one clip to its frames (T x time, 3, H x space, W x space)."""
+    from torch import nn
+
+    spec = decoder_spec(name)
+
+    class Frames(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder = spec.build()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.decoder(x.permute(1, 0, 2, 3).unsqueeze(0))[0].permute(1, 0, 2, 3)
+
+    return Frames()
+
+
+def decoder_peak_elements(workload: Workload) -> int:
+    """Elements that one call of a decoder holds at once at the least: what one operation at full resolution needs."""
+    spec = decoder_spec(workload.name)
+    pixels = workload.frames * spec.time * workload.height * spec.space * workload.width * spec.space
+    return workload.batch * spec.alive * pixels
