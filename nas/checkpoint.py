@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,15 @@ class Checkpoint:
     state: Mapping[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write ``folder/step-N`` and drop all but the newest ``keep``.
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return folder / f"{PREFIX}{step:08d}"
+
+
+def save_checkpoint(
+    folder: Path, step: int, checkpoint: Checkpoint, keep: int, also: Collection[int] = frozenset()
+) -> Path:
+    """Write ``folder/step-N`` and drop all but the newest ``keep`` and the steps in ``also``.
 
     Everything goes to a temporary folder first and is renamed once it is on disk, so a process killed at any moment,
     or a disk that fills up, leaves the earlier checkpoints as they were.
@@ -38,7 +45,7 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) 
     """
     from safetensors.torch import save_file
 
-    target = folder / f"{PREFIX}{step:08d}"
+    target = checkpoint_path(folder, step)
     partial = folder / f".{target.name}.partial"
     for left in folder.glob(f".{PREFIX}*.partial"):  # of a process that was killed here, perhaps at another step
         shutil.rmtree(left, ignore_errors=True)
@@ -66,7 +73,8 @@ def save_checkpoint(folder: Path, step: int, checkpoint: Checkpoint, keep: int) 
     os.replace(partial, target)
     sync(folder)
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old not in {checkpoint_path(folder, other) for other in also}:
+            shutil.rmtree(old)
     return target
 
 

@@ -23,11 +23,14 @@ class DataConfig(BaseModel):
     """Where the clips come from.
 
     Attributes:
-        source: `sample_clips` (real footage that a package ships), `folder` (your videos), or `moving_shapes` (drawn).
-        path: of `folder`, the videos' folder.
+        source: `sample_clips` (real footage that a package ships), `folder` (your videos and images), `shards` (the
+            same in webdataset's tar files), `cache` (latents that `nas cache` made), or `moving_shapes` (drawn).
+        path: the folder of videos or of a cache; of `shards` a tar, a folder of them, or `shard-{000..041}.tar`.
         captions: of `folder`, a CSV or JSONL of path and caption, with optional seconds and place; see
             `nas.data.captions`. By default `captions.csv` or `captions.jsonl` in `path`.
         cache: where decoded, downscaled frames are kept, so that nothing is decoded twice.
+        buckets: further clips, `FRAMESxHEIGHTxWIDTH`, for videos of other shapes and lengths: each video goes to the
+            clip nearest to its aspect ratio, of those the longest it fills. A batch comes from one bucket.
         crop_margin: cached frames are this much larger than the clip on their tighter side; random crops move by it.
         holdout: `time` keeps the end of every captioned segment for validation, `video` keeps whole videos.
         validation_share: of the frames (`time`) or of the videos (`video`).
@@ -39,10 +42,11 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    source: Literal["sample_clips", "folder", "moving_shapes"] = "sample_clips"
+    source: Literal["sample_clips", "folder", "shards", "cache", "moving_shapes"] = "sample_clips"
     path: Path | None = None
     captions: Path | None = None
     cache: Path = Path("runs/.frames")
+    buckets: tuple[str, ...] = ()
     crop_margin: float = Field(default=1.25, ge=1.0, le=4.0)
     holdout: Literal["time", "video"] = "time"
     validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
@@ -68,11 +72,20 @@ class TrainConfig(BaseModel):
         caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
         timestep_mean, timestep_std: of the logit-normal noise level (Esser et al., arXiv 2403.03206, section 3.1).
         ema_decay: of the averaged weights that are scored and built.
-        precision: autocast of the forward pass. gradient_clip: largest norm of the gradient.
+        prediction: what the network learns: the `velocity` of flow matching, or, for Stable Diffusion's own weights,
+            `epsilon` or `v` on its schedule; see `nas.flow`.
+        init: a diffusers UNet (hub id or folder) that the spatial backbone starts from; see `nas.weights`.
+        precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of the gradient.
+        optimizer: AdamW, fused where the device has it, or with its state in 8 bits (torchao).
+        activation_checkpoints: compute activations again on the way back instead of keeping them.
+        compile: `torch.compile` every block by itself, so that any path runs compiled.
+        shard: split weights, gradients and optimiser state over the processes (FSDP2) instead of copying them.
         accumulate: micro-batches a step. distillation: weight of the in-place distillation of `paths: sandwich`.
         checkpoint_every, keep: steps between checkpoints, and how many stay.
         spike: a step whose loss is this many times the recent median is rolled back, as one that is not finite.
-        threads: of torch; 0 leaves them as they are.
+        validate_every: steps between validations of the averaged weights, which mark the best checkpoint; 0 is never.
+        sample_every: steps between strips of sampled frames; 0 is never. trackers: `tensorboard`, `wandb` or none.
+        workers: threads that load the next batches. threads: of torch; 0 leaves them as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -91,13 +104,23 @@ class TrainConfig(BaseModel):
     timestep_mean: float = 0.0
     timestep_std: float = Field(1.0, gt=0.0)
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    prediction: Literal["velocity", "epsilon", "v"] = "velocity"
+    init: str | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    activation_checkpoints: bool = False
+    compile: bool = False
+    shard: bool = False
     gradient_clip: float = Field(1.0, gt=0.0)
     accumulate: int = Field(1, ge=1)
     distillation: float = Field(0.5, ge=0.0, le=1.0)
     checkpoint_every: int = Field(200, ge=1)
     keep: int = Field(2, ge=1)
     spike: float = Field(8.0, gt=1.0)
+    validate_every: int = Field(200, ge=0)
+    sample_every: int = Field(0, ge=0)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
+    workers: int = Field(1, ge=0)
     device: str = "cpu"
     threads: int = Field(0, ge=0)
 

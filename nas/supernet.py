@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from nas.flow import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
 from search_spaces.backbones import backbone_forward, build_backbone
 from search_spaces.blocks import build_block
@@ -28,16 +31,20 @@ class Supernet(nn.Module):
 
     Args:
         space: what may be chosen.
+        prediction: what it is trained to answer; called, it always gives a velocity.
 
     Attributes:
         unet: the spatial backbone. layers: position -> slot and variant -> block.
+        activation_checkpoints: whether training computes the temporal layers' activations again on the way back.
 
     Source: single-path one-shot weight sharing (Guo et al., arXiv 1904.00420), over the temporal layers of SnapGen-V.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, prediction: Prediction = "velocity") -> None:
         super().__init__()
         self.space = space
+        self.diffusion = Diffusion(prediction)
+        self.activation_checkpoints = False
         self.unet = build_backbone(space)
         self.layers = nn.ModuleDict(
             {
@@ -65,23 +72,56 @@ class Supernet(nn.Module):
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int, arrangement: Arrangement
     ) -> Tensor:
-        """One evaluation along one path.
+        """The velocity along one path, whatever the supernet was trained to predict.
 
         Args:
-            x: (B*T, C, H, W). timestep: (B,) in 0..1000. context: (B, L, D). num_frames: T.
+            x: (B*T, C, H, W), on the straight line of flow matching. timestep: (B,) in 0..1000, 1000 times the level.
+            context: (B, L, D). num_frames: T.
             arrangement: of this space.
 
         Returns:
             (B*T, C, H, W).
         """
+        if self.diffusion.prediction == "velocity":
+            return self.predict(x, timestep, context, num_frames, arrangement)
+
+        def predict(videos: Tensor, told: Tensor) -> Tensor:
+            out = self.predict(videos.flatten(0, 1), told, context, num_frames, arrangement)
+            return out.unflatten(0, (-1, num_frames))
+
+        videos = x.unflatten(0, (-1, num_frames))
+        return self.diffusion.as_velocity(videos, timestep / TIMESTEPS, predict).flatten(0, 1)
+
+    def predict(
+        self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int, arrangement: Arrangement
+    ) -> Tensor:
+        """One evaluation of the network itself: samples, timesteps and answers of its own ``prediction``."""
         layers = self.path(arrangement)
+        again = self.activation_checkpoints and self.training and torch.is_grad_enabled()
 
         def temporal(position: str, x: Tensor) -> Tensor:
             for layer in layers.get(position, ()):
-                x = layer(x, num_frames, context)
+                if again and num_frames > 1:
+                    x = checkpoint(layer, x, num_frames, context, use_reentrant=False)
+                else:
+                    x = layer(x, num_frames, context)
             return x
 
         return self._run(self.unet, x, timestep, context, num_frames, temporal)
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep only what enters a block, and compute the rest again on the way back."""
+        self.activation_checkpoints = True
+        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Resnets, attentions and temporal layers: what is compiled and sharded one by one, as paths differ."""
+        for stage in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):  # type: ignore[misc]
+            if stage is not None:
+                yield from stage.resnets
+                yield from getattr(stage, "attentions", ())
+        for shelf in self.layers.values():
+            yield from shelf.values()  # type: ignore[operator]
 
     def extract(self, arrangement: Arrangement) -> VideoNetwork:
         """A plain network of one arrangement with the weights it has here, copied."""

@@ -1,4 +1,4 @@
-"""Text for training and sampling: a small encoder trained along, its tokenizer learned from the captions."""
+"""Text for training and sampling: a small encoder trained along with the captions' own words, or a pre-trained one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nas.errors import NasError
 from search_spaces.space import Space
 
+#: What loading somebody's model may end in: nothing there, another format, damaged weights.
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 
 
@@ -49,9 +52,42 @@ class TextEncoder(nn.Module):
         )
         return cls(tokenizer, CLIPTextModel(config))
 
+    @classmethod
+    def pretrained(cls, source: str) -> TextEncoder:
+        """A CLIP text model and its tokenizer, by hub id or folder; of a pipeline its ``text_encoder`` is taken.
+
+        Raises:
+            NasError: if it cannot be loaded.
+        """
+        from transformers import AutoTokenizer, CLIPTextModel
+
+        from nas.sample import no_bars
+
+        of_pipeline = has_part(source, "text_encoder")
+        folders = [("tokenizer", "text_encoder")] if of_pipeline else [("", "")]
+        try:
+            with no_bars():
+                tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folders[0][0])
+                model = CLIPTextModel.from_pretrained(source, subfolder=folders[0][1])
+        except LOADING_ERRORS as error:
+            raise NasError(
+                f"{source}: no CLIP text model could be loaded ({first_line(error)}); give a hub id or a folder with "
+                "its config.json, weights and tokenizer"
+            ) from error
+        return cls(tokenizer, model.eval().requires_grad_(False))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must share with this text; its tokenizer is saved beside, so nothing more."""
+        return {}
+
     @property
     def max_tokens(self) -> int:
         return int(self.model.config.max_position_embeddings)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def tokenize(self, captions: Sequence[str]) -> Tensor:
         """(B, L) token numbers.
@@ -89,6 +125,46 @@ class TextEncoder(nn.Module):
         except (OSError, ValueError) as error:
             raise NasError(f"{folder}: no tokenizer of a run there; train again in a new run folder") from error
         return cls(tokenizer, CLIPTextModel(config))
+
+
+def text_encoder_of(space: Space, data: Any) -> Any:
+    """The text side of training on ``data``: its cached states, or a small encoder trained along."""
+    from nas.data.cached import CachedLatents, CachedText
+
+    if isinstance(data, CachedLatents):
+        return CachedText(data.cache)
+    return TextEncoder.small(space, data.captions)
+
+
+def open_text(folder: Path) -> Any:
+    """The text side that a training saved in ``folder``; weights trained along come with the checkpoint.
+
+    Raises:
+        NasError: if nothing is there, or the cache that it names is gone.
+    """
+    from nas.data.cached import REFERENCE, CachedText
+
+    return CachedText.load(folder) if (folder / REFERENCE).is_file() else TextEncoder.load(folder)
+
+
+def has_part(source: str, part: str) -> bool:
+    """Whether a model folder or hub repository is a pipeline with this part; a repository that cannot say is not."""
+    folder = Path(source)
+    if folder.exists() or source.startswith((".", "/", "~")):
+        return (folder / part / "config.json").is_file()
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(source, f"{part}/config.json")
+    except Exception:  # not there, no network, no such repository: loading says which, with the better sentence
+        return False
+    return True
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, for a sentence of ours."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160].rstrip(".") if lines else type(error).__name__
 
 
 def word_tokenizer(captions: Iterable[str], tokens: int) -> Any:

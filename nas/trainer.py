@@ -9,7 +9,8 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +18,49 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint, save_checkpoint, sync
-from nas.config import TrainConfig
-from nas.data import Dataset, Images
+from nas.checkpoint import (
+    Checkpoint,
+    check_belongs,
+    checkpoint_path,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    sync,
+)
+from nas.config import QualityConfig, TrainConfig
+from nas.data import Dataset
+from nas.data.clip import images_of
+from nas.distributed import World
 from nas.errors import NasError
-from nas.flow import mix, noise_levels, velocity
+from nas.loader import Batch, Loader
+from nas.optimizers import build_optimizer, pack_state, unpack_state
 from nas.paths import PATHS
+from nas.sharding import is_sharded, like, shard, whole
 from nas.supernet import Supernet
-from nas.text import TextEncoder, drop_captions
+from nas.text import TextEncoder, drop_captions, open_text, text_encoder_of
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
 METRICS = "metrics.jsonl"
 TEXT = "text"
+BEST = "best.json"
 ROLLBACKS = 3  # of one step; more, and it will not get better
 RECENT = 50  # losses that a spike is measured against
+VALIDATION = QualityConfig(clips=16, batch=8)
+VALIDATED_PATHS = 4
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one step reports: losses (mean over its paths), the largest-first path's key, and the time it took."""
+    """What one step reports.
+
+    Attributes:
+        loss, loss_video, loss_image: means over its paths and over all processes.
+        path: the largest-first path's key. seconds: all of the step. waited: of them, for data.
+        frames_per_s: video frames and images trained on, over all processes. loader_frames_per_s: what the workers of
+            one process can load; training waits where that is less than its share.
+        memory_mb: peak on the device so far; of a CPU, of the process. validation: loss of the averaged weights.
+    """
 
     step: int
     loss: float
@@ -46,14 +70,11 @@ class Step:
     grad_norm: float
     seconds: float
     path: str
-
-
-@dataclass(frozen=True)
-class Batch:
-    """video: (B, T, C, H, W) in [-1, 1]; one caption a clip."""
-
-    video: Tensor
-    captions: list[str]
+    waited: float = 0.0
+    frames_per_s: float = 0.0
+    loader_frames_per_s: float = 0.0
+    memory_mb: float = 0.0
+    validation: float | None = None
 
 
 def train(
@@ -65,64 +86,108 @@ def train(
     seed: int = 0,
     progress: Callable[[Step], None] | None = None,
     warn: Callable[[str], None] = lambda message: None,
+    validation: Dataset | None = None,
 ) -> None:
     """Train until ``config.steps``, from the newest checkpoint in ``folder`` if there is one.
 
-    Every random choice (clips, captions dropped, noise, noise levels, path) is a pure function of the seed and the
-    step, so a run that was killed and started again repeats the uninterrupted one exactly on the same device and
-    thread count; ``metrics.jsonl`` then holds each step once.
+    Every random choice (clips, captions dropped, noise, noise levels, path) is a pure function of the seed, the step
+    and the item, so a run that was killed and started again repeats the uninterrupted one exactly on the same device
+    and thread count; ``metrics.jsonl`` then holds each step once. Several processes (torchrun, accelerate,
+    ``nas train --processes``) share each batch and make the losses of one process with the whole of it.
 
     Args:
-        space: in pixels; a space in latents needs its data encoded first.
-        data: training clips of the space's training clip.
+        data: training clips of the space's training clip; for a space in latents, a cache of them.
         folder: receives checkpoints, ``metrics.jsonl`` and the tokenizer.
         progress: called after each step. warn: called with a sentence when a step is rolled back or skipped.
+        validation: clips that the averaged weights are scored on every ``validate_every`` steps.
 
     Raises:
-        NasError: if the space works in latents, the folder holds another training, a step goes wrong again and again,
-            or training cannot be saved.
+        NasError: if the data does not fit the space, the folder holds another training, a step goes wrong again and
+            again, another process ended, or training cannot be saved.
     """
-    if space.autoencoder.space != 1 or space.autoencoder.time != 1:
-        raise NasError(
-            f"space {space.name} works in the latents of an autoencoder, and this version trains in pixels only; "
-            "train a space whose autoencoder divides by 1, such as tiny"
-        )
+    check_data(space, data)
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(space, data, config, folder, seed, warn)
-    trainer.resume()
-    while trainer.step < config.steps:
-        done = trainer.advance()
-        if done is None:  # rolled back; the log was cut to the step it went back to
-            continue
-        with (folder / METRICS).open("a") as metrics:
-            metrics.write(json.dumps(vars(done)) + "\n")
-        if progress is not None:
-            progress(done)
-        if trainer.step % config.checkpoint_every == 0 or trainer.step == config.steps:
-            trainer.save()
+    world = World.open(config.device)
+    try:
+        if world.main:
+            folder.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(space, data, config, folder, seed, warn, world=world, validation=validation)
+        with world.together():
+            trainer.run(progress)
+    finally:
+        world.close()
+
+
+def check_data(space: Space, data: Dataset) -> None:
+    """Refuse latents of another space, and pixels for a space of latents.
+
+    Raises:
+        NasError: with the command that makes the cache.
+    """
+    from nas.data.cached import CachedLatents
+
+    if isinstance(data, CachedLatents):
+        data.check_fits(space)
+    elif space.autoencoder.space != 1 or space.autoencoder.time != 1:
+        raise NasError(
+            f"space {space.name} works in the latents of an autoencoder; encode the data first "
+            f"(nas cache DATA --space {space.name} --autoencoder MODEL --text MODEL --out CACHE) and train with "
+            "--set data.source=cache --set data.path=CACHE"
+        )
 
 
 class Trainer:
     """The state of a training: supernet, text encoder, their averages, the optimiser, and the step."""
 
     def __init__(
-        self, space: Space, data: Dataset, config: TrainConfig, folder: Path, seed: int, warn: Callable[[str], None]
+        self,
+        space: Space,
+        data: Dataset,
+        config: TrainConfig,
+        folder: Path,
+        seed: int,
+        warn: Callable[[str], None],
+        *,
+        world: World | None = None,
+        validation: Dataset | None = None,
     ) -> None:
         self.space, self.data, self.config, self.folder, self.seed = space, data, config, folder, seed
-        self.images = Images(data, seed)
-        self.warn = warn
-        self.device = _device(config.device)
+        self.world = world or World.open(config.device)
+        self.warn = warn if self.world.main else lambda message: None
+        self.device = self.world.device
+        self.validation = validation
+        for name, count in (("clips", config.clips), ("images", config.images)):
+            if count % self.world.size:
+                raise NasError(
+                    f"train.{name} must divide by the {self.world.size} processes that share it, but is {count}"
+                )
+        self.videos = Loader(data, config.clips, self.world.share, config.workers)
+        self.images = Loader(images_of(data, seed), config.images, self.world.share, config.workers)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.supernet = Supernet(space).to(self.device).train()
-            self.text = TextEncoder.small(space, data.captions).to(self.device).train()
+            self.supernet = Supernet(space, config.prediction)
+            self.text = text_encoder_of(space, data)
+        self.diffusion = self.supernet.diffusion
+        if config.init and not list_checkpoints(folder):
+            from nas.weights import init_backbone
+
+            self.warn(init_backbone(self.supernet.unet, config.init).sentence())
+        self.supernet.to(self.device).train()
+        self.text.to(self.device).train()
+        if config.activation_checkpoints:
+            self.supernet.checkpoint_activations()
+        if config.shard and self.world.size > 1:
+            shard(self.supernet, self.text, self.world)
+        if config.compile:
+            for block in self.supernet.blocks():
+                block.compile()
         self.ema = {name: p.detach().clone() for name, p in self._named()}
         temporal = {id(p) for p in self.supernet.temporal_parameters()}
         self.shared = [p for _, p in self._named() if id(p) not in temporal]
         groups = [{"params": self.shared}, {"params": list(self.supernet.temporal_parameters())}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizer = build_optimizer(config, groups, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step = 0
         self.salt = 0  # grows with each roll-back, so that the same bad draw is not made again
         self.recent: deque[float] = deque(maxlen=RECENT)
@@ -134,6 +199,40 @@ class Trainer:
             yield f"supernet.{name}", parameter
         for name, parameter in self.text.named_parameters():
             yield f"text.{name}", parameter
+
+    def run(self, progress: Callable[[Step], None] | None = None) -> None:
+        """Train to the last step, logging, validating, drawing and saving on the way."""
+        from nas.watch import Watch
+
+        config = self.config
+        self.resume()
+        watch = Watch(self.folder, config.trackers, self.step) if self.world.main else None
+        try:
+            while self.step < config.steps:
+                done = self.advance()
+                if done is None:  # rolled back; the log was cut to the step it went back to
+                    continue
+                if self._due(config.validate_every) and self.validation is not None:
+                    done = self.validate(done)
+                if self.world.main:
+                    with (self.folder / METRICS).open("a") as metrics:
+                        metrics.write(json.dumps(vars(done)) + "\n")
+                if watch is not None:
+                    watch.log(done)
+                if progress is not None and self.world.main:
+                    progress(done)
+                if self._due(config.sample_every):
+                    self._draw(watch)
+                if self._due(config.checkpoint_every) or self._is_best(done):
+                    self.save()
+        finally:
+            self.videos.close()
+            self.images.close()
+            if watch is not None:
+                watch.close()
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
 
     # One step -----------------------------------------------------------------------------------------------------
 
@@ -149,50 +248,69 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = rate * (1.0 if warming else config.spatial_rate)
         self.optimizer.param_groups[1]["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        videos, images = [], []
+        videos, images, frames, waited = [], [], 0, 0.0
+        share = config.image_share if config.images else 0.0
         for micro in range(config.accumulate):
-            generator = self._generator(micro)
-            video_loss, image_loss = self._losses(paths, micro, generator)
+            video_loss, image_loss = self._losses(paths, micro)
             videos.append(float(video_loss.detach()))
             images.append(float(image_loss.detach()))
-            share = config.image_share if config.images else 0.0
+            frames += self._frames
+            waited += self._waited
             loss = (1 - share) * video_loss + share * image_loss
             if loss.requires_grad:
-                (loss / config.accumulate).backward()
-        total = statistics.fmean((1 - share) * v + share * i for v, i in zip(videos, images, strict=True))
-        active = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(active, config.gradient_clip)) if active else 0.0
-        if self._went_wrong(total, norm):
+                self.scaler.scale(loss / config.accumulate).backward()
+        loss_video, loss_image = self.world.mean([statistics.fmean(videos), statistics.fmean(images)])
+        total = (1 - share) * loss_video + share * loss_image
+        norm = self._gradient_norm()
+        overflow = self.scaler.is_enabled() and math.isfinite(total) and not math.isfinite(norm)
+        if not overflow and self._went_wrong(total, norm):
             self._roll_back(total)
             return None
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)  # which leaves the weights alone on an overflow, and scales less from then on
+        self.scaler.update()
         self._average()
         self.step += 1
         if self.step >= self.bad:  # past it; the steps before it, made again, are no progress
             self.rollbacks = 0
         self.recent.append(total)
+        seconds = time.perf_counter() - started
         return Step(
             step=self.step,
             loss=total,
-            loss_video=statistics.fmean(videos),
-            loss_image=statistics.fmean(images),
+            loss_video=loss_video,
+            loss_image=loss_image,
             learning_rate=rate,
             grad_norm=norm,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
             path=paths[0].key,
+            waited=round(waited, 6),
+            frames_per_s=round(frames * self.world.size / seconds, 3),
+            loader_frames_per_s=round(self.videos.frames_per_s * max(1, config.workers), 1),
+            memory_mb=_memory_mb(self.device),
         )
 
-    def _generator(self, micro: int) -> torch.Generator:
-        mixed = (self.seed * 1_000_003 + self.step * 97 + micro) * 31 + self.salt
+    def _gradient_norm(self) -> float:
+        """Average the gradients over the processes and clip them; their norm before that."""
+        active = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not active:
+            return 0.0
+        self.world.average_gradients(p for p in active if not is_sharded(p))
+        self.scaler.unscale_(self.optimizer)
+        return float(whole(nn.utils.clip_grad_norm_(active, self.config.gradient_clip)))
+
+    def _generator(self, micro: int, stream: int, item: int = 0) -> torch.Generator:
+        mixed = (((self.seed * 1_000_003 + self.step * 97 + micro) * 31 + self.salt) * 7 + stream) * 8191 + item
         return torch.Generator().manual_seed(mixed % 2**63)
 
-    def _losses(self, paths: list[Arrangement], micro: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _losses(self, paths: list[Arrangement], micro: int) -> tuple[Tensor, Tensor]:
         """Mean loss over the paths on this micro-batch's videos, and the loss on its images (no path: T = 1)."""
         config = self.config
         turn = self.step * config.accumulate + micro
-        batch = self._batch(self.data, turn * config.clips, config.clips)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            noisy, level, target, context = self._noised(batch, generator)
+        batch = self.videos(turn)
+        self._frames, self._waited = batch.frames, self.videos.waited
+        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
+        with torch.autocast(self.device.type, kind or torch.bfloat16, enabled=kind is not None):
+            noisy, level, target, context = self._noised(batch, micro, 0, config.clips)
             losses, teacher = [], None
             for path in paths:
                 predicted = self._predict(noisy, level, context, path)
@@ -206,27 +324,35 @@ class Trainer:
             video_loss = torch.stack(losses).mean()
             if not config.images:
                 return video_loss, torch.zeros((), device=self.device)
-            pictures = self._batch(self.images, turn * config.images, config.images)
-            noisy, level, target, context = self._noised(pictures, generator)
+            pictures = self.images(turn)
+            self._frames += pictures.frames
+            self._waited += self.images.waited
+            noisy, level, target, context = self._noised(pictures, micro, 1, config.images)
             predicted = self._predict(noisy, level, context, self.space.empty())
             return video_loss, nn.functional.mse_loss(predicted.float(), target)
 
-    def _batch(self, data: Dataset, first: int, count: int) -> Batch:
-        items = [data[(first + i) % len(data)] for i in range(count)]
-        return Batch(
-            torch.stack([item["video"] for item in items]).to(self.device), [item["caption"] for item in items]
-        )
+    def _noised(self, batch: Batch, micro: int, stream: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Noisy samples, levels, targets and text of this process's share of ``count`` items.
 
-    def _noised(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        config = self.config
-        noise = torch.randn(batch.video.shape, generator=generator).to(self.device)
-        level = noise_levels(len(batch.captions), config.timestep_mean, config.timestep_std, generator).to(self.device)
-        context = self.text(drop_captions(batch.captions, config.caption_dropout, generator))
-        return mix(batch.video, noise, level), level, velocity(batch.video, noise), context
+        Levels and dropped captions are drawn for the whole batch, noise item by item, so that who computes what
+        changes nothing.
+        """
+        config, mine = self.config, self.world.share(count)
+        draws = self._generator(micro, stream)
+        levels = self.diffusion.levels(count, config.timestep_mean, config.timestep_std, draws)
+        level = levels[mine.start : mine.stop].to(self.device)
+        shown = [*[""] * mine.start, *batch.captions, *[""] * (count - mine.stop)]
+        captions = drop_captions(shown, config.caption_dropout, draws)[mine.start : mine.stop]
+        shape = batch.video.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=self._generator(micro, 2 + stream, i)) for i in mine])
+        noise, video = noise.to(self.device), batch.video.to(self.device)
+        target = self.diffusion.target(video, noise, level)
+        return self.diffusion.noised(video, noise, level), level, target, self.text(captions)
 
     def _predict(self, noisy: Tensor, level: Tensor, context: Tensor, path: Arrangement) -> Tensor:
         frames = noisy.shape[1]
-        out = self.supernet(noisy.flatten(0, 1), 1000.0 * level, context, frames, path)
+        told = self.diffusion.timestep(level)
+        out = self.supernet.predict(noisy.flatten(0, 1), told, context, frames, path)
         return out.unflatten(0, (-1, frames))
 
     def _learning_rate(self) -> float:
@@ -243,6 +369,59 @@ class Trainer:
             for name, parameter in self._named():
                 self.ema[name].lerp_(parameter, 1 - decay)
 
+    # Looking at it ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The averaged weights in place of the trained ones, ready to be scored or sampled, while this lasts."""
+        self._swap()
+        self.supernet.eval()
+        self.text.eval()
+        try:
+            yield
+        finally:
+            self._swap()
+            self.supernet.train()
+            self.text.train()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self._named():
+            held = parameter.detach().clone()
+            parameter.copy_(self.ema[name])
+            self.ema[name].copy_(held)
+
+    def validate(self, done: Step) -> Step:
+        """The step with the averaged weights' loss on validation clips, over the same few paths each time."""
+        from nas.quality import Quality
+
+        assert self.validation is not None
+        paths = [self.space.empty(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
+        with self.averaged():
+            quality = Quality(self.supernet, self.text, self.validation, VALIDATION, str(self.device))
+            loss = statistics.fmean(quality.score(path).loss for path in paths)
+        return Step(**{**vars(done), "validation": loss})
+
+    def _is_best(self, done: Step) -> bool:
+        """Whether the step is the best validated one, which is then written down."""
+        if done.validation is None:
+            return False
+        best = read_best(self.folder) if self.world.main else None
+        better = best is None or best["step"] >= done.step or done.validation < best["loss"]
+        if self.world.say(int(better)) and self.world.main:
+            partial = self.folder / f".{BEST}.partial"
+            partial.write_text(json.dumps({"step": done.step, "loss": done.validation}))
+            os.replace(partial, self.folder / BEST)
+        return bool(self.world.say(int(better)))
+
+    def _draw(self, watch: Any) -> None:
+        from nas.watch import draw_strip
+
+        with self.averaged():
+            strip = draw_strip(self.supernet, self.text, self.data, self.space, self.device, self.warn)
+        if strip is not None and watch is not None:
+            watch.strip(strip, self.step)
+
     # When it goes wrong ---------------------------------------------------------------------------------------------
 
     def _went_wrong(self, loss: float, norm: float) -> bool:
@@ -252,6 +431,7 @@ class Trainer:
 
     def _roll_back(self, loss: float) -> None:
         bad, salt = self.step + 1, self.salt + 1
+        self.world.wait()  # whatever was being saved is there
         self.bad = max(self.bad, bad)
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
@@ -280,28 +460,61 @@ class Trainer:
             "space": self.space.fingerprint,
             "seed": self.seed,
             "captions": captions,
+            **self.text.facts,
             "settings": _settings(self.config),
         }
 
     def save(self) -> None:
+        """Write a checkpoint; every process takes part, the main one writes."""
+        named = dict(self._named())
         groups: dict[str, Mapping[str, Tensor]] = {
-            "weights": dict(self._named()),
-            "average": self.ema,
-            "optimizer": _flat_optimizer(self.optimizer, dict((p, n) for n, p in self._named())),
+            "weights": {name: whole(p.detach()) for name, p in named.items()},
+            "average": {name: whole(p) for name, p in self.ema.items()},
+            "optimizer": pack_state(self.optimizer, {p: name for name, p in named.items()}),
         }
-        state = {**self._facts(), "salt": self.salt, "recent": list(self.recent)}
+        if not self.world.main:
+            return
+        state = {**self._facts(), "salt": self.salt, "recent": list(self.recent), "scaler": self.scaler.state_dict()}
         if (self.folder / METRICS).exists():
             sync(self.folder / METRICS)  # never behind the checkpoint, even where the power fails
-        save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.config.keep)
+        best = read_best(self.folder)
+        kept = frozenset() if best is None else frozenset({best["step"]})
+        save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.config.keep, kept)
 
     def resume(self) -> bool:
         """Take up the newest readable checkpoint; a damaged one is passed over with a sentence.
 
-        A fresh folder gets a checkpoint of step 0, so that there is always one to go back to.
+        A fresh folder gets a checkpoint of step 0, so that there is always one to go back to. The main process looks;
+        the others take what it found.
         """
-        found = list_checkpoints(self.folder)
+        found: tuple[Checkpoint, Path] | None = None
+        fresh = False
+        if self.world.main:
+            found, last_error = self._newest()
+            if found is None and last_error is not None:
+                raise last_error
+            fresh = found is None and not self.step
+        answer = self.world.say(int(found[0].state["step"]) if found is not None else -1 - int(fresh))
+        if answer == -2:
+            if self.world.main:
+                self.text.save(self.folder / TEXT)
+                cut_metrics(self.folder / METRICS, 0)
+                (self.folder / BEST).unlink(missing_ok=True)
+            self.save()
+            return True
+        if answer == -1:
+            return False
+        if found is None:
+            path = checkpoint_path(self.folder, answer)
+            found = load_checkpoint(path), path
+        self._restore(*found)
+        if self.world.main:
+            cut_metrics(self.folder / METRICS, self.step)
+        return True
+
+    def _newest(self) -> tuple[tuple[Checkpoint, Path] | None, NasError | None]:
         last_error: NasError | None = None
-        for path in reversed(found):
+        for path in reversed(list_checkpoints(self.folder)):
             try:
                 checkpoint = load_checkpoint(path)
             except NasError as error:
@@ -309,17 +522,8 @@ class Trainer:
                 self.warn(f"{error}. Going on from an earlier one")
                 continue
             check_belongs(checkpoint.state, self._facts(), path)
-            self._restore(checkpoint, path)
-            cut_metrics(self.folder / METRICS, self.step)
-            return True
-        if last_error is not None:
-            raise last_error
-        if self.step:
-            return False
-        self.text.save(self.folder / TEXT)
-        cut_metrics(self.folder / METRICS, 0)
-        self.save()
-        return True
+            return (checkpoint, path), None
+        return None, last_error
 
     def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
         named = dict(self._named())
@@ -327,21 +531,37 @@ class Trainer:
             _check_shapes(checkpoint.tensors.get(group, {}), named, path)
         with torch.no_grad():
             for name, tensor in checkpoint.tensors["weights"].items():
-                named[name].copy_(tensor)
+                named[name].copy_(like(tensor, named[name]))
             for name, tensor in checkpoint.tensors["average"].items():
-                self.ema[name].copy_(tensor)
-        self.optimizer.state.clear()
-        for name, tensor in checkpoint.tensors["optimizer"].items():
-            parameter, _, entry = name.rpartition("/")
-            kept = tensor if entry == "step" else tensor.to(self.device)
-            self.optimizer.state[named[parameter]][entry] = kept
+                self.ema[name].copy_(like(tensor, self.ema[name]))
+        unpack_state(self.optimizer, checkpoint.tensors["optimizer"], named)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step = int(checkpoint.state["step"])
         self.salt = int(checkpoint.state["salt"])
         self.recent = deque(checkpoint.state["recent"], maxlen=RECENT)
 
 
+def fixed_paths(space: Space, count: int) -> list[Arrangement]:
+    """The same few arrangements of a space whenever they are asked for."""
+    import numpy as np
+
+    return [space.sample(np.random.default_rng([2024, i])) for i in range(count)]
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """Step and loss of the best validated checkpoint, if there is one."""
+    try:
+        best = json.loads((folder / BEST).read_text())
+        return {"step": int(best["step"]), "loss": float(best["loss"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, int]:
     """The averaged supernet and text encoder of the newest checkpoint, in evaluation mode, and its step.
+
+    What it was trained to predict stands in the checkpoint; called, the supernet gives a velocity.
 
     Raises:
         NasError: if there is none, it is damaged, or it is of another space.
@@ -351,7 +571,8 @@ def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, in
         raise NasError(f"{folder}: no checkpoint of a supernet there; train it with nas train {space.name} --out RUN")
     checkpoint = load_checkpoint(found[-1])
     check_belongs(checkpoint.state, {"space": space.fingerprint}, found[-1])
-    supernet, text = Supernet(space), TextEncoder.load(folder / TEXT)
+    settings = checkpoint.state.get("settings", {})
+    supernet, text = Supernet(space, settings.get("prediction", "velocity")), open_text(folder / TEXT)
     average = checkpoint.tensors.get("average", {})
     parts = (("supernet.", supernet), ("text.", text))
     _check_shapes(average, {prefix + n: p for prefix, module in parts for n, p in module.named_parameters()}, found[-1])
@@ -373,19 +594,15 @@ def _check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], pat
             )
 
 
-def _device(name: str) -> torch.device:
-    """The device, once it has held a number.
+def _memory_mb(device: torch.device) -> float:
+    """Peak memory so far, in MB: the device's, or of a CPU this process's."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    import resource
+    import sys
 
-    Raises:
-        NasError: if this machine or this build of torch has none of that name.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise NasError(f"train.device: {name!r} cannot be used here ({first}); use cpu, or see nas doctor") from error
-    return device
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
 def cut_metrics(path: Path, step: int) -> None:
@@ -404,15 +621,8 @@ def cut_metrics(path: Path, step: int) -> None:
     os.replace(partial, path)
 
 
-def _flat_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    return {
-        f"{names[parameter]}/{entry}": value
-        for parameter, entries in optimizer.state.items()
-        for entry, value in entries.items()
-    }
-
-
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that shape the loss curve; how often to save, and where to run, do not."""
-    free = {"checkpoint_every", "keep", "threads", "device", "spike"}
+    """The settings that shape the loss curve; how often to save and look, and how and where to run, do not."""
+    free = {"checkpoint_every", "keep", "threads", "device", "spike", "validate_every", "sample_every", "trackers"}
+    free |= {"workers", "activation_checkpoints", "compile", "shard"}
     return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}

@@ -186,7 +186,7 @@ def test_settings_that_cannot_be(shell: Shell, run: Path) -> None:
 
 
 def test_a_space_in_latents_says_that_it_cannot_be_trained_yet(shell: Shell, tmp_path: Path) -> None:
-    assert "pixels only" in shell.refused("train", "snapgen_v", "--out", tmp_path / "run", *SETTINGS)
+    assert "encode the data first" in shell.refused("train", "snapgen_v", "--out", tmp_path / "run", *SETTINGS)
 
 
 def test_estimates_do_not_drive_a_search_unless_told_to(shell: Shell, run: Path) -> None:

@@ -108,7 +108,7 @@ def test_what_never_recovers_ends_in_one_line_with_the_last_good_checkpoint_kept
 
 def test_a_space_in_latents_is_refused(tmp_path: Path) -> None:
     space = replace(tiny(), autoencoder=Autoencoder(time=1, space=8))
-    with pytest.raises(NasError, match="pixels only"):
+    with pytest.raises(NasError, match="encode the data first"):
         run(tmp_path, space=space)
     assert not tmp_path.exists() or not any(tmp_path.iterdir())
 

@@ -1,11 +1,10 @@
-"""Captioned clips: a folder of videos, sample footage that a package ships, or procedural moving shapes."""
+"""Captioned clips: a folder of videos, webdataset shards, cached latents, sample footage, or moving shapes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
 from nas.data.clip import ClipLike, Dataset, Images, Item
-from nas.errors import NasError
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
@@ -36,15 +35,11 @@ def open_data(
         from nas.data.shapes import MovingShapes
 
         return MovingShapes(config, clip, split, seed)
-    from nas.data.videos import open_videos
+    if config.source == "cache":
+        from nas.data.cached import open_cached
 
-    if config.source == "sample_clips":
-        from nas.data.samples import sample_captions
+        return open_cached(config, split, seed)
+    from nas.data.videos import open_videos, source_captions
 
-        return open_videos(sample_captions(), config, clip, split, seed)
-    from nas.data.captions import read_captions, uncaptioned
-
-    if config.path is None:
-        raise NasError("data.source is 'folder' but data.path is not set; give the folder that holds the videos")
-    captions = read_captions(config.path, config.captions)
-    return open_videos(captions, config, clip, split, seed, uncaptioned(config.path, captions))
+    captions, skipped = source_captions(config, config.cache / "unpacked")
+    return open_videos(captions, config, clip, split, seed, skipped)

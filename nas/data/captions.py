@@ -1,4 +1,4 @@
-"""Captions of videos, from a CSV or a JSONL of path and caption, with optional seconds and place of the subject."""
+"""Captions of videos and images, from a CSV or a JSONL of path and caption, with seconds and place if you like."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nas.data.clip import Skip
 from nas.errors import NasError
 
 SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm"})
+IMAGES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 COLUMNS = ("path", "caption", "start", "end", "x", "y")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict, runtime_checkable
 
 import numpy as np
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TRAIN_LENGTH = 1 << 20  # nominal: every index is another random clip
-STREAMS = {"train": 0, "validation": 1, "image": 2}  # random streams that never meet
+STREAMS = {"train": 0, "validation": 1, "image": 2, "bucket": 3}  # random streams that never meet
 
 
 class ClipLike(Protocol):
@@ -30,7 +30,7 @@ class ClipLike(Protocol):
 
 
 class Item(TypedDict):
-    """video: (T, C, H, W) float32 in [-1, 1], C = 3 (red, green, blue)."""
+    """video: (T, C, H, W) float32; in [-1, 1] and C = 3 (red, green, blue), or latents as a cache holds them."""
 
     video: Tensor
     caption: str
@@ -56,6 +56,54 @@ class Dataset(Protocol):
     def skipped(self) -> Sequence[Skip]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Item: ...
+
+
+class Buckets:
+    """Datasets whose items differ in shape, drawn by weight: what is batched together comes from one of them.
+
+    Args:
+        parts: one dataset a shape. weights: how often each is drawn, relative to each other.
+    """
+
+    def __init__(self, parts: Sequence[Dataset], weights: Sequence[float], seed: int = 0) -> None:
+        self.parts, self.seed = tuple(parts), seed
+        self._share = np.asarray(weights, dtype=float) / float(sum(weights))
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def bucket(self, turn: int) -> Dataset:
+        """The dataset of a turn's batch, a pure function of (seed, turn)."""
+        return self.parts[int(generator(self.seed, "bucket", turn).choice(len(self.parts), p=self._share))]
+
+    def stills(self, seed: int) -> Dataset:
+        """Single frames, of one shape within a batch too."""
+        return Buckets([images_of(part, seed) for part in self.parts], self._share.tolist(), self.seed)
+
+    @property
+    def captions(self) -> Sequence[str]:
+        return tuple(dict.fromkeys(text for part in self.parts for text in part.captions))
+
+    @property
+    def skipped(self) -> Sequence[Skip]:
+        return tuple(dict.fromkeys(skip for part in self.parts for skip in part.skipped))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Item:
+        which = int(np.searchsorted(self._ends, check_index(index, len(self)), side="right"))
+        return self.parts[which][index - (int(self._ends[which - 1]) if which else 0)]
+
+
+@runtime_checkable
+class WithStills(Protocol):
+    """A dataset that knows how its images are made."""
+
+    def stills(self, seed: int) -> Dataset: ...
+
+
+def images_of(data: Dataset, seed: int) -> Dataset:
+    """The image half of joint training: single frames, by the dataset's own way if it has one."""
+    return data.stills(seed) if isinstance(data, WithStills) else Images(data, seed)
 
 
 class Images:

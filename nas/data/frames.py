@@ -128,6 +128,17 @@ def cached_frames(path: Path, spec: FrameSpec, cache: Path) -> Frames:
 
 def _fingerprint(path: Path, spec: FrameSpec) -> tuple[str, str]:
     """Content digest and cache key."""
+    digest = content_digest(path)
+    key = hashlib.sha256(repr((SCHEMA, digest, path.stat().st_mtime_ns, spec)).encode()).hexdigest()[:24]
+    return digest, key
+
+
+def content_digest(path: Path) -> str:
+    """Of a file's size and its content at both ends: equal for copies.
+
+    Raises:
+        DecodeError: if it is missing, empty or no file.
+    """
     try:
         stat = path.stat()
         if not path.is_file():
@@ -141,9 +152,34 @@ def _fingerprint(path: Path, spec: FrameSpec) -> tuple[str, str]:
             content.update(handle.read(SAMPLE_BYTES))
     except OSError as error:
         raise DecodeError((error.strerror or str(error)).lower()) from error
-    digest = content.hexdigest()
-    key = hashlib.sha256(repr((SCHEMA, digest, stat.st_mtime_ns, spec)).encode()).hexdigest()[:24]
-    return digest, key
+    return content.hexdigest()
+
+
+def probe(path: Path) -> tuple[int, int, float]:
+    """Height, width and seconds of a video as it is shown, from its first frame and its header.
+
+    Raises:
+        DecodeError: if it does not open or has no frame.
+    """
+    content_digest(path)
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DecodeError("no video stream in it")
+            stream = container.streams.video[0]
+            frame = next(container.decode(stream), None)
+            if frame is None:
+                raise DecodeError("no frame in it")
+            width = max(1, round(frame.width * (float(stream.sample_aspect_ratio or 1) or 1.0)))
+            rate = float(stream.average_rate or stream.guessed_rate or 25)
+            if container.duration:
+                seconds = container.duration / av.time_base
+            else:
+                seconds = (stream.frames or 1) / rate
+            turned = round(frame.rotation / 90) % 2
+            return (width, frame.height, seconds) if turned else (frame.height, width, seconds)
+    except (av.FFmpegError, EOFError) as error:
+        raise DecodeError(f"does not decode ({getattr(error, 'strerror', None) or error})") from error
 
 
 def _known(file: Path, notes: Path) -> dict[str, Any] | None:

@@ -1,10 +1,12 @@
-"""Random clips of real videos, with a validation split that shares no frame with training."""
+"""Random clips of real videos, with a validation split that shares no frame with training, and images beside them."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from nas.data.captions import Caption
-from nas.data.clip import TRAIN_LENGTH, ClipLike, Item, Skip, check_index, generator
-from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames, frame_range
+from nas.data.captions import IMAGES, Caption, read_captions, uncaptioned
+from nas.data.clip import TRAIN_LENGTH, Buckets, ClipLike, Dataset, Images, Item, Skip, check_index, generator
+from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames, content_digest, frame_range, probe
 from nas.errors import NasError
 
 if TYPE_CHECKING:
@@ -49,10 +51,12 @@ class VideoClips:
         split: Literal["train", "validation"],
         seed: int,
         config: DataConfig,
+        images: Sequence[Run] = (),
     ) -> None:
         self.runs, self.skipped = tuple(runs), tuple(skipped)
         self.clip, self.split, self.seed = clip, split, seed
-        self.captions = tuple(dict.fromkeys(run.caption.text for run in self.runs))
+        self.images = tuple(images)
+        self.captions = tuple(dict.fromkeys(run.caption.text for run in (*self.runs, *self.images)))
         self._ends = np.cumsum([run.count for run in self.runs])
         self.room = config.crop_margin - 1
         moves = self.room > 0 and any(run.frames.shape[1:3] != (clip.height, clip.width) for run in self.runs)
@@ -80,15 +84,48 @@ class VideoClips:
         run = self.runs[which]
         first = run.first + start - (int(self._ends[which]) - run.count)
         _, height, width, _ = run.frames.shape
-        top = _cut(run.caption.y, height, self.clip.height, self.room, rng)
-        left = _cut(run.caption.x, width, self.clip.width, self.room, rng)
+        top = cut(run.caption.y, height, self.clip.height, self.room, rng)
+        left = cut(run.caption.x, width, self.clip.width, self.room, rng)
         pixels = run.frames.read(first, self.clip.frames)
         pixels = pixels[:, top : top + self.clip.height, left : left + self.clip.width]
-        video = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32))
-        return {"video": video.div_(127.5).sub_(1.0), "caption": run.caption.text}
+        return {"video": as_video(pixels), "caption": run.caption.text}
+
+    def stills(self, seed: int) -> Dataset:
+        """Frames of the clips and, where there are images, an image every other time."""
+        frames = Images(self, seed)
+        return Stills(frames, self.images, self.clip, seed) if self.images else frames
 
 
-def _cut(centre: float, side: int, clip: int, room: float, rng: np.random.Generator) -> int:
+class Stills:
+    """Frames of clips and whole images in turn, (1, C, H, W)."""
+
+    def __init__(self, frames: Images, images: Sequence[Run], clip: ClipLike, seed: int) -> None:
+        self.frames, self.images, self.clip, self.seed = frames, tuple(images), clip, seed
+        self.captions = tuple(dict.fromkeys([*frames.captions, *(image.caption.text for image in images)]))
+        self.skipped = frames.skipped
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Item:
+        if index % 2 == 0:
+            return self.frames[index]
+        image = self.images[int(generator(self.seed, "image", index).integers(len(self.images)))]
+        _, height, width, _ = image.frames.shape
+        rng = generator(self.seed, "bucket", index)
+        top = cut(image.caption.y, height, self.clip.height, 0.0, rng)
+        left = cut(image.caption.x, width, self.clip.width, 0.0, rng)
+        pixels = image.frames.read(0, 1)[:, top : top + self.clip.height, left : left + self.clip.width]
+        return {"video": as_video(pixels), "caption": image.caption.text}
+
+
+def as_video(pixels: np.ndarray) -> torch.Tensor:
+    """(T, H, W, 3) bytes -> (T, 3, H, W) float32 in [-1, 1]."""
+    video = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2), dtype=np.float32))
+    return video.div_(127.5).sub_(1.0)
+
+
+def cut(centre: float, side: int, clip: int, room: float, rng: np.random.Generator) -> int:
     """First row or column of a clip around a centre, moved at random by up to half of ``room`` clips either way."""
     start = centre * side - clip / 2 + room * clip * rng.uniform(-0.5, 0.5)
     return round(min(max(start, 0.0), float(side - clip)))
@@ -101,7 +138,7 @@ def open_videos(
     split: Literal["train", "validation"],
     seed: int,
     skipped: Sequence[Skip] = (),
-) -> VideoClips:
+) -> VideoClips | Buckets:
     """Decode what is not in the cache yet, hold out the validation frames and open one split.
 
     ``holdout: time`` keeps the end of every captioned segment that is at least two clips long: ``validation_share`` of
@@ -109,57 +146,189 @@ def open_videos(
     frames are repeated (a rate above the video's own) the copies on both sides of the cut stay unused.
     ``holdout: video`` keeps whole videos, chosen by content, so that copies stay on one side.
 
+    With ``config.buckets`` each video goes to the clip that suits it; validation keeps to ``clip``, where any video is
+    left for it, so that its clips can be scored together.
+
     Args:
         skipped: what was already found unusable; it is reported along.
 
     Raises:
         NasError: if no video is left for the split, with the reasons.
     """
-    spec = FrameSpec(clip.height, clip.width, clip.fps, config.crop_margin)
-    videos: list[tuple[Frames, list[Caption]]] = []
+    clips = clip_buckets(clip, config.buckets)
+    videos: list[tuple[Frames, list[Caption], ClipLike]] = []
+    images: list[tuple[Frames, list[Caption], ClipLike]] = []
     skipped = list(skipped)
-    by_path: dict[Path, list[Caption]] = {}
-    for caption in captions:
-        by_path.setdefault(caption.path, []).append(caption)
-    for path, segments in by_path.items():
+    for path, segments in by_file(captions).items():
         try:
-            frames = cached_frames(path, spec, config.cache)
+            shape = choose_bucket(path, clips)
+            frames = cached_frames(
+                path, FrameSpec(shape.height, shape.width, shape.fps, config.crop_margin), config.cache
+            )
         except DecodeError as error:
             skipped.append(Skip(path, str(error)))
             continue
-        if frames.shape[0] < frames.span(clip.frames):
-            seconds = f"{frames.shape[0] / frames.rate:.2f} s, a clip is {clip.frames / clip.fps:.2f} s"
+        if path.suffix.lower() in IMAGES:
+            images.append((frames, segments, shape))
+            continue
+        if frames.shape[0] < frames.span(shape.frames):
+            seconds = f"{frames.shape[0] / frames.rate:.2f} s, a clip is {shape.frames / shape.fps:.2f} s"
             skipped.append(Skip(path, f"shorter than a clip ({seconds})"))
             continue
-        videos.append((frames, segments))
-    runs: list[Run] = []
-    held_videos = _held_videos(videos, config.validation_share) if config.holdout == "video" else frozenset()
-    for frames, segments in videos:
-        if config.holdout == "video":
-            held = np.full(frames.shape[0], frames.digest in held_videos)
-            gap = 0
-        else:
-            held, gap = _held_frames(frames, segments, clip.frames, config.validation_share)
-        mine = _runs(frames, segments, held, gap, clip.frames, split)
-        if not mine and not _runs(frames, segments, np.zeros_like(held), 0, clip.frames, "train"):
+        videos.append((frames, segments, shape))
+    held = _held_videos([f.digest for f, *_ in videos], config) if config.holdout == "video" else frozenset()
+    runs: dict[ClipLike, list[Run]] = {shape: [] for shape in clips}
+    for frames, segments, shape in videos:
+        mine = split_runs(frames, segments, shape.frames, config, held, split)
+        if not mine and not _runs(frames, segments, np.zeros(frames.shape[0], dtype=bool), 0, shape.frames, "train"):
             skipped.append(Skip(frames.source, "no captioned segment is as long as a clip"))
-        runs += mine
+        runs[shape] += mine
     for skip in skipped:
         log.warning("skipped %s", skip)
-    if not runs:
+    filled = [shape for shape in clips if runs[shape]]
+    if not filled:
         raise NasError(_nothing_left(skipped, len(videos), config, clip, split))
-    return VideoClips(runs, skipped, clip, split, seed, config)
+    parts = [
+        VideoClips(
+            runs[shape],
+            skipped,
+            shape,
+            split,
+            seed,
+            config,
+            [Run(f, c, 0, 1) for f, said, own in images if own == shape for c in said],
+        )
+        for shape in (filled if split == "train" else filled[:1])
+    ]
+    return parts[0] if len(parts) == 1 else Buckets(parts, [part.starts for part in parts], seed)
 
 
-def _held_videos(videos: Sequence[tuple[Frames, list[Caption]]], share: float) -> frozenset[str]:
+def by_file(captions: Sequence[Caption]) -> dict[Path, list[Caption]]:
+    """The captions of each video, in their order."""
+    files: dict[Path, list[Caption]] = {}
+    for caption in captions:
+        files.setdefault(caption.path, []).append(caption)
+    return files
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A clip of a bucket."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+
+def clip_buckets(clip: ClipLike, buckets: Sequence[str]) -> list[ClipLike]:
+    """The clip and the further ones that a configuration names, at its frame rate.
+
+    Raises:
+        NasError: if one is not ``FRAMESxHEIGHTxWIDTH``.
+
+    >>> clip_buckets(Shape(8, 16, 16, 8.0), ["4x16x32"])[1]
+    Shape(frames=4, height=16, width=32, fps=8.0)
+    """
+    found: list[ClipLike] = [Shape(clip.frames, clip.height, clip.width, clip.fps)]
+    for text in buckets:
+        parts = text.lower().split("x")
+        if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+            raise NasError(f"data.buckets: {text!r} is no clip; write FRAMESxHEIGHTxWIDTH, such as 8x16x32")
+        shape = Shape(int(parts[0]), int(parts[1]), int(parts[2]), clip.fps)
+        if shape not in found:
+            found.append(shape)
+    return found
+
+
+def choose_bucket(path: Path, clips: Sequence[ClipLike]) -> ClipLike:
+    """The clip nearest to a video's aspect ratio, and of those the longest that it fills.
+
+    Raises:
+        DecodeError: if it cannot be opened.
+    """
+    if len(clips) == 1:
+        return clips[0]
+    height, width, seconds = probe(path)
+
+    def distance(clip: ClipLike) -> float:
+        return round(abs(math.log(width / height * clip.height / clip.width)), 6)
+
+    fits = [clip for clip in clips if clip.frames / clip.fps <= seconds + 1 / clip.fps] or list(clips)
+    return min(fits, key=lambda clip: (distance(clip), -clip.frames, -clip.height))
+
+
+def split_runs(
+    frames: Frames,
+    segments: Sequence[Caption],
+    length: int,
+    config: DataConfig,
+    held_videos: frozenset[str],
+    split: Literal["train", "validation"],
+) -> list[Run]:
+    """Where clips of ``length`` frames may start in one video, for one split."""
+    if config.holdout == "video":
+        held, gap = np.full(frames.shape[0], frames.digest in held_videos), 0
+    else:
+        held, gap = _held_frames(frames, segments, length, config.validation_share)
+    return _runs(frames, segments, held, gap, length, split)
+
+
+@contextmanager
+def video_source(config: DataConfig, scratch: Path) -> Iterator[tuple[dict[Path, list[Caption]], list[Skip]]]:
+    """The files of a folder, of shards or of the sample footage with their captions, and those without any.
+
+    Shards are unpacked into ``scratch`` and removed in the end.
+    """
+    captions, skipped = source_captions(config, scratch)
+    yield by_file(captions), skipped
+    shutil.rmtree(scratch, ignore_errors=True)
+
+
+def source_captions(config: DataConfig, scratch: Path) -> tuple[list[Caption], list[Skip]]:
+    """Captions of what a configuration names, and what is no use.
+
+    Raises:
+        NasError: if it names no videos.
+    """
+    if config.source == "sample_clips":
+        from nas.data.samples import sample_captions
+
+        return sample_captions(), []
+    if config.source not in ("folder", "shards"):
+        raise NasError(
+            f"data.source is {config.source!r}, which has no video files; give folder, shards or sample_clips"
+        )
+    if config.path is None:
+        raise NasError(
+            f"data.source is {config.source!r} but data.path is not set; give the folder that holds the videos"
+        )
+    if config.source == "shards":
+        from nas.data.shards import unpack
+
+        return unpack(config.path, scratch)
+    captions = read_captions(config.path, config.captions)
+    return captions, uncaptioned(config.path, captions)
+
+
+def held_digests(paths: Sequence[Path], config: DataConfig) -> frozenset[str]:
+    """Digests of the videos that ``holdout: video`` keeps, before any is decoded."""
+    digests = []
+    for path in paths:
+        with suppress(DecodeError):
+            digests.append(content_digest(path))
+    return _held_videos(digests, config)
+
+
+def _held_videos(found: Sequence[str], config: DataConfig) -> frozenset[str]:
     """Digests of the videos kept for validation: at least one, at most all but one."""
-    digests = sorted({frames.digest for frames, _ in videos})
+    digests = sorted(set(found))
     if len(digests) < 2:
         raise NasError(
             f"data.holdout is 'video' but there are {len(digests)} different videos that decode; "
             "give two or more, or set data.holdout to time"
         )
-    return frozenset(digests[: min(len(digests) - 1, max(1, round(share * len(digests))))])
+    return frozenset(digests[: min(len(digests) - 1, max(1, round(config.validation_share * len(digests))))])
 
 
 def _held_frames(frames: Frames, segments: Sequence[Caption], length: int, share: float) -> tuple[np.ndarray, int]:
