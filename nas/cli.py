@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,7 @@ Config = Annotated[Path | None, typer.Option("--config", help="YAML whose keys o
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.steps=200.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is continued.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
+ModelDir = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as RUN/model.")]
 
 DONE, NO, WRONG_USE, STOPPED = 0, 1, 2, 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # the base of whatever click typer is built on
@@ -117,13 +118,22 @@ def profile(
     retry: Annotated[bool, typer.Option("--retry", help="Measure rows without a number again.")] = False,
     block: Annotated[str | None, typer.Option(help="One operator instead of a space, e.g. Conv3D.")] = None,
     shape: Annotated[str | None, typer.Option(help="Its input, CxTxHxW, e.g. 320x30x64x64.")] = None,
+    networks: Annotated[
+        int | None, typer.Option(help="Measure so many whole networks too: how far sums are off, and a correction.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure what the table lacks of a space, or one operator; run again to go on after a stop."""
-    from nas.costs import profile_operator, profile_space
+    from nas.costs import audit_space, profile_operator, profile_space
 
     if (space is None) == (block is None) or (block is None) != (shape is None):
         raise NasError("profile takes a SPACE, or --block and --shape of one operator; give the one or the other")
+    if networks is not None:
+        if space is None:
+            raise NasError("--networks measures networks of a SPACE; name one, or leave it out")
+        audited = audit_space(space, device, table, networks)
+        emit(audited) if as_json else typer.echo(audited["message"])
+        return
     if block is not None and shape is not None:
         summary = profile_operator(block, shape, device, table, retry=retry)
     else:
@@ -152,19 +162,55 @@ def table(context: typer.Context) -> None:
 
 
 @app.command()
+def cache(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of videos and captions, or webdataset shards.")],
+    out: Annotated[Path, typer.Option(help="Folder of the cache; an existing one is continued.")],
+    autoencoder: Annotated[str, typer.Option(help="AutoencoderKLAllegro or AutoencoderKL: hub id or folder.")],
+    text: Annotated[str, typer.Option(help="CLIP text model: hub id or folder.")],
+    space: Annotated[str, typer.Option(help="The space that will be trained on it.")] = "snapgen_v",
+    stills: Annotated[int, typer.Option(help="Single frames encoded as images, a training clip.")] = 1,
+    shard_mb: Annotated[float, typer.Option(help="Size from which on a shard is written.")] = 256.0,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Videos and captions to latents and text states on disk; run again to go on after a stop."""
+    from nas.run import cache_latents
+
+    models = {"autoencoder": autoencoder, "text": text, "stills": stills, "shard_mb": shard_mb}
+    summary = cache_latents(data, space, out, config, set_, models)
+    emit(summary) if as_json else typer.echo(
+        f"{summary['cache']}: {summary['clips']} clips ({summary['validation_clips']} for validation) and "
+        f"{summary['stills']} stills of {summary['videos']} files, {summary['mb']:.1f} MB, "
+        f"{len(summary['skipped'])} skipped"
+    )
+
+
+@app.command()
 def train(
     space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
     out: Out,
     device: Annotated[str | None, typer.Option(help="The device that the run is for; kept in its config.")] = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006
+    init: Annotated[str | None, typer.Option(help="Start the backbone from a diffusers UNet: hub id, folder.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Train with so many processes on this machine.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train the supernet; run again to go on from the last checkpoint."""
     from nas.config import resolve
     from nas.run import train_supernet
 
-    summary = train_supernet(resolve(space, device, config, set_), out)
+    sets = [*set_, *([f"train.init={json.dumps(init)}"] if init is not None else [])]
+    settings = resolve(space, device, config, sets)
+    if processes is not None:
+        from nas.launch import launch
+
+        words = ["train", space, "--out", str(out), *(["--device", device] if device else [])]
+        words += [*(["--config", str(config)] if config else []), *(word for text in sets for word in ("--set", text))]
+        launch([*words, *(["--json"] if as_json else [])], processes)
+        return
+    summary = train_supernet(settings, out)
     if as_json:
         emit(summary)
 
@@ -220,20 +266,91 @@ def export(
 
 
 @app.command()
+def finetune(
+    model: ModelDir,
+    out: Annotated[Path, typer.Option(help="Model folder to make; one that was begun is continued.")],
+    stage: Annotated[str, typer.Option(help="joint: images and videos. adversarial: to a few steps.")] = "joint",
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a built model into another: on images and videos together, or adversarially down to four steps."""
+    from nas.console import progress, say
+    from nas.finetune import finetune as run_stage
+    from nas.finetune.config import resolve_finetune
+
+    settings = resolve_finetune(model, config, set_)
+    with progress(f"finetune {stage}") as shown:
+
+        def step(done: int, row: Mapping[str, float]) -> None:
+            shown(done, settings.stage(stage).steps, f"loss {row['loss']:.4f}")
+
+        summary = run_stage(model, stage, settings, out, progress=step, warn=say)
+    emit(summary) if as_json else typer.echo(f"{summary['model']}: {stage}, {summary['steps']} steps")
+
+
+@app.command()
 def sample(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
-    prompt: Annotated[str, typer.Option(help="What the video shows.")],
+    model: ModelDir,
+    prompt: Annotated[list[str], typer.Option(help="What the video shows; several make a batch.")],
     out: Annotated[Path, typer.Option(help="Video file; a contact sheet PNG is written beside it.")] = Path("out.mp4"),
-    steps: Annotated[int, typer.Option(help="Network evaluations.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")] = 1.0,
+    steps: Annotated[int | None, typer.Option(help="Network evaluations; as the model was made for, or 25.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off, the default.")] = None,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(help="Length; the training clip's by default.")] = None,
+    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
     as_json: Json = False,
 ) -> None:
     """A video file from a prompt."""
+    from nas.console import say
     from nas.sample import sample_video
 
-    summary = sample_video(model, prompt, out, steps=steps, guidance=guidance, seed=seed)
-    emit(summary) if as_json else typer.echo(f"{summary['video']} and {summary['contact_sheet']}")
+    summary = sample_video(
+        model,
+        prompt,
+        out,
+        steps=steps,
+        guidance=guidance,
+        seed=seed,
+        frames=frames,
+        height=height,
+        width=width,
+        warn=say,
+    )
+    if as_json:
+        emit(summary)
+        return
+    for made in summary["videos"]:
+        typer.echo(f"{made['video']} and {made['contact_sheet']}")
+
+
+@app.command()
+def evaluate(
+    model: ModelDir,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    features: Annotated[Path | None, typer.Option(help="ONNX network for the Frechet distance.")] = None,
+    vbench_out: Annotated[Path | None, typer.Option(help="Write the folder of videos that VBench reads.")] = None,
+    vbench_prompts: Annotated[Path | None, typer.Option(help="Its prompts: VBench_full_info.json or lines.")] = None,
+    vbench_results: Annotated[Path | None, typer.Option(help="Read VBench's *_eval_results.json back.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How good a model's videos are: pixels, Frechet distance, prompts on moving shapes; or the way to VBench."""
+    from nas.console import progress
+    from nas.evaluate import evaluate_model, render, resolve_evaluate, vbench_folder, vbench_scores
+
+    settings = resolve_evaluate(model, config, [*set_, *([f"features={features}"] if features else [])])
+    if (vbench_out is None) != (vbench_prompts is None):
+        raise NasError("--vbench-out and --vbench-prompts belong together; give both")
+    with progress("evaluate") as shown:
+        if vbench_results is not None:
+            told = vbench_scores(model, vbench_results)
+        elif vbench_out is not None and vbench_prompts is not None:
+            told = vbench_folder(model, vbench_prompts, vbench_out, settings, shown)
+        else:
+            told = evaluate_model(model, settings, shown)
+    emit(told) if as_json else typer.echo(render(told))
 
 
 @app.command()

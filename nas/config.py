@@ -52,7 +52,7 @@ class DataConfig(BaseModel):
     validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
     validation_clips: int = Field(default=64, ge=1)
     max_objects: int = Field(default=2, ge=1, le=2)
-    boundary: Literal["wrap", "bounce"] = "wrap"
+    boundary: Literal["wrap", "bounce", "inside"] = "wrap"
     kinds: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
     directions: tuple[str, ...] = ()

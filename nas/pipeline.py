@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +15,21 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from nas.checkpoint import disk_is_full
 from nas.errors import NasError
 from nas.model import VideoUNet
+
+INDEX = "model_index.json"
 
 
 @dataclass
 class VideoOutput(BaseOutput):
-    """frames: (B, T, H, W, 3) float in 0..1, on the CPU."""
+    """frames: (B, T, H, W, 3) float in 0..1, on the CPU; and how they were sampled."""
 
     frames: Tensor
+    steps: int
+    sigmas: list[float]
+    guidance: float
 
 
 class TextToVideoPipeline(DiffusionPipeline):
@@ -29,6 +38,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     Args:
         unet: the searched network. text_encoder, tokenizer: of its training. scheduler: flow-matching Euler.
         vae: decodes latents; absent for a space that works in pixels.
+        sampling: how the model was made to be sampled, kept in model_index.json; see ``set_sampling``.
     """
 
     _optional_components = ["vae"]
@@ -41,42 +51,76 @@ class TextToVideoPipeline(DiffusionPipeline):
         tokenizer: Any,
         scheduler: FlowMatchEulerDiscreteScheduler,
         vae: Any = None,
+        sampling: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, text_encoder=text_encoder, tokenizer=tokenizer, scheduler=scheduler, vae=vae)
+        self.register_to_config(sampling=dict(sampling or {}))
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How the model was made to be sampled; empty where it was only trained to follow the flow."""
+        return self.config["sampling"]
+
+    def set_sampling(
+        self,
+        *,
+        sigmas: Sequence[float] = (),
+        guidance: float | None = None,
+        renoise: bool = False,
+        clips: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """State how the model was made to be sampled.
+
+        Args:
+            sigmas: the noise levels that its generator was trained at; used whenever as many steps are asked for.
+            guidance: for those. renoise: whether fresh noise is drawn between steps (the scheduler's
+                ``stochastic_sampling``) or the predicted noise is followed.
+            clips: frames, height, width in pixels that it was trained on.
+        """
+        told: dict[str, Any] = {"sigmas": list(sigmas), "guidance": guidance, "clips": [list(clip) for clip in clips]}
+        self.register_to_config(sampling={name: value for name, value in told.items() if value not in (None, [])})
+        self.scheduler.register_to_config(stochastic_sampling=bool(renoise))
 
     @torch.no_grad()
     def __call__(
         self,
         prompt: str | Sequence[str],
         *,
-        num_inference_steps: int = 25,
+        num_inference_steps: int | None = None,
         sigmas: Sequence[float] | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | None = None,
         num_frames: int | None = None,
         height: int | None = None,
         width: int | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         callback: Callable[[int, int], None] | None = None,
     ) -> VideoOutput:
         """Sample one video a prompt.
 
         Args:
-            num_inference_steps: evaluations of the network (twice as many with guidance).
-            sigmas: the noise levels to step through, 1 first; by default evenly spaced from 1 to 1 / steps. They are
-                always passed on: left alone, the scheduler puts its last step at a noise level of nearly zero.
-            guidance_scale: classifier-free guidance; 1 is off.
+            num_inference_steps: evaluations of the network (twice as many with guidance). By default as many as its
+                generator was trained for, or 25.
+            sigmas: the noise levels to step through, 1 first. By default those that the generator was trained at,
+                where there are as many; else evenly spaced from 1 to 1 / steps. They are always passed on: left alone,
+                the scheduler puts its last step at a noise level of nearly zero.
+            guidance_scale: classifier-free guidance; 1 is off, and so it is by default.
             num_frames, height, width: latent frames, latent height and width; by default the training clip's.
-            generator: of the initial noise.
+            generator: of the noise; one for the batch, or one a prompt.
             callback: called with (step, steps) after each step.
 
         Raises:
             NasError: if a prompt is longer than the text encoder takes, a size does not fit the network, or the noise
                 levels do not fall.
         """
-        if num_inference_steps < 1:
-            raise NasError(f"num_inference_steps must be 1 or more, but is {num_inference_steps}")
-        levels = list(sigmas) if sigmas else torch.linspace(1, 1 / num_inference_steps, num_inference_steps).tolist()
+        trained = list(self.sampling.get("sigmas", ()))
+        steps = num_inference_steps if num_inference_steps is not None else len(sigmas or trained) or 25
+        if steps < 1:
+            raise NasError(f"num_inference_steps must be 1 or more, but is {steps}")
+        as_trained = not sigmas and len(trained) == steps
+        levels = list(sigmas or (trained if as_trained else torch.linspace(1, 1 / steps, steps).tolist()))
+        if guidance_scale is None:
+            guidance_scale = float(self.sampling.get("guidance", 1.0)) if as_trained else 1.0
         if not all(1 >= a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True)):
             raise NasError(f"sigmas must fall, from 1 or less to above 0, but are {levels}")
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -98,10 +142,10 @@ class TextToVideoPipeline(DiffusionPipeline):
             if empty is not None:
                 plain = self.unet(latents, timestep, empty).sample
                 velocity = plain + guidance_scale * (velocity - plain)
-            latents = self.scheduler.step(velocity, timestep, latents).prev_sample
+            latents = self.scheduler.step(velocity, timestep, latents, generator=generator).prev_sample
             if callback is not None:
                 callback(step + 1, len(levels))
-        return VideoOutput(frames=self.decode(latents))
+        return VideoOutput(self.decode(latents), len(levels), levels, guidance_scale)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, D) text states of the prompts.
@@ -109,13 +153,37 @@ class TextToVideoPipeline(DiffusionPipeline):
         Raises:
             NasError: if a prompt has more tokens than the encoder takes; nothing is cut silently.
         """
+        return self.states(prompts)[0]
+
+    def states(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(B, L, D) text states of the prompts and (B, D) of each prompt as a whole: its end mark's, as CLIP pools.
+
+        Raises:
+            NasError: if a prompt has more tokens than the encoder takes; nothing is cut silently.
+        """
+        self.check_prompts(prompts)
+        limit = self.text_encoder.config.max_position_embeddings
+        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt")
+        found = self.text_encoder(tokens.input_ids.to(self.device))
+        return found.last_hidden_state, found.pooler_output
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Whether every prompt fits the text encoder.
+
+        Raises:
+            NasError: with the prompt, its tokens and how many fit.
+        """
         limit = self.text_encoder.config.max_position_embeddings
         for text in prompts:
             length = len(self.tokenizer(text, verbose=False).input_ids)
             if length > limit:
                 raise NasError(f"the prompt has {length} tokens, the text encoder takes {limit}: {text!r}; shorten it")
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=limit, return_tensors="pt")
-        return self.text_encoder(tokens.input_ids.to(self.device)).last_hidden_state
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that the tokenizer has no token for: the model cannot know what they mean."""
+        words = prompt.split()
+        mark = self.tokenizer.unk_token_id
+        return [word for word in words if mark in self.tokenizer(word, add_special_tokens=False).input_ids]
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, T, h, w) latents -> (B, T, H, W, 3) frames in 0..1."""
@@ -126,3 +194,32 @@ class TextToVideoPipeline(DiffusionPipeline):
         else:
             pixels = latents.transpose(1, 2)
         return ((pixels.float().clamp(-1, 1) + 1) / 2).permute(0, 1, 3, 4, 2).cpu()
+
+
+def save_pipeline(pipeline: TextToVideoPipeline, out: Path) -> None:
+    """Write a model folder; what else lies in ``out`` stays. ``model_index.json`` comes last: with it, it is whole.
+
+    Raises:
+        NasError: if the disk is full; an earlier model in ``out`` is then as it was.
+    """
+    from nas.sample import no_bars
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with no_bars():
+            pipeline.save_pretrained(str(partial))
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not disk_is_full(error):
+            raise
+        raise NasError(f"{out}: the disk is full; free some space and run the same command again") from error
+    out.mkdir(parents=True, exist_ok=True)
+    (out / INDEX).unlink(missing_ok=True)
+    parts = sorted(partial.iterdir(), key=lambda path: path.name == INDEX)
+    for part in parts:
+        target = out / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(part, target)
+    partial.rmdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -19,42 +19,98 @@ SHOWN = 256  # pixels: smaller videos are enlarged by whole factors, so that a p
 
 
 def sample_video(
-    model: Path, prompt: str, out: Path, *, steps: int = 25, guidance: float = 1.0, seed: int = 0
+    model: Path,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
     """Sample ``model`` (a folder as ``nas build`` writes it) and write ``out`` and ``out`` with ``.png``.
 
+    Several prompts are sampled as one batch and written as ``NAME-0.mp4``, ``NAME-1.mp4`` and so on. The noise of a
+    video depends on the seed and its place alone, so a video does not change with what stands after it.
+
+    Args:
+        steps, guidance: by default what the model was made for; see ``TextToVideoPipeline``.
+        frames, height, width: in pixels; by default the training clip's. Other sizes are sampled too, and `warn` is
+            told that the model has not seen them.
+
     Returns:
-        Paths, shape and settings of the sample.
+        Paths, shape and settings of the samples.
 
     Raises:
-        NasError: if the folder holds no model of this toolkit, or the prompt does not fit its text encoder.
+        NasError: if the folder holds no model of this toolkit, a prompt does not fit its text encoder, or a size does
+            not divide.
     """
     import torch
 
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise NasError(f"--steps must be 1 or more, but is {steps}")
+    if not prompts:
+        raise NasError("nothing to sample; give --prompt, once or several times")
     if out.suffix.lower() != ".mp4":
         raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
     pipeline = load_pipeline(model)
-    generator = torch.Generator().manual_seed(seed)
-    output = pipeline(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=generator)
-    frames = to_uint8(output.frames[0].numpy())
-    fps = pipeline.unet.space.clip("training").fps
+    space = pipeline.unet.space
+    clip = space.clip("training")
+    shape = (frames or clip.frames, height or clip.height, width or clip.width)
+    latent = latent_shape(space, *shape)
+    known = [[c.frames, c.height, c.width] for c in (clip, space.clip("deployment"))]
+    if list(shape) not in [*known, *pipeline.sampling.get("clips", [])]:
+        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
+    for prompt in prompts:
+        if unknown := pipeline.unknown_words(prompt):
+            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
+    generators = [torch.Generator().manual_seed(seed + 1_000_003 * i) for i in range(len(prompts))]
+    output = pipeline(
+        list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        num_frames=latent[0],
+        height=latent[1],
+        width=latent[2],
+        generator=generators if len(prompts) > 1 else generators[0],
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_video(out, enlarge(frames), fps)
-    sheet = out.with_suffix(".png")
-    write_contact_sheet(sheet, enlarge(frames))
+    files = []
+    for i, video in enumerate(output.frames):
+        name = out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}")
+        pixels = enlarge(to_uint8(video.numpy()))
+        write_video(name, pixels, clip.fps)
+        write_contact_sheet(name.with_suffix(".png"), pixels)
+        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompts[i]})
     return {
-        "video": str(out),
-        "contact_sheet": str(sheet),
-        "prompt": prompt,
-        "frames": int(frames.shape[0]),
-        "height": int(frames.shape[1]),
-        "width": int(frames.shape[2]),
-        "steps": steps,
-        "guidance": guidance,
+        **files[0],
+        "videos": files,
+        "frames": shape[0],
+        "height": shape[1],
+        "width": shape[2],
+        "steps": output.steps,
+        "sigmas": output.sigmas,
+        "guidance": output.guidance,
         "seed": seed,
     }
+
+
+def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent frames, height and width of a clip in pixels.
+
+    Raises:
+        NasError: naming what a length or a side must divide by, and the nearest that does.
+    """
+    time, side = space.autoencoder.time, space.autoencoder.space
+    down = max((position.downscale for position in space.positions), default=1) * side
+    for name, value, unit in (("frames", frames, time), ("height", height, down), ("width", width, down)):
+        if value < 1 or value % unit:
+            near = max(unit, round(value / unit) * unit)
+            raise NasError(f"{name} must be a multiple of {unit} for this model, but is {value}; the nearest is {near}")
+    return frames // time, height // side, width // side
 
 
 def load_pipeline(model: Path) -> Any:
@@ -118,12 +174,12 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
             container.mux(packet)
 
 
-def write_contact_sheet(path: Path, frames: Frames) -> None:
-    """All frames in reading order on one PNG."""
+def write_contact_sheet(path: Path, frames: Frames, columns: int = 4) -> None:
+    """All frames in reading order on one PNG, up to ``columns`` in a row."""
     from PIL import Image
 
     count, height, width, _ = frames.shape
-    columns = min(4, count)
+    columns = min(columns, count)
     rows = -(-count // columns)
     gap = 4
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)

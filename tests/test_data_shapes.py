@@ -106,3 +106,14 @@ def test_a_scene_that_cannot_be_drawn_is_refused():
         shapes(colours=("red",))
     with pytest.raises(NasError, match="data.radius must run from above 0 upwards, but is 0.3 to 0.2"):
         shapes(radius=(0.3, 0.2))
+
+
+def test_a_way_inside_the_frame_never_touches_its_border():
+    data = shapes(boundary="inside", max_objects=1, speed=(0.5, 3.0), radius=(0.2, 0.3))
+    for i in range(60):
+        (placed,) = data.scene(i)
+        step = np.array(DIRECTIONS[placed.shape.direction]) * placed.speed
+        for frame in (0, 7):
+            where = np.array([placed.x, placed.y]) + step * frame
+            assert (where >= placed.radius - 1e-6).all() and (where <= 32 - placed.radius + 1e-6).all()
+        assert placed.speed > 0.5

@@ -158,14 +158,14 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path, folder
 def test_a_video_and_a_contact_sheet_are_written(folder: Path, tmp_path: Path) -> None:
     import av
 
-    found = sample_video(folder, "a red circle moving left", tmp_path / "out.mp4", steps=1, seed=3)
+    found = sample_video(folder, ["a red circle moving left"], tmp_path / "out.mp4", steps=1, seed=3)
     with av.open(found["video"]) as container:
         assert sum(1 for _ in container.decode(video=0)) == found["frames"] == 8
     assert Path(found["contact_sheet"]).stat().st_size > 0
     with pytest.raises(NasError, match="--steps"):
-        sample_video(folder, "a", tmp_path / "out.mp4", steps=0)
+        sample_video(folder, ["a"], tmp_path / "out.mp4", steps=0)
     with pytest.raises(NasError, match="must end in .mp4"):
-        sample_video(folder, "a", tmp_path / "out.png", steps=1)  # the contact sheet's own name
+        sample_video(folder, ["a"], tmp_path / "out.png", steps=1)  # the contact sheet's own name
 
 
 @pytest.mark.parametrize("name", ["text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"])

@@ -28,6 +28,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 BACKGROUND = 0.12
+Boundary = Literal["wrap", "bounce", "inside"]
 PHRASE = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(KINDS)}) moving ({'|'.join(DIRECTIONS)})")
 
 
@@ -116,7 +117,9 @@ class MovingShapes:
     """One or two shapes of different colours, each moving straight at its own speed over a dark background.
 
     At the border a shape either wraps around (the default: its direction holds for the whole clip) or bounces (then
-    the caption names the direction in which it starts). Edges are anti-aliased; the second shape lies over the first.
+    the caption names the direction in which it starts); or its whole way lies inside the frame, so that where it starts
+    tells something of where it goes (a shape too fast for its frame is slowed down to fit). Edges are anti-aliased; the
+    second shape lies over the first.
 
     Training clips are a pure function of (seed, index); the validation clips are fixed and come from a random stream
     that training never draws from.
@@ -163,13 +166,22 @@ class MovingShapes:
         x, y = rng.uniform(0, 1, size=2)
         if self.config.boundary == "bounce":
             x, y = (radius + c * (n - 2 * radius) for c, n in ((x, self.clip.width), (y, self.clip.height)))
-        else:
+        elif self.config.boundary == "wrap":
             x, y = x * self.clip.width, y * self.clip.height
         speed = float(rng.uniform(*self.config.speed)) * side / self.clip.fps
+        if self.config.boundary == "inside":
+            rooms = [max(0.0, n - 2 * radius) for n in (self.clip.width, self.clip.height)]
+            steps = max(1, self.clip.frames - 1)
+            speed = min(speed, rooms[0 if DIRECTIONS[direction][0] else 1] / steps)
+            starts = []
+            for share, room, sign in zip((x, y), rooms, DIRECTIONS[direction], strict=True):
+                way = speed * steps * abs(sign)
+                starts.append(radius + share * (room - way) + (way if sign < 0 else 0.0))
+            x, y = starts
         return Placed(Shape(str(rng.choice(self.cast.kinds)), colour, direction), float(x), float(y), radius, speed)
 
 
-def render(scene: Sequence[Placed], clip: ClipLike, boundary: Literal["wrap", "bounce"] = "wrap") -> np.ndarray:
+def render(scene: Sequence[Placed], clip: ClipLike, boundary: Boundary = "wrap") -> np.ndarray:
     """Draw a scene: (T, 3, H, W) float32 in [0, 1]."""
     video = np.full((clip.frames, 3, clip.height, clip.width), BACKGROUND, dtype=np.float32)
     time = np.arange(clip.frames)[:, None, None]

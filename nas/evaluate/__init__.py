@@ -1,0 +1,253 @@
+"""Evaluation of a model: pixels, Frechet distance, prompts on moving shapes, and the way to VBench."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from nas.config import CONFIG_FILE, DataConfig
+from nas.errors import NasError
+
+METRICS = "metrics.json"
+CLASSIFIERS = Path("runs/.classifiers")
+
+Progress = Callable[[int, int, str], None]
+
+
+class EvaluateConfig(BaseModel):
+    """How a model is evaluated.
+
+    Attributes:
+        data: the clips it is compared with. clips: how many are sampled for each number of objects, and how many real
+            ones beside them. batch: clips at a time.
+        steps: of sampling; as many as its generator was trained for, or 25. guidance: 1 is off; as trained.
+        seed: of the initial noise.
+        features: an ONNX network for the Frechet distance; see `nas.evaluate.frechet`.
+        classifier_steps: training steps of the classifier of moving shapes. classifiers: where trained ones are kept.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataConfig = DataConfig()
+    clips: int = Field(128, ge=2)
+    batch: int = Field(32, ge=1)
+    steps: int | None = Field(None, ge=1)
+    guidance: float | None = Field(None, ge=0.0)
+    seed: int = Field(0, ge=0)
+    features: Path | None = None
+    classifier_steps: int = Field(600, ge=1)
+    classifiers: Path = CLASSIFIERS
+
+
+def resolve_evaluate(model: Path, file: Path | None = None, sets: Sequence[str] = ()) -> EvaluateConfig:
+    """Defaults, with the data that ``model`` was made with, then ``file``, then each ``a.b=value``."""
+    from nas.config import settle
+    from nas.finetune.config import resolve_finetune
+
+    return settle(EvaluateConfig, {"data": resolve_finetune(model).data.model_dump(mode="json")}, file, sets)
+
+
+def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Sample ``model`` and measure the samples beside real clips; kept in ``metrics.json`` under ``evaluation``.
+
+    On ``moving_shapes`` the prompts are scenes of one and of two objects, and a classifier trained here reads what was
+    made of them; its own accuracy on held-out clips and the chance of guessing stand beside the result. On other data
+    the prompts are the validation clips' captions, and a Frechet distance needs ``config.features``.
+
+    Returns:
+        ``pixels`` and ``pixels_real``; ``frechet`` with the ``features`` used, or why there is none; for moving shapes
+        ``prompts`` by number of objects and ``classifier``; ``seconds`` of sampling a clip.
+
+    Raises:
+        NasError: if the model is none, a prompt does not fit it, or there are no real clips to compare with.
+    """
+    from nas.data import open_data
+    from nas.sample import load_pipeline
+
+    pipeline = load_pipeline(model)
+    clip = pipeline.unet.space.clip("training")
+    real_data = open_data(config.data.model_copy(update={"validation_clips": config.clips}), clip, "validation")
+    items = [real_data[i] for i in range(min(config.clips, len(real_data)))]
+    real = np.stack([(item["video"].permute(0, 2, 3, 1).numpy() + 1) / 2 for item in items])
+    told: dict[str, Any] = {"clips": config.clips, "real_clips": len(items), "seed": config.seed}
+    features: Any = None
+    reason = "no features: give an ONNX network with --features"
+    if config.features is not None:
+        from nas.evaluate.frechet import onnx_features
+
+        features, told["features"] = onnx_features(config.features), str(config.features)
+    groups: dict[int, list[str]] = {0: [items[i % len(items)]["caption"] for i in range(config.clips)]}
+    classifier: Any = None
+    if config.data.source == "moving_shapes":
+        from nas.data.shapes import Cast
+        from nas.evaluate.classifier import classifier_features, prompts, trained_classifier
+
+        cast = Cast.of(config.data)
+        classifier, held_out = trained_classifier(
+            config.data, clip, config.classifiers, steps=config.classifier_steps, progress=progress
+        )
+        told["classifier"] = held_out
+        if features is None:
+            features = classifier_features(classifier)
+            told["features"] = "inside of the moving-shapes classifier (128 numbers); comparable within this scene only"
+        groups = {n: prompts(cast, n, config.clips, config.seed) for n in range(1, config.data.max_objects + 1)}
+        told["prompts"] = {}
+    made: list[NDArray[np.float32]] = []
+    seconds = 0.0
+    total = sum(len(texts) for texts in groups.values())
+    for objects, texts in groups.items():
+        started = time.perf_counter()
+        before = sum(len(part) for part in made)
+
+        def sampled(count: int, before: int = before) -> None:
+            if progress is not None:
+                progress(before + count, total, "sampled")
+
+        videos = sample_many(pipeline, texts, config, sampled)
+        seconds += time.perf_counter() - started
+        made.append(videos)
+        if classifier is not None:
+            import torch
+
+            from nas.evaluate.classifier import accuracies, chance
+
+            read = classifier.read(torch.from_numpy(videos.transpose(0, 1, 4, 2, 3)).float() * 2 - 1)
+            told["prompts"][str(objects)] = {**accuracies(read, texts), "chance": chance(cast, objects)}
+    told.update(measure(real, np.concatenate(made), features))
+    if features is None:
+        told["frechet_missing"] = reason
+    told["steps"], told["guidance"] = config.steps, config.guidance
+    told["seconds"] = seconds / total
+    keep(model, told)
+    return told
+
+
+def measure(real: NDArray[Any], made: NDArray[Any], features: Any = None) -> dict[str, Any]:
+    """Pixel measures of both, and their Frechet distance where there are features; (N, T, H, W, 3) in 0..1."""
+    from nas.evaluate.frechet import frechet_distance
+    from nas.evaluate.pixels import pixel_metrics
+
+    told: dict[str, Any] = {"pixels": pixel_metrics(made), "pixels_real": pixel_metrics(real)}
+    if features is not None:
+        told["frechet"] = frechet_distance(features(real), features(made))
+    return told
+
+
+def sample_many(
+    pipeline: Any, texts: Sequence[str], config: EvaluateConfig, progress: Callable[[int], None] | None = None
+) -> NDArray[np.float32]:
+    """(N, T, H, W, 3) in 0..1, one a prompt; each batch's noise is its own, so the same for every model."""
+    import torch
+
+    parts = []
+    for first in range(0, len(texts), config.batch):
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + first)
+        output = pipeline(
+            list(texts[first : first + config.batch]),
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            generator=generator,
+        )
+        parts.append(output.frames.numpy())
+        if progress is not None:
+            progress(first + len(parts[-1]))
+    return np.concatenate(parts)
+
+
+def keep(model: Path, told: Mapping[str, Any], part: str = "evaluation") -> Path:
+    """Put ``told`` into ``metrics.json``: the run's, where the model lies in a run folder, else the model's own."""
+    folder = model.parent if (model.parent / CONFIG_FILE).is_file() else model
+    path = folder / METRICS
+    known: dict[str, Any] = {}
+    if path.exists():
+        try:
+            known = dict(json.loads(path.read_text()))
+        except ValueError as error:
+            raise NasError(f"{path}: damaged ({error}); delete it and evaluate again") from None
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({**known, part: {**known.get(part, {}), **told}}, indent=1, default=str))
+    os.replace(partial, path)
+    return path
+
+
+def vbench_folder(
+    model: Path, prompts: Path, out: Path, config: EvaluateConfig, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Sample the folder of videos that VBench reads; goes on where ``out`` holds a part of it.
+
+    Raises:
+        NasError: if the model is none, a prompt does not fit it or cannot name a file, or ``out`` holds videos of
+            other prompts' making.
+    """
+    import torch
+
+    from nas.evaluate.vbench import read_prompts, write_folder
+    from nas.sample import enlarge, load_pipeline, to_uint8
+
+    texts = read_prompts(prompts)
+    pipeline = load_pipeline(model)
+    pipeline.check_prompts(texts)
+
+    def sample(prompt: str, number: int) -> NDArray[np.uint8]:
+        made = pipeline(
+            prompt,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            generator=torch.Generator().manual_seed(config.seed * 1_000_003 + number),
+        )
+        return enlarge(to_uint8(made.frames[0].numpy()))
+
+    return {"vbench": write_folder(out, texts, sample, pipeline.unet.space.clip("training").fps, progress=progress)}
+
+
+def vbench_scores(model: Path, results: Path) -> dict[str, Any]:
+    """VBench's scores of a model, kept in ``metrics.json`` beside what was measured here."""
+    from nas.evaluate.vbench import read_results
+
+    told = {"vbench": read_results(results)}
+    keep(model, told)
+    return told
+
+
+def render(told: Mapping[str, Any]) -> str:
+    """What was measured, in lines for people."""
+    lines = []
+    for objects, row in told.get("prompts", {}).items():
+        lines.append(
+            f"prompts of {objects} object{'s' * (objects != '1')}: {row['accuracy']:.1%} shown as asked "
+            f"(kind {row['kind']:.1%}, colour {row['colour']:.1%}, direction {row['direction']:.1%}; "
+            f"guessing {row['chance']:.2%})"
+        )
+    if "classifier" in told:
+        lines.append(
+            f"read by a classifier that is right on {told['classifier']['accuracy']:.1%} of held-out real clips"
+        )
+    if "pixels" in told:
+        made, real = told["pixels"], told["pixels_real"]
+        lines += [f"{name}: {made[name]:.4f}, real clips {real[name]:.4f}" for name in made]
+        lines.append(
+            f"Frechet distance: {told['frechet']:.3f} (features: {told['features']})"
+            if "frechet" in told
+            else f"Frechet distance: {told['frechet_missing']}"
+        )
+        lines.append(f"{told['seconds']:.3f} s of sampling a clip")
+    if "vbench" in told:
+        found = told["vbench"]
+        if "command" in found:
+            lines.append(f"{found['videos']} videos in {found['folder']}; in VBench's own environment run")
+            lines.append(f"  {found['command']}")
+        else:
+            lines += [f"VBench {name}: {value:.4f}" for name, value in found["dimensions"].items()]
+            whole = [
+                f"{name} {found[name]:.4f}" for name in ("quality", "semantic", "total") if found[name] is not None
+            ]
+            lines.append("VBench " + (", ".join(whole) or "means need every dimension of theirs"))
+    return "\n".join(lines)

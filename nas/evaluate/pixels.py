@@ -1,0 +1,40 @@
+"""Measures of videos that need no weights: flicker, motion, consistency of frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.errors import NasError
+
+Videos = NDArray[Any]  # (N, T, H, W, 3) floats in 0..1
+
+
+def pixel_metrics(videos: Videos) -> dict[str, float]:
+    """Mean over videos of three measures; read them beside those of real clips, a frozen video has the best flicker.
+
+    Returns:
+        flicker: mean absolute second difference in time, 0..1: brightness that comes and goes, where a steady motion
+            mostly cancels. motion: mean absolute difference of neighbouring frames, 0..1. consistency: correlation of
+            neighbouring frames' pixels, -1..1; a pair without any contrast counts as 1 if its frames are equal.
+
+    Raises:
+        NasError: if the videos have fewer than three frames; a second difference needs them.
+    """
+    if videos.shape[1] < 3:
+        raise NasError(f"flicker is measured over three frames or more, but the videos have {videos.shape[1]}")
+    v = videos.astype(np.float64)
+    first = np.diff(v, axis=1)
+    flat = v.reshape(v.shape[0], v.shape[1], -1)
+    flat = flat - flat.mean(axis=2, keepdims=True)
+    left, right = flat[:, :-1], flat[:, 1:]
+    scale = np.sqrt((left**2).sum(2) * (right**2).sum(2))
+    same = np.all(left == right, axis=2).astype(np.float64)
+    consistency = np.where(scale > 1e-12, (left * right).sum(2) / np.maximum(scale, 1e-12), same)
+    return {
+        "flicker": float(np.abs(np.diff(first, axis=1)).mean()),
+        "motion": float(np.abs(first).mean()),
+        "consistency": float(consistency.mean()),
+    }

@@ -1,0 +1,147 @@
+"""VBench, a program with an environment of its own: the folder of videos that it expects, and its results read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nas.errors import NasError
+from nas.sample import write_video
+
+VIDEOS = "videos"  # of a folder for VBench: nothing but videos lies in there, it looks at the first name it finds
+EACH = 5  # videos of one prompt that its standard mode reads
+
+QUALITY = (
+    "subject_consistency",
+    "background_consistency",
+    "temporal_flickering",
+    "motion_smoothness",
+    "aesthetic_quality",
+    "imaging_quality",
+    "dynamic_degree",
+)
+SEMANTIC = (
+    "object_class",
+    "multiple_objects",
+    "human_action",
+    "color",
+    "spatial_relationship",
+    "scene",
+    "appearance_style",
+    "temporal_style",
+    "overall_consistency",
+)
+#: Ranges that VBench stretches to 0..1 before it averages (its scripts/constant.py); 0..1 where none stands here.
+RANGES = {
+    "subject_consistency": (0.1462, 1.0),
+    "background_consistency": (0.2615, 1.0),
+    "temporal_flickering": (0.6293, 1.0),
+    "motion_smoothness": (0.706, 0.9975),
+    "scene": (0.0, 0.8222),
+    "appearance_style": (0.0009, 0.2855),
+    "temporal_style": (0.0, 0.364),
+    "overall_consistency": (0.0, 0.364),
+}
+WEIGHTS = {"dynamic_degree": 0.5}  # 1 for the others
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts for VBench: its own ``VBench_full_info.json``, or a text file with one in each line.
+
+    Raises:
+        NasError: if the file is none, or a prompt cannot be a file name.
+    """
+    if not path.is_file():
+        raise NasError(f"{path}: no such file; give VBench_full_info.json or a text file with one prompt in each line")
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        try:
+            found = [str(entry["prompt_en"]) for entry in json.loads(text)]
+        except (ValueError, KeyError, TypeError) as error:
+            raise NasError(
+                f"{path}: is no list of prompts with prompt_en, as VBench_full_info.json is ({error})"
+            ) from error
+    else:
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    found = list(dict.fromkeys(found))
+    if not found:
+        raise NasError(f"{path}: names no prompt; write one in each line")
+    for prompt in found:
+        if "/" in prompt or "\0" in prompt or len(prompt.encode()) > 240:
+            raise NasError(f"{path}: VBench names videos after prompts, and this cannot name a file: {prompt[:80]!r}")
+    return found
+
+
+def write_folder(
+    folder: Path,
+    prompts: Sequence[str],
+    sample: Callable[[str, int], NDArray[np.uint8]],
+    fps: float,
+    each: int = EACH,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> dict[str, Any]:
+    """Sample ``videos/PROMPT-I.mp4`` for every prompt; what is there already stays, so that a stop loses nothing.
+
+    Args:
+        sample: (prompt, number) to (T, H, W, 3) frames.
+
+    Returns:
+        Folder, how many videos, and the command that VBench's own environment runs.
+    """
+    videos = folder / VIDEOS
+    videos.mkdir(parents=True, exist_ok=True)
+    total = len(prompts) * each
+    for done, (prompt, number) in enumerate((prompt, number) for prompt in prompts for number in range(each)):
+        target = videos / f"{prompt}-{number}.mp4"
+        if not target.is_file():
+            partial = folder / ".partial.mp4"
+            write_video(partial, sample(prompt, number), fps)
+            partial.replace(target)
+        if progress is not None:
+            progress(done + 1, total, prompt[:40])
+    (folder / "prompts.json").write_text(json.dumps(list(prompts), indent=1))
+    command = f"vbench evaluate --videos_path {videos} --output_path {folder / 'results'} --dimension DIMENSION"
+    return {"folder": str(folder), "videos": total, "command": command}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Scores from VBench's ``*_eval_results.json``, one file or a folder of them.
+
+    Returns:
+        ``dimensions``: each one's score as VBench prints it; ``quality``, ``semantic``, ``total``: its weighted means
+        over stretched scores (total is (4 quality + semantic) / 5), None where a dimension is missing.
+
+    Raises:
+        NasError: if there is none, or a file is damaged, or names an unknown dimension.
+    """
+    files = sorted(path.glob("*_eval_results.json")) if path.is_dir() else [path] if path.is_file() else []
+    if not files:
+        raise NasError(f"{path}: no *_eval_results.json there; run vbench evaluate with --output_path {path} first")
+    scores: dict[str, float] = {}
+    for file in files:
+        try:
+            for dimension, result in json.loads(file.read_text()).items():
+                scores[dimension] = float(result[0] if isinstance(result, list) else result)
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
+            raise NasError(f"{file}: is no result of VBench ({error}); run vbench evaluate again") from error
+    for dimension in scores:
+        if dimension not in QUALITY + SEMANTIC:
+            raise NasError(f"{path}: unknown dimension {dimension!r}; known: {', '.join(QUALITY + SEMANTIC)}")
+    quality, semantic = _mean(scores, QUALITY), _mean(scores, SEMANTIC)
+    total = (4 * quality + semantic) / 5 if quality is not None and semantic is not None else None
+    return {"dimensions": scores, "quality": quality, "semantic": semantic, "total": total}
+
+
+def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:
+    if any(name not in scores for name in names):
+        return None
+    weights = [WEIGHTS.get(name, 1.0) for name in names]
+    stretched = [
+        (scores[n] - RANGES.get(n, (0, 1))[0]) / (RANGES.get(n, (0, 1))[1] - RANGES.get(n, (0, 1))[0]) for n in names
+    ]
+    return sum(w * s for w, s in zip(weights, stretched, strict=True)) / sum(weights)

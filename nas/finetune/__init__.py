@@ -1,0 +1,110 @@
+"""Fine-tuning of a built model: on images and videos together, and adversarially down to a few steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nas.errors import AnswerIsNo, NasError
+
+if TYPE_CHECKING:
+    from nas.finetune.config import FinetuneConfig
+
+STAGES = ("joint", "adversarial")
+
+
+def finetune(
+    model: Path,
+    stage: str,
+    config: FinetuneConfig,
+    out: Path,
+    *,
+    progress: Callable[[int, Mapping[str, float]], None] | None = None,
+    warn: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Fine-tune ``model`` into ``out``, a model folder like it; go on where ``out`` holds a part of that work.
+
+    Checkpoints, the log (``metrics.jsonl``) and ``config.yaml`` lie in ``out/finetune``. The model itself, with the
+    averaged weights, appears in ``out`` at the end, whole.
+
+    Returns:
+        Path, stage, steps and the last losses.
+
+    Raises:
+        NasError: if the model is none, ``out`` holds another fine-tuning, or a step goes wrong again and again.
+        AnswerIsNo: if the discriminator collapses; ``out`` then holds the model of the last good checkpoint.
+    """
+    import torch
+    import yaml
+
+    from nas.config import CONFIG_FILE
+    from nas.finetune.adversarial import Adversarial
+    from nas.finetune.batches import Batches
+    from nas.finetune.config import FOLDER, AdversarialConfig, JointConfig
+    from nas.finetune.joint import Joint
+    from nas.finetune.loop import Loop, Stage, usable_device, write_whole
+    from nas.pipeline import save_pipeline
+    from nas.sample import load_pipeline
+
+    if stage not in STAGES:
+        raise NasError(f"--stage must be one of {', '.join(STAGES)}, but is {stage!r}")
+    if out.resolve() == model.resolve():
+        raise NasError(f"--out is the model itself ({model}); give another folder, the model is kept as it is")
+    settings = config.stage(stage)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = usable_device(settings.device)
+    pipeline = load_pipeline(model).to(device)
+    origin = _fingerprint(pipeline)
+    folder = out / FOLDER
+    if out.is_dir() and any(out.iterdir()) and not folder.is_dir():
+        raise NasError(f"{out} is not empty and holds no fine-tuning; give a new or empty folder to --out")
+    batches = Batches(pipeline.unet.space, config.data, settings, config.seed, device)
+    pipeline.check_prompts(batches.captions)
+    work: Stage
+    if isinstance(settings, AdversarialConfig):
+        work = Adversarial(pipeline, batches, settings, config.seed)
+    else:
+        assert isinstance(settings, JointConfig)
+        work = Joint(pipeline, batches, settings)
+    facts = {
+        "stage": stage,
+        "model": origin,
+        "seed": config.seed,
+        "data": config.data.model_dump(mode="json", exclude={"cache"}),
+    }
+    loop = Loop(work, folder, facts, config.seed, warn)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CONFIG_FILE).is_file():
+        write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    collapsed: AnswerIsNo | None = None
+    try:
+        loop.run(progress)
+    except AnswerIsNo as answer:
+        collapsed = answer
+    loop.load_average()
+    shapes = [[clip.frames, clip.height, clip.width] for clip in batches.clips]
+    if isinstance(settings, AdversarialConfig):
+        pipeline.set_sampling(sigmas=list(settings.levels), guidance=1.0, renoise=settings.renoise, clips=shapes)
+    else:
+        pipeline.set_sampling(clips=shapes)
+    pipeline.unet.eval()
+    pipeline.text_encoder.eval()
+    save_pipeline(pipeline.to("cpu"), out)
+    if collapsed is not None:
+        raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
+    last = {name: value for name, value in (loop.rows[-1] if loop.rows else {}).items() if name.startswith("loss")}
+    return {"model": str(out), "stage": stage, "steps": loop.step, **last}
+
+
+def _fingerprint(pipeline: Any) -> str:
+    """12 hex characters of the weights: a fine-tuning goes on only from the model that it began with."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for part in (pipeline.unet, pipeline.text_encoder):
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
