@@ -56,8 +56,7 @@ class VideoAutoencoder:
         part = {"subfolder": "vae"} if has_part(source, "vae") else {}
         try:
             with no_bars():
-                config = diffusers.ModelMixin.load_config(source, **part)
-                kind = config.get("_class_name")
+                kind = diffusers.AutoencoderKL.load_config(source, **part).get("_class_name")
                 if kind not in KINDS:
                     raise NasError(
                         f"{source}: holds a {kind or 'model of no stated kind'}, not an autoencoder known here "

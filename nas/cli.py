@@ -121,6 +121,9 @@ def profile(
     networks: Annotated[
         int | None, typer.Option(help="Measure so many whole networks too: how far sums are off, and a correction.")
     ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Measure with all workers of this dask scheduler, e.g. tcp://host:8786.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure what the table lacks of a space, or one operator; run again to go on after a stop."""
@@ -134,10 +137,12 @@ def profile(
         audited = audit_space(space, device, table, networks)
         emit(audited) if as_json else typer.echo(audited["message"])
         return
+    if scheduler is not None and space is None:
+        raise NasError("--scheduler measures a whole SPACE; measure an operator without it")
     if block is not None and shape is not None:
         summary = profile_operator(block, shape, device, table, retry=retry)
     else:
-        summary = profile_space(str(space), device, table, retry=retry)
+        summary = profile_space(str(space), device, table, retry=retry, scheduler=scheduler)
     if as_json:
         emit(summary)
     else:
@@ -146,6 +151,18 @@ def profile(
             f"{summary['not_ok']} without a number"
             + (f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else "")
         )
+
+
+@app.command()
+def worker(
+    scheduler: Annotated[str, typer.Argument(help="Address that dask scheduler printed, e.g. tcp://host:8786.")],
+    device: Annotated[str, typer.Option(help="The device that this process owns: a name, or a YAML.")] = "host_cpu",
+    cache: Annotated[Path, typer.Option(help="Folder of lowered files.")] = Path("tables/.cache"),
+) -> None:
+    """Own one device of a fleet and measure what nas profile --scheduler asks for, until stopped."""
+    from device_profiler.fleet import serve
+
+    serve(scheduler, device, cache)
 
 
 @app.command(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nas.errors import NasError
 
 BUCKET = 25_000_000  # bytes that are sent at a time
+LAUNCHED, PEER_LOST = "NAS_LAUNCHED", 75  # set by nas.launch, and how a process tells it that another one is gone
 REMEDY = "run the same command to go on from the last checkpoint"
 
 

@@ -28,7 +28,7 @@ def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]], device: t
         from torchao.optim import AdamW8bit
     except ImportError:
         raise NasError(
-            "train.optimizer is adamw8bit, but torchao is not installed; pip install 'temporal-nas[train]' or take adamw"
+            "train.optimizer is adamw8bit, but torchao is not installed; pip install torchao, or take adamw"
         ) from None
     return AdamW8bit(groups, **rates)
 

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,24 +93,68 @@ def _since(started: float, earlier: float) -> float:
 # Stages -----------------------------------------------------------------------------------------------
 
 
+def cache_latents(
+    data: Path, space: str, out: Path, file: Path | None, sets: Sequence[str], models: dict[str, Any]
+) -> dict[str, Any]:
+    """Make, or go on making, a cache of the latents and text states of ``data``."""
+    from nas.cache import CacheConfig, Progress, build_cache
+    from nas.config import resolve
+    from search_spaces.space import Space
+
+    if not data.exists() and "{" not in data.name:
+        raise NasError(f"{data}: no such folder or shard; give a folder with captions.csv, or webdataset's tar files")
+    tars = data.suffix == ".tar" or (data.is_dir() and any(data.glob("*.tar")))
+    source = "shards" if tars else "folder"
+    config = resolve(space, None, file, [*sets, f"data.source={source}", f"data.path={json.dumps(str(data))}"])
+    with progress("cache") as report:
+
+        def told(p: Progress) -> None:
+            report(p.done, p.total, f"{p.clips} clips, {p.frames_per_s:.1f} frames/s")
+
+        how = CacheConfig(**models, device=config.train.device)
+        summary = build_cache(config.data, Space.load(space), how, out, progress=told)
+    for skipped in summary["skipped"]:
+        say(f"  skipped {skipped}")
+    return summary
+
+
 def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
     from nas.data import open_data
-    from nas.trainer import Step, train
+    from nas.trainer import Step, check_source, train
     from search_spaces.space import Space
 
-    store(config, out)
+    main = int(os.environ.get("RANK", "0")) == 0
+    if main:
+        store(config, out)
     space = Space.load(config.space)
-    data = open_data(config.data, space.clip("training"), "train", config.seed)
-    for skipped in data.skipped:
+    clip = space.clip("training")
+    check_source(space, config.data.source)
+    data = open_data(config.data, clip, "train", config.seed)
+    validation = open_data(config.data, clip, "validation", config.seed) if config.train.validate_every else None
+    for skipped in data.skipped if main else ():
         say(f"  skipped {skipped}")
     with progress("train") as report:
 
         def told(step: Step) -> None:
-            rate = config.train.clips * space.clip("training").frames / step.seconds
-            report(step.step, config.train.steps, f"loss {step.loss:.4f}, {rate:.0f} frames/s")
+            best = f", validation {step.validation:.4f}" if step.validation is not None else ""
+            report(
+                step.step,
+                config.train.steps,
+                f"loss {step.loss:.4f}{best}, {1 / step.seconds:.1f} steps/s, {step.frames_per_s:.0f} frames/s of "
+                f"{step.loader_frames_per_s:.0f} loadable, {step.memory_mb:.0f} MB",
+            )
 
-        train(space, data, config.train, out / "supernet", seed=config.seed, progress=told, warn=say)
+        train(
+            space,
+            data,
+            config.train,
+            out / "supernet",
+            seed=config.seed,
+            progress=told,
+            warn=say,
+            validation=validation,
+        )
     return {"run": str(out), "steps": config.train.steps}
 
 

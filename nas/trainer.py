@@ -30,7 +30,7 @@ from nas.checkpoint import (
 from nas.config import QualityConfig, TrainConfig
 from nas.data import Dataset
 from nas.data.clip import images_of
-from nas.distributed import World
+from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World
 from nas.errors import NasError
 from nas.loader import Batch, Loader
 from nas.optimizers import build_optimizer, pack_state, unpack_state
@@ -115,26 +115,40 @@ def train(
         trainer = Trainer(space, data, config, folder, seed, warn, world=world, validation=validation)
         with world.together():
             trainer.run(progress)
+    except PeerLost:
+        if LAUNCHED in os.environ:  # who started us saw which process it was, and says so once
+            raise SystemExit(PEER_LOST) from None
+        raise
     finally:
         world.close()
+
+
+def check_source(space: Space, source: str) -> None:
+    """Refuse pixels for a space of latents, before any video is decoded.
+
+    Raises:
+        NasError: with the command that makes the cache.
+    """
+    if source != "cache" and (space.autoencoder.space != 1 or space.autoencoder.time != 1):
+        raise NasError(
+            f"space {space.name} works in the latents of an autoencoder; encode the data first "
+            f"(nas cache DATA --space {space.name} --autoencoder MODEL --text MODEL --out CACHE) and train with "
+            "--set data.source=cache --set data.path=CACHE"
+        )
 
 
 def check_data(space: Space, data: Dataset) -> None:
     """Refuse latents of another space, and pixels for a space of latents.
 
     Raises:
-        NasError: with the command that makes the cache.
+        NasError: naming what differs.
     """
     from nas.data.cached import CachedLatents
 
     if isinstance(data, CachedLatents):
         data.check_fits(space)
-    elif space.autoencoder.space != 1 or space.autoencoder.time != 1:
-        raise NasError(
-            f"space {space.name} works in the latents of an autoencoder; encode the data first "
-            f"(nas cache DATA --space {space.name} --autoencoder MODEL --text MODEL --out CACHE) and train with "
-            "--set data.source=cache --set data.path=CACHE"
-        )
+    else:
+        check_source(space, "pixels")
 
 
 class Trainer:

@@ -60,7 +60,8 @@ class Watch:
         folder.mkdir(exist_ok=True)
         Image.fromarray(picture).save(folder / f"step-{step:08d}.png")
         for tracker in self.trackers:
-            tracker.log_images({"samples": picture[None]}, step=step)
+            order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": picture[None]}, step=step, **order)
 
     def close(self) -> None:
         """Flush."""

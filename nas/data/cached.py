@@ -140,6 +140,7 @@ class CachedLatents(Buckets):
 
     def __init__(self, cache: LatentCache, split: Literal["train", "validation"], seed: int, limit: int) -> None:
         self.cache, self.split = cache, split
+        self._autoencoder: VideoAutoencoder | None = None
         clips = [e for e in cache.entries if e.split == split and not e.still]
         if not clips:
             raise NasError(
@@ -205,7 +206,9 @@ class CachedLatents(Buckets):
         Raises:
             NasError: if it cannot be loaded any more, or is not the same.
         """
-        return load_autoencoder(self.cache.header, device)
+        if self._autoencoder is None:
+            self._autoencoder = load_autoencoder(self.cache.header)
+        return self._autoencoder.to(device)
 
 
 class _NoStills:
@@ -301,14 +304,14 @@ def open_cached(config: DataConfig, split: Literal["train", "validation"], seed:
     return CachedLatents(LatentCache(config.path), split, seed, config.validation_clips)
 
 
-def load_autoencoder(header: Mapping[str, Any], device: torch.device | str = "cpu") -> VideoAutoencoder:
+def load_autoencoder(header: Mapping[str, Any]) -> VideoAutoencoder:
     """The autoencoder that a cache's header names, if it still is the same."""
     from nas.autoencoder import VideoAutoencoder
 
     made = header["autoencoder"]
     autoencoder = VideoAutoencoder.load(made["source"])
     _check_same(autoencoder.model, made)
-    return autoencoder.to(device)
+    return autoencoder
 
 
 def _check_same(model: Any, made: Mapping[str, Any]) -> None:

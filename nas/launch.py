@@ -1,0 +1,110 @@
+"""Several processes of one command on this machine: ``nas train --processes N``, as torchrun would start them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import IO
+
+from nas.distributed import LAUNCHED, PEER_LOST, REMEDY
+from nas.errors import NasError
+
+GRACE = 20.0  # seconds that the others get to end by themselves
+
+
+def launch(arguments: Sequence[str], processes: int) -> None:
+    """Run ``nas`` with these arguments in so many processes, which find each other by torchrun's variables.
+
+    The first one keeps the terminal; what the others say is shown if they end it.
+
+    Raises:
+        NasError: in one line, if any process fails or is killed; the others are stopped.
+    """
+    if processes < 2:
+        raise NasError(f"--processes must be 2 or more, but is {processes}; leave it out for one")
+    with tempfile.TemporaryDirectory(prefix="nas-") as folder:
+        logs = [open(os.path.join(folder, str(rank)), "w+b") for rank in range(processes)]
+        started = [
+            _start(arguments, rank, processes, port, logs[rank]) for port in [_port()] for rank in range(processes)
+        ]
+        try:
+            culprit = _wait(started)
+        except KeyboardInterrupt:  # the terminal told them all
+            _stop(started, signal.SIGINT)
+            raise
+        finally:
+            _stop(started, signal.SIGTERM)
+        if culprit is None:
+            return
+        code = started[culprit].returncode
+        logs[culprit].seek(0)
+        said = [line for line in logs[culprit].read().decode(errors="replace").splitlines() if line.strip()]
+        for log in logs:
+            log.close()
+    if code < 0:
+        name = signal.Signals(-code).name
+        raise NasError(f"process {culprit} of {processes} was killed ({name}); {REMEDY}")
+    if culprit == 0:  # it has said why
+        raise SystemExit(code)
+    last = said[-1].removeprefix("nas: ") if said else f"exit code {code}"
+    raise NasError(f"process {culprit} of {processes}: {last}")
+
+
+def _start(arguments: Sequence[str], rank: int, size: int, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        LAUNCHED: "1",
+    }
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
+    command = [sys.executable, "-m", "nas.cli", *arguments]
+    shown = None if rank == 0 else log
+    return subprocess.Popen(command, env=environment, stdout=shown, stderr=shown)
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """The process that ended it, or None when all are done."""
+    lost: int | None = None
+    since = 0.0
+    while True:
+        codes = [process.poll() for process in started]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+        own = [rank for rank in failed if codes[rank] != PEER_LOST]
+        if own:
+            return own[0]
+        if failed and lost is None:
+            lost, since = failed[0], time.monotonic()
+        if lost is not None and time.monotonic() - since > GRACE:
+            return lost
+        if all(code == 0 for code in codes):
+            return None
+        time.sleep(0.1)
+
+
+def _stop(started: Sequence[subprocess.Popen[bytes]], how: int) -> None:
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(how)
+    for process in started:
+        try:
+            process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
