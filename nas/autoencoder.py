@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ class VideoAutoencoder:
 
     Attributes:
         time, space, channels: by how much it divides time and space, and channels of a latent.
-        digest: 16 hex characters of its configuration and weights, wherever they lie.
     """
 
     def __init__(self, model: Any, source: str) -> None:
@@ -40,7 +40,11 @@ class VideoAutoencoder:
         self.channels = int(model.config.latent_channels)
         self._scale = float(model.config.scaling_factor)
         self._shift = float(getattr(model.config, "shift_factor", None) or 0.0)
-        self.digest = model_digest(model)
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex characters of its configuration and weights, wherever they lie."""
+        return model_digest(self.model)
 
     @classmethod
     def load(cls, source: str) -> VideoAutoencoder:

@@ -11,6 +11,7 @@ import torch
 
 from nas.checkpoint import disk_is_full
 from nas.config import load
+from nas.data.cached import CachedText, load_autoencoder
 from nas.errors import NasError
 from nas.model import VideoUNet
 from nas.pipeline import TextToVideoPipeline
@@ -42,11 +43,12 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
         raise NasError(f"{run}: no arrangement.yaml there; choose one with nas search {run}")
     arrangement = Arrangement.load(chosen)
     supernet, text, step = load_supernet(space, run / "supernet")
-    model = VideoUNet.of(space, supernet.extract(arrangement), arrangement)
+    model = VideoUNet.of(space, supernet.extract(arrangement), arrangement, supernet.diffusion.prediction)
     difference = largest_difference(supernet, model, space, arrangement)
     if not difference <= TOLERANCE:  # not a number is a difference too
         raise NasError(f"{out}: the built model differs from the supernet's path by {difference:.1e}, over {TOLERANCE}")
-    pipeline = TextToVideoPipeline(model, text.model, text.tokenizer, FlowMatchEulerDiscreteScheduler())
+    vae = load_autoencoder(text.cache.header).model if isinstance(text, CachedText) else None
+    pipeline = TextToVideoPipeline(model, text.model, text.tokenizer, FlowMatchEulerDiscreteScheduler(), vae)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
+from nas.flow import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
 from search_spaces.network import VideoNetwork
 from search_spaces.space import Space
@@ -24,6 +25,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
     Args:
         space: ``Space.to_json()``.
         arrangement: ``Arrangement.to_json()``.
+        prediction: what the network inside was trained to answer; called, the model always gives a velocity.
 
     Raises:
         SpaceError: if the arrangement does not fit the space.
@@ -32,14 +34,17 @@ class VideoUNet(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = False
 
     @register_to_config
-    def __init__(self, space: dict[str, Any], arrangement: dict[str, Any]) -> None:
+    def __init__(self, space: dict[str, Any], arrangement: dict[str, Any], prediction: Prediction = "velocity") -> None:
         super().__init__()
+        self.diffusion = Diffusion(prediction)
         self.network = VideoNetwork(Space.from_json(space), Arrangement.from_json(arrangement))
 
     @classmethod
-    def of(cls, space: Space, network: VideoNetwork, arrangement: Arrangement) -> VideoUNet:
+    def of(
+        cls, space: Space, network: VideoNetwork, arrangement: Arrangement, prediction: Prediction = "velocity"
+    ) -> VideoUNet:
         """Wrap a network that has its weights already, as the supernet extracts it."""
-        model = cls(space=space.to_json(), arrangement=arrangement.to_json())
+        model = cls(space=space.to_json(), arrangement=arrangement.to_json(), prediction=prediction)
         model.network.load_state_dict(network.state_dict())
         return model.eval()
 
@@ -68,8 +73,15 @@ class VideoUNet(ModelMixin, ConfigMixin):
             The predicted velocity, (B, C, T, H, W).
         """
         batch, channels, frames, height, width = sample.shape
-        folded = sample.transpose(1, 2).reshape(batch * frames, channels, height, width)
         steps = torch.as_tensor(timestep, device=sample.device, dtype=torch.float32).expand(batch)
-        out = self.network(folded, steps, encoder_hidden_states, frames)
-        video = out.reshape(batch, frames, -1, height, width).transpose(1, 2)
+
+        def predict(noisy: Tensor, told: Tensor) -> Tensor:
+            folded = noisy.transpose(1, 2).reshape(batch * frames, channels, height, width)
+            out = self.network(folded, told, encoder_hidden_states, frames)
+            return out.reshape(batch, frames, -1, height, width).transpose(1, 2)
+
+        if self.diffusion.prediction == "velocity":
+            video = predict(sample, steps)
+        else:
+            video = self.diffusion.as_velocity(sample, steps / TIMESTEPS, predict).to(sample.dtype)
         return UNet2DConditionOutput(sample=video) if return_dict else (video,)

@@ -15,6 +15,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from nas.autoencoder import VideoAutoencoder
 from nas.checkpoint import disk_is_full
 from nas.errors import NasError
 from nas.model import VideoUNet
@@ -187,12 +188,10 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, T, h, w) latents -> (B, T, H, W, 3) frames in 0..1."""
-        batch, channels, frames = latents.shape[:3]
+        pixels = latents.transpose(1, 2)
         if self.vae is not None:
-            folded = latents.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
-            pixels = self.vae.decode(folded).sample.unflatten(0, (batch, frames))
-        else:
-            pixels = latents.transpose(1, 2)
+            autoencoder = VideoAutoencoder(self.vae, "vae")
+            pixels = torch.stack([autoencoder.decode(video) for video in pixels])
         return ((pixels.float().clamp(-1, 1) + 1) / 2).permute(0, 1, 3, 4, 2).cpu()
 
 

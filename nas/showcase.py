@@ -40,9 +40,9 @@ def write_samples(config: RunConfig, run: Path) -> dict[str, Any]:
         generator=torch.Generator().manual_seed(config.seed),
     ).frames
     arrays = {
-        "real": _pixels(video),
-        "noised": _pixels(noisy),
-        "one_step": _pixels(clean_estimate(noisy, predicted, level)),
+        "real": _pixels(video, pipeline),
+        "noised": _pixels(noisy, pipeline),
+        "one_step": _pixels(clean_estimate(noisy, predicted, level), pipeline),
         "sampled": to_uint8(sampled.numpy()),
     }
     folder = run / "samples"
@@ -54,6 +54,6 @@ def write_samples(config: RunConfig, run: Path) -> dict[str, Any]:
     return {"clips": count, **config.samples.model_dump()}
 
 
-def _pixels(video: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """(N, T, C, H, W) in [-1, 1] -> (N, T, H, W, 3) bytes."""
-    return to_uint8(((video + 1) / 2).permute(0, 1, 3, 4, 2).numpy())
+def _pixels(video: torch.Tensor, pipeline: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(N, T, C, H, W) in [-1, 1], or latents -> (N, T, H, W, 3) bytes."""
+    return to_uint8(pipeline.decode(video.transpose(1, 2)).numpy())
