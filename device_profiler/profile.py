@@ -247,24 +247,14 @@ def _fill(
 ) -> Table:
     path = table_path(table_dir, device.name, device.runtime)
     table = Table.load(path) if path.exists() else None
-    again = {"unstable"} | ({"oom", "unsupported", "failed", "timeout"} if retry else set())
-    have = {row.primary_key: row.status for row in table or ()}
-    missing = [row for row in wanted if have.get(row.primary_key, "unstable") in again]
+    missing = missing_rows(table, wanted, retry)
     if table is not None and not missing:
         return table
     from device_profiler.measure import RunLog
 
     runtime = _open(device)
     header = _header(device, runtime, seed)
-    if table is None:
-        table = Table(header)
-    else:
-        differs = table.header.conflicts(header)
-        if differs:
-            raise ProfileError(
-                f"{path}: this table was measured with another {'; '.join(differs)}; "
-                "give another table directory, or move this table away to measure it anew."
-            )
+    table = opened_table(table, path, header)
     cache = Path(cache_dir) if cache_dir is not None else Path(table_dir) / CACHE
     log = RunLog(path.with_name(f"{path.stem}.samples.csv.gz"))
     try:
@@ -276,6 +266,30 @@ def _fill(
         if summary:
             table.header = replace(table.header, updated=header.updated, reference={**summary, "seed": seed})
             table.save(path)
+    return table
+
+
+def missing_rows(table: Table | None, wanted: Sequence[Wanted], retry: bool = False) -> list[Wanted]:
+    """What of ``wanted`` the table lacks; an unstable row counts as lacking, one without a number where ``retry``."""
+    again = {"unstable"} | ({"oom", "unsupported", "failed", "timeout"} if retry else set())
+    have = {row.primary_key: row.status for row in table or ()}
+    return [row for row in wanted if have.get(row.primary_key, "unstable") in again]
+
+
+def opened_table(table: Table | None, path: Path, header: Header) -> Table:
+    """The table, or a new one of that header.
+
+    Raises:
+        ProfileError: if the table was measured with something else than the header says.
+    """
+    if table is None:
+        return Table(header)
+    differs = table.header.conflicts(header)
+    if differs:
+        raise ProfileError(
+            f"{path}: this table was measured with another {'; '.join(differs)}; "
+            "give another table directory, or move this table away to measure it anew."
+        )
     return table
 
 

@@ -162,7 +162,7 @@ def worker(
     """Own one device of a fleet and measure what nas profile --scheduler asks for, until stopped."""
     from device_profiler.fleet import serve
 
-    serve(scheduler, device, cache)
+    serve(scheduler, device, cache, lambda name: typer.echo(f"{name}: ready for {scheduler}; stop it with Ctrl-C"))
 
 
 @app.command(

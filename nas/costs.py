@@ -12,6 +12,7 @@ from latency_tables.cost import CostModel
 from latency_tables.plan import Plan as TablePlan
 from latency_tables.table import Table, table_path
 from nas.console import Report, progress, say
+from nas.errors import NasError
 from search_spaces.plan import Plan
 from search_spaces.space import Space
 
@@ -21,20 +22,29 @@ if TYPE_CHECKING:
     from latency_tables.record import Record
 
 
-def profile_space(space: str, device: str, table_dir: Path, *, retry: bool = False) -> dict[str, Any]:
+def profile_space(
+    space: str, device: str, table_dir: Path, *, retry: bool = False, scheduler: str | None = None
+) -> dict[str, Any]:
     """Measure what the device's table lacks for the space, and sum up what the table holds.
+
+    With a ``scheduler`` all its workers that own the device measure together.
 
     Returns:
         Path and source of the table, its rows, how many of them are new, how many have no number, and why.
     """
     from device_profiler.device import Device
+    from device_profiler.fleet import profile_fleet
     from device_profiler.profile import profile
 
     target = Device.load(device)
-    keys = {workload.key for workload in Space.load(space).workloads(target.precision)}
+    loaded = Space.load(space)
+    keys = {row.key for row in (*loaded.workloads(target.precision), *loaded.ends(target.precision))}
     before = _rows(target, table_dir)
     with _told() as tell:
-        table = profile(space, target, table_dir, retry=retry, progress=tell)
+        if scheduler is not None:
+            table = profile_fleet(space, target, table_dir, scheduler, retry=retry, progress=tell)
+        else:
+            table = profile(space, target, table_dir, retry=retry, progress=tell)
     return _summary(target, table_dir, table, keys, before)
 
 
@@ -55,6 +65,34 @@ def profile_operator(block: str, shape: str, device: str, table_dir: Path, *, re
         "latency_ms": row.latency_ms_median if row else None,
         "peak_mb": row.weights_mb + row.activation_peak_mb if row and known else None,  # type: ignore[operator]
     }
+
+
+def audit_space(space: str, device: str, table_dir: Path, networks: int) -> dict[str, Any]:
+    """Measure whole networks beside a space's workloads; the table's header gets the evidence and a correction.
+
+    Raises:
+        NasError: on fewer than two networks.
+    """
+    from device_profiler.additivity import audit_table
+    from device_profiler.device import Device
+
+    if networks < 2:
+        raise NasError(f"--networks must be 2 or more, but is {networks}; 20 is a good number")
+    target = Device.load(device)
+    with _told() as tell:
+        found, table = audit_table(space, target, table_dir, networks=networks, progress=tell)
+    evidence, fit = found.evidence(), table.header.correction
+    path = table_path(table_dir, target.name, target.runtime)
+    message = (
+        f"{path}: sums of rows against {networks} whole networks: off by {found.mape:.1%} on average, "
+        f"{found.worst:.1%} at worst, Kendall tau {found.kendall_tau:.3f}, peak memory off by {found.peak_mape:.1%}"
+    )
+    if fit is not None:
+        message += (
+            f"\ncorrection: {fit['form']} (error {fit['mape']:.1%} on networks left out, {fit['bare_mape']:.1%} bare); "
+            f"90% of networks lie within {fit['interval']:.1%} of the prediction"
+        )
+    return {"table": str(path), "additivity": evidence, "correction": fit, "message": message}
 
 
 @contextmanager

@@ -1,0 +1,397 @@
+"""A fleet: many phones or hosts measure one table together, through dask.distributed.
+
+    dask scheduler                                              # once, anywhere; it prints its address
+    nas worker tcp://HOST:8786 --device DEVICE                  # once for each phone or host
+    nas profile SPACE --device DEVICE --scheduler tcp://HOST:8786
+
+A worker owns one device and takes a group of workloads at a time, since rounds interleave within a group. Every row
+goes to the scheduler's event log the moment it is known, and from there to whoever profiles, who writes it. A worker
+that dies takes only what it was timing with it: dask gives its group to another, which skips the rows already logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from device_profiler import profile as profiling
+from device_profiler.device import Device
+from device_profiler.errors import ProfileError
+from latency_tables.header import Header
+from latency_tables.record import Record
+from latency_tables.table import Table, table_path
+
+if TYPE_CHECKING:
+    from device_profiler.measure import Limits, OnProgress
+
+GROUP = 8  # workloads of one task: enough to interleave, few enough to be measured again
+PATIENCE_S = 60.0  # how long a run goes on without any worker
+CONNECT_S = 10.0
+PLUGIN = "temporal-nas-device"
+
+
+class Owner:
+    """What a worker owns: its device, and the folder where it keeps what it lowers. A dask worker plugin."""
+
+    name = PLUGIN
+
+    def __init__(self, device: Device, cache: Path) -> None:
+        self.device = device
+        self.cache = cache
+
+    def setup(self, worker: Any) -> None:
+        """Nothing is opened before the first task."""
+
+    def teardown(self, worker: Any) -> None:
+        """Nothing is held between tasks."""
+
+
+def serve(
+    address: str,
+    device: str | Path | Device,
+    cache: str | Path = Path("tables") / profiling.CACHE,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Own the device and measure what the scheduler gives, until the process is stopped; ``ready`` is told its name.
+
+    Raises:
+        ProfileError: the device is unknown or not ready, dask is missing, or there is no scheduler at the address.
+    """
+    _need_dask()
+    from distributed import Worker
+
+    target = device if isinstance(device, Device) else Device.load(device)
+    profiling._open(target).close()
+    _connect(address).close()
+    logging.getLogger("distributed").setLevel(logging.WARNING)
+
+    async def work() -> None:
+        worker = Worker(
+            address,
+            nthreads=1,
+            resources={target.name: 1},
+            name=f"{target.name}-{uuid.uuid4().hex[:6]}",
+            dashboard_address=None,
+            local_directory=tempfile.mkdtemp(prefix="nas-worker-"),
+        )
+        owner: Any = Owner(target, Path(cache).resolve())
+        worker.plugins[PLUGIN] = owner
+        async with worker:
+            if ready is not None:
+                ready(str(worker.name))
+            await worker.finished()
+
+    asyncio.run(work())
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one task measures. ``space_text`` is the YAML of a space that does not ship, for workers on other hosts."""
+
+    rows: tuple[profiling.Wanted, ...]
+    space: str
+    space_text: str
+    limits: Limits | None
+    seed: int
+    topic: str
+    header: dict[str, Any]
+
+
+def profile_fleet(
+    space: str | Path,
+    device: str | Path | Device,
+    table_dir: str | Path,
+    scheduler: str,
+    *,
+    lowerings: Sequence[str] = (),
+    method: str | None = None,
+    retry: bool = False,
+    limits: Limits | None = None,
+    seed: int = 0,
+    group: int = GROUP,
+    patience_s: float = PATIENCE_S,
+    progress: OnProgress | None = None,
+) -> Table:
+    """``profile`` by all workers of a scheduler that own this device. Rows are on disk as they become known.
+
+    Args:
+        scheduler: its address, ``tcp://host:8786``.
+        group: workloads a worker takes at once.
+        patience_s: how long to wait for a worker when there is none, before giving up with what is written.
+
+    Raises:
+        ProfileError: no dask, no scheduler, no worker that owns the device, or workers whose devices differ.
+    """
+    from search_spaces.space import Space
+
+    loaded = Space.load(space)
+    target = device if isinstance(device, Device) else Device.load(device)
+    workloads = (*loaded.workloads(target.precision), *loaded.ends(target.precision))
+    wanted = profiling.wanted_rows(workloads, target, lowerings, method)
+    path = table_path(table_dir, target.name, target.runtime)
+    table = Table.load(path) if path.exists() else None
+    missing = profiling.missing_rows(table, wanted, retry)
+    if table is not None and not missing:
+        return table
+    origin = profiling._origin(space, loaded)
+    text = Path(origin).read_text("utf-8") if Path(origin).is_file() else ""
+    with _connect(scheduler) as client:
+        header = _agreed_header(client, target, scheduler, seed)
+        table = profiling.opened_table(table, path, header)
+        order = Order((), "" if text else origin, text, limits, seed, f"nas-{uuid.uuid4().hex}", header.to_mapping())
+        run = _Run(client, target, order, table, path, progress, patience_s)
+        try:
+            run.measure(missing, max(1, group))
+        finally:
+            run.finish(header)
+    return table
+
+
+class _Run:
+    """One profiling run seen from its client: orders out, rows in."""
+
+    def __init__(
+        self,
+        client: Any,
+        device: Device,
+        order: Order,
+        table: Table,
+        path: Path,
+        progress: OnProgress | None,
+        patience_s: float,
+    ) -> None:
+        from device_profiler.measure import silent
+
+        self.client, self.device, self.order = client, device, order
+        self.table, self.path = table, path
+        self.tell = progress or silent
+        self.patience_s = patience_s
+        self.arrived: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self.done: set[tuple[str, str, str]] = set()
+        self.references: list[dict[str, Any]] = []
+        self.total = 0
+
+    def measure(self, rows: Sequence[profiling.Wanted], group: int) -> None:
+        """Give the rows out in groups, and write each as it comes."""
+        from distributed import KilledWorker
+
+        self.total = len(rows)
+        self.client.subscribe_topic(self.order.topic, lambda event: self.arrived.put(event[1]))
+        waiting = {
+            self._submit(rows[start : start + group]): rows[start : start + group]
+            for start in range(0, len(rows), group)
+        }
+        seen = time.monotonic()
+        while waiting:
+            self._write(0.2)
+            for future in [future for future in waiting if future.done()]:
+                asked = waiting.pop(future)
+                error = future.exception() if future.status == "error" else None
+                if error is None and future.status == "finished":
+                    continue
+                self._catch_up()
+                left = [row for row in asked if row.primary_key not in self.done]
+                if isinstance(error, KilledWorker) and len(asked) == 1 and left:
+                    self._take(_killed(left[0], str(error.last_worker and error.last_worker.name), error))
+                elif isinstance(error, KilledWorker):
+                    waiting.update({self._submit([row]): [row] for row in left})
+                else:
+                    raise error if isinstance(error, ProfileError) else ProfileError(f"a worker could not: {error}")
+            if self._workers():
+                seen = time.monotonic()
+            elif time.monotonic() - seen > self.patience_s:
+                raise ProfileError(
+                    f"no worker that owns {self.device.name} is left; {len(self.done)} of {self.total} rows are "
+                    f"written. Start one (nas worker ADDRESS --device {self.device.name}) and run the same command."
+                )
+
+    def _submit(self, rows: Sequence[profiling.Wanted]) -> Any:
+        return self.client.submit(
+            measure_order, replace(self.order, rows=tuple(rows)), resources={self.device.name: 1}, pure=False
+        )
+
+    def _workers(self) -> int:
+        known = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return sum(self.device.name in worker["resources"] for worker in known)
+
+    def _write(self, timeout_s: float) -> None:
+        """Put what arrives within the time into the table."""
+        deadline = time.monotonic() + timeout_s
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                self._take(self.arrived.get(timeout=left))
+            except queue.Empty:
+                return
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if "reference" in event:
+            self.references.append(event["reference"])
+            return
+        record = Record(**event["record"])
+        if record.primary_key in self.done:
+            return
+        self.done.add(record.primary_key)
+        self.table.append(record)
+        self.table.save(self.path)
+        from device_profiler.measure import Progress
+
+        self.tell(Progress("row", len(self.done), self.total, record.key, event["worker"]))
+
+    def _catch_up(self) -> None:
+        """What the scheduler has logged and the subscription has not brought yet."""
+        for _, event in self.client.get_events(self.order.topic):
+            if "record" in event:
+                self._take(event)
+
+    def finish(self, header: Header) -> None:
+        """The last rows, and the reference workload's course: that of the least quiet worker."""
+        self._catch_up()
+        self._write(0.05)
+        if self.references:
+            worst = max(self.references, key=lambda found: found["spread"])
+            workers = len({found["worker"] for found in self.references})
+            reference = {name: value for name, value in worst.items() if name != "worker"}
+            self.table.header = replace(
+                self.table.header,
+                updated=header.updated,
+                reference={**reference, "seed": self.order.seed, "workers": workers},
+            )
+        self.table.save(self.path)
+
+
+def measure_order(order: Order) -> int:
+    """A task: measure the rows on the device of the worker that runs it, logging each; gives how many it measured.
+
+    Raises:
+        ProfileError: if the worker's device is another one than the table is about.
+    """
+    from distributed import get_client, get_worker
+
+    from device_profiler.measure import RunLog
+
+    worker: Any = get_worker()
+    owner: Owner = worker.plugins[PLUGIN]
+    events: Any = get_client().get_events(order.topic)
+    logged = {_key_of(event["record"]) for _, event in events if "record" in event}
+    rows = [row for row in order.rows if row.primary_key not in logged]
+    runtime = profiling._open(owner.device)
+    here = profiling._header(owner.device, runtime, order.seed)
+    differs = Header.from_mapping(order.header).conflicts(here)
+    if differs:
+        raise ProfileError(f"worker {worker.name} differs from the table: {'; '.join(differs)}; measure it apart.")
+    space = order.space
+    if order.space_text:
+        folder = Path(tempfile.mkdtemp(prefix="nas-space-"))
+        (folder / "space.yaml").write_text(order.space_text, "utf-8")
+        space = str(folder / "space.yaml")
+    log = RunLog()
+    records = profiling._records(rows, owner.device, runtime, space, order.limits, order.seed, None, owner.cache, log)
+    for record in records:
+        worker.log_event(order.topic, {"record": asdict(record), "worker": str(worker.name)})
+    summary = log.summary(order.limits.drift if order.limits else 0.1)
+    if summary:
+        worker.log_event(order.topic, {"reference": {**summary, "worker": str(worker.name)}})
+    return len(rows)
+
+
+def describe_worker(seed: int, dask_worker: Any = None) -> dict[str, Any] | str:
+    """The header of what a worker's device measures, or why it cannot."""
+    owner: Owner | None = dask_worker.plugins.get(PLUGIN)
+    if owner is None:
+        return ""
+    try:
+        runtime = profiling._open(owner.device)
+        return profiling._header(owner.device, runtime, seed).to_mapping()
+    except ProfileError as error:
+        return str(error)
+
+
+def _agreed_header(client: Any, device: Device, scheduler: str, seed: int) -> Header:
+    """The one header of all workers that own the device."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    owners = [address for address, worker in workers.items() if device.name in worker["resources"]]
+    if not owners:
+        raise ProfileError(
+            f"no worker at {scheduler} owns {device.name}; start one for each device: "
+            f"nas worker {scheduler} --device {device.name}"
+        )
+    answers = client.run(describe_worker, seed, workers=owners)
+    headers = []
+    for address, answer in answers.items():
+        if not isinstance(answer, dict):
+            raise ProfileError(f"worker {workers[address]['name']}: {answer or 'was not started by nas worker'}")
+        headers.append((workers[address]["name"], Header.from_mapping(answer)))
+    name, header = headers[0]
+    stated = Header(device.name, device.runtime, precision=device.precision, compute_unit=device.compute_unit)
+    differs = stated.conflicts(header)
+    if differs:
+        raise ProfileError(
+            f"worker {name} has another {'; '.join(differs)} than {device.name} here; give both one YAML."
+        )
+    for other, found in headers[1:]:
+        differs = header.conflicts(found)
+        if differs:
+            raise ProfileError(
+                f"workers {name} and {other} differ: {'; '.join(differs)}; one table is of one kind of device, so "
+                "give them devices of different names."
+            )
+    return header
+
+
+def _key_of(record: dict[str, Any]) -> tuple[str, str, str]:
+    return record["key"], record["lowering"], record["method"]
+
+
+def _killed(row: profiling.Wanted, worker: str, error: Exception) -> dict[str, Any]:
+    from device_profiler.measure import Job, failure
+
+    job = Job(row.workload, row.lowering, (), row.method)
+    reason = f"every worker that took it died, the last one {worker}; measure it alone to see why"
+    return {"record": asdict(failure(job, "failed", reason)), "worker": worker}
+
+
+def _need_dask() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("distributed") is None:
+        raise ProfileError(
+            "a fleet needs the extra 'distributed': pip install 'temporal-nas[distributed]'; "
+            "without it run one nas profile a device."
+        )
+
+
+def _connect(address: str) -> Any:
+    """A client of the scheduler at the address."""
+    _need_dask()
+    _check_address(address)
+    from distributed import Client
+
+    logger = logging.getLogger("distributed")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # why it cannot connect is said below
+    try:
+        return Client(address, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, TimeoutError):
+        raise ProfileError(f"no scheduler answers at {address}; start one with: dask scheduler") from None
+    finally:
+        logger.setLevel(level)
+
+
+def _check_address(address: str) -> None:
+    from distributed.comm.addressing import parse_address, parse_host_port
+
+    try:
+        scheme, rest = parse_address(address)
+        host, port = parse_host_port(rest)
+    except ValueError:
+        scheme, host, port = "", "", 0
+    if scheme not in ("tcp", "tls", "inproc") or (scheme != "inproc" and not (host and port)):
+        raise ProfileError(f"{address!r} is no scheduler address; it looks like tcp://host:8786.")

@@ -1,0 +1,195 @@
+"""A fleet: two workers give one table, one killed in the middle loses no row, and what is missing is said in a line."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import fleet_worker
+import pytest
+
+from device_profiler import ProfileError, fleet
+from device_profiler.device import Device
+from device_profiler.fleet import profile_fleet, serve
+from device_profiler.measure import Limits, Progress
+from device_profiler.profile import profile
+from device_profiler.runtimes import RUNTIMES
+from latency_tables.table import Table, table_path
+
+LIMITS = Limits(warmup=1, min_rounds=3, max_rounds=3, visit_ms=1.0, max_repeats=1)
+TIMED = (
+    "latency_ms_median",
+    "latency_ms_p90",
+    "latency_iqr_ratio",
+    "latency_low_ms",
+    "latency_high_ms",
+    "runs",
+    "reason",
+)
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RUNTIMES, "scripted", fleet_worker.RUNTIME)
+
+
+@pytest.fixture()
+def scheduler(tmp_path: Path) -> Iterator[str]:
+    """A scheduler in a process of its own, as ``dask scheduler`` starts it."""
+    file = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1"]
+    process = subprocess.Popen(
+        [*command, "--no-dashboard", "--no-show", "--scheduler-file", str(file)], stderr=subprocess.DEVNULL
+    )
+    import json
+
+    deadline = time.monotonic() + 60
+    while not file.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    yield json.loads(file.read_text())["address"]
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture()
+def start(scheduler: str, tmp_path: Path, cache: Path) -> Iterator[Start]:
+    """Starts workers, and ends those that still run."""
+    running = []
+
+    def one(device: Device | None = None) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        yaml = tmp_path / f"worker{len(running)}.yaml"
+        yaml.write_text((device or board()).model_dump_json(exclude_none=True))
+        command = [sys.executable, str(Path(fleet_worker.__file__)), scheduler, str(yaml), str(cache)]
+        running.append(subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL))
+        return running[-1]
+
+    yield one
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def board(**changes: object) -> Device:
+    return Device.model_validate(
+        {"name": "board", "runtime": "scripted", "chip": "One", "compute_unit": "CPU", **changes}
+    )
+
+
+def wait_for(count: int, scheduler: str) -> None:
+    from distributed import Client
+
+    with Client(scheduler, set_as_default=False) as client:
+        client.wait_for_workers(count, timeout=60)
+
+
+def untimed(table: Table) -> list[dict[str, object]]:
+    return [{name: value for name, value in asdict(row).items() if name not in TIMED} for row in table]
+
+
+def test_a_killed_worker_loses_no_row_and_the_table_is_that_of_one_worker(
+    scheduler: str, start: Start, tmp_path: Path, cache: Path
+) -> None:
+    alone = profile("tiny", board(), tmp_path / "alone", limits=LIMITS, cache_dir=cache)
+    victim, _ = start(), start()
+    wait_for(2, scheduler)
+    path = table_path(tmp_path / "fleet", "board", "scripted")
+    workers: list[str] = []
+    on_disk: list[int] = []
+
+    def watch(event: Progress) -> None:
+        workers.append(event.detail)
+        on_disk.append(len(Table.load(path)))
+        if len(workers) == 3:
+            victim.kill()
+
+    table = profile_fleet("tiny", board(), tmp_path / "fleet", scheduler, limits=LIMITS, group=4, progress=watch)
+    assert victim.wait() == -9
+    assert on_disk == list(range(1, 13)), "a row is on disk when it is told of"
+    assert len(set(workers)) == 2, "both workers took part"
+    assert untimed(table) == untimed(alone) and len(table) == 12
+    assert {row.status for row in table} == {"ok", "oom"}
+    for row in table:
+        if row.latency_ms_median is not None:
+            assert row.latency_ms_median == pytest.approx(fleet_worker.truth_ms(row.key), rel=0.01)
+    again = profile_fleet("tiny", board(), tmp_path / "fleet", "tcp://127.0.0.1:1", limits=LIMITS)
+    assert again.to_csv() == table.to_csv(), "with nothing to do no scheduler is asked"
+
+
+def test_a_workload_that_takes_every_worker_is_a_row_and_the_run_goes_on(
+    scheduler: str, start: Start, tmp_path: Path
+) -> None:
+    deadly = board(notes="Conv3D(kernel_size=3)/c32")
+    running = [start(deadly) for _ in range(2)]
+    stop = threading.Event()
+
+    def relight() -> None:
+        while not stop.is_set():
+            for at, process in enumerate(running):
+                if process.poll() is not None:
+                    running[at] = start(deadly)
+            time.sleep(0.1)
+
+    wait_for(2, scheduler)
+    thread = threading.Thread(target=relight)
+    thread.start()
+    try:
+        table = profile_fleet("tiny", board(), tmp_path, scheduler, limits=LIMITS, group=3)
+    finally:
+        stop.set()
+        thread.join()
+    failed = [row for row in table if row.status == "failed"]
+    assert [row.key for row in failed] == ["Conv3D(kernel_size=3)/c32/t8/24x24/b1@fp32"]
+    assert "every worker that took it died" in failed[0].reason and len(table) == 12
+
+
+def test_without_a_worker_or_with_a_wrong_one_the_remedy_is_named(scheduler: str, start: Start, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="no worker at .* owns board; start one for each device: nas worker tcp://"):
+        profile_fleet("tiny", board(), tmp_path, scheduler)
+    start(), start(board(chip="Two"))
+    wait_for(2, scheduler)
+    with pytest.raises(ProfileError, match="differ: chip (One and Two|Two and One); one table is of one kind"):
+        profile_fleet("tiny", board(), tmp_path, scheduler)
+    assert not table_path(tmp_path, "board", "scripted").exists()
+
+
+def test_when_the_last_worker_goes_the_rows_stay_and_the_command_to_go_on_is_named(
+    scheduler: str, start: Start, tmp_path: Path
+) -> None:
+    only = start()
+    wait_for(1, scheduler)
+    rows: list[str] = []
+
+    def watch(event: Progress) -> None:
+        rows.append(event.key)
+        if len(rows) == 2:
+            only.kill()
+
+    with pytest.raises(ProfileError, match=r"no worker that owns board is left; \d+ of 12 rows are written"):
+        profile_fleet("tiny", board(), tmp_path, scheduler, limits=LIMITS, group=2, patience_s=1.0, progress=watch)
+    assert len(Table.load(table_path(tmp_path, "board", "scripted"))) >= 2
+
+
+@pytest.mark.parametrize("address", ["localhost", "http://localhost:8786", "tcp://", ""])
+def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="is no scheduler address; it looks like tcp://host:8786"):
+        profile_fleet("tiny", board(), tmp_path, address)
+    with pytest.raises(ProfileError, match="is no scheduler address"):
+        serve(address, board())
+
+
+def test_a_scheduler_that_does_not_answer_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fleet, "CONNECT_S", 0.5)
+    for call in (lambda at: profile_fleet("tiny", board(), tmp_path, at), lambda at: serve(at, board())):
+        with pytest.raises(ProfileError, match="no scheduler answers at tcp://127.0.0.1:1; start one with: dask"):
+            call("tcp://127.0.0.1:1")
