@@ -214,3 +214,20 @@ def test_unknown_settings_are_named(model: Path) -> None:
     with pytest.raises(NasError, match="clip: unknown key. Did you mean clips?"):
         resolve_evaluate(model, None, ["clip=3"])
     assert mini().name == "mini"
+
+
+def test_the_report_shows_what_was_measured_and_what_to_read_it_beside(model: Path, tmp_path: Path) -> None:
+    from nas.report import write_report
+
+    config = EvaluateConfig(data=DATA, clips=4, steps=1, classifier_steps=1, classifiers=tmp_path / "classifiers")
+    told = evaluate_model(model, config)
+    run = tmp_path / "run"
+    run.mkdir()
+    scores = {"dimensions": {"dynamic_degree": 0.25}, "quality": None, "semantic": None, "total": None}
+    (run / "metrics.json").write_text(json.dumps({"space": "mini", "evaluation": {**told, "vbench": scores}}))
+    page = Path(write_report(run)).read_text()
+    assert "How good its videos are" in page and "prompts of 1 object shown as asked" in page
+    assert "1.25% by guessing" in page and f"{told['frechet']:.3f}" in page
+    assert "dynamic degree" in page and "0.2500" in page
+    (run / "metrics.json").write_text(json.dumps({"space": "mini", "evaluation": {"pixels": 3, "prompts": [1]}}))
+    assert "How good its videos are" not in Path(write_report(run)).read_text()

@@ -77,6 +77,7 @@ def render(run: RunFolder) -> str:
         provenance=_provenance(run),
         timings=_timings(run),
         coreml=_facts(run.metrics.get("coreml")),
+        evaluation=_evaluation(_dict(run.metrics.get("evaluation"))),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
         script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
         plotly=_plotly() if figures else "",
@@ -316,6 +317,46 @@ def _clips(run: RunFolder) -> list[dict[str, Any]]:
         strip = {"caption": caption, "strip": animated_strip(own, run.fps), "still": still(own), "sheet": sheet(own)}
         shown.append(strip)
     return shown
+
+
+def _evaluation(told: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+    """What nas evaluate measured: rows of (measure, value, what to read it beside), and facts."""
+    rows: list[tuple[str, ...]] = []
+    for objects, found in sorted(_dict(told.get("prompts")).items()):
+        row = _dict(found)
+        value, chance = _value(row, "accuracy"), _value(row, "chance")
+        if value is not None:
+            parts = [
+                f"{name} {100 * part:.1f}%"
+                for name in ("kind", "colour", "direction")
+                if (part := _value(row, name)) is not None
+            ]
+            what = f"prompts of {objects} object{'' if objects == '1' else 's'} shown as asked"
+            beside = "" if chance is None else f"{100 * chance:.2f}% by guessing"
+            rows.append((what, f"{100 * value:.1f}% ({', '.join(parts)})" if parts else f"{100 * value:.1f}%", beside))
+    distance = _value(told, "frechet")
+    if distance is not None:
+        rows.append(("Fréchet distance", f"{distance:.3f}", f"features: {told.get('features')}"))
+    real = _dict(told.get("pixels_real"))
+    for name, value in _dict(told.get("pixels")).items():
+        if _number(value) is not None:
+            beside = f"{real[name]:.4f} in real clips" if _number(real.get(name)) is not None else ""
+            rows.append((str(name), f"{value:.4f}", beside))
+    right = _value(_dict(told.get("classifier")), "accuracy")
+    facts: list[tuple[str, ...]] = []
+    if right is not None:
+        facts.append(("classifier, held-out clips right", f"{100 * right:.1f}%"))
+    vbench = _dict(told.get("vbench"))
+    scores = {
+        **_dict(vbench.get("dimensions")),
+        **{f"VBench {n}": vbench.get(n) for n in ("quality", "semantic", "total")},
+    }
+    facts += [
+        (str(name).replace("_", " "), f"{value:.4f}") for name, value in scores.items() if _number(value) is not None
+    ]
+    if (seconds := _value(told, "seconds")) is not None:
+        facts.append(("sampling a clip", f"{seconds:.3f} s"))
+    return {"rows": rows, "facts": facts}
 
 
 def _provenance(run: RunFolder) -> list[tuple[str, str]]:
