@@ -152,7 +152,7 @@ def default_lowerings(toolkit: str, workload: Workload) -> tuple[str, ...]:
     return ("decomposed", "fused") if toolkit == "onnx" else ("fused", "decomposed")
 
 
-def artifact_name(subject: Subject, toolkit: str, lowering: str) -> str:
+def artifact_name(subject: Subject, toolkit: str, lowering: str, check: bool = True) -> str:
     """A readable, unique folder name for the artifact."""
     module = TOOLKITS[toolkit].partition(":")[0]
     spec = importlib.util.find_spec(module)
@@ -162,42 +162,47 @@ def artifact_name(subject: Subject, toolkit: str, lowering: str) -> str:
             digest.update(Path(origin).read_bytes())
     for package in TOOLKIT_PACKAGES.get(toolkit, ()):
         digest.update(f"{package}=={package_version(package)}".encode())
-    return f"{subject.workload.block}-{toolkit}-{lowering}-{digest.hexdigest()[:20]}"
+    unchecked = "" if check else "unchecked-"
+    return f"{subject.workload.block}-{toolkit}-{lowering}-{unchecked}{digest.hexdigest()[:20]}"
 
 
-def find(subject: Subject, toolkit: str, lowering: str, cache: Path) -> Lowered | None:
+def find(subject: Subject, toolkit: str, lowering: str, cache: Path, check: bool = True) -> Lowered | None:
     """The artifact if it is in the cache already. Imports nothing heavy."""
-    folder = cache / artifact_name(subject, toolkit, lowering)
+    folder = cache / artifact_name(subject, toolkit, lowering, check)
     try:
         return Lowered.read(folder)
     except (OSError, ValueError, KeyError):
         return None
 
 
-def lower(subject: Subject, toolkit: str, lowering: str, cache: Path) -> Lowered:
+def lower(subject: Subject, toolkit: str, lowering: str, cache: Path, check: bool = True) -> Lowered:
     """Lower in this process (imports torch and the toolkit) and put the artifact into the cache.
+
+    Without ``check`` the module is not run: no expected output is kept and the exported program is not compared with
+    it. Such an artifact tells what a package holds, and no runtime is given it.
 
     Raises:
         Exception: whatever the toolkit raises; ``device_profiler.child.classify`` gives its status.
     """
-    known = find(subject, toolkit, lowering, cache)
+    known = find(subject, toolkit, lowering, cache, check)
     if known is not None:
         return known
     import torch
 
     start = time.perf_counter()
-    folder = cache / artifact_name(subject, toolkit, lowering)
+    folder = cache / artifact_name(subject, toolkit, lowering, check)
     partial = cache / f".{folder.name}.{uuid.uuid4().hex[:8]}"
     partial.mkdir(parents=True)
     try:
         with torch.no_grad():
             module, examples, names = subject.build()
             inputs = tuple(_input(name, tensor) for name, tensor in zip(names, examples, strict=True))
-            expected = _expected(module, inputs) if toolkit != "counts" else None
+            expected = _expected(module, inputs) if check and toolkit != "counts" else None
             target, _, function = TOOLKITS[toolkit].partition(":")
             run = getattr(importlib.import_module(target), function)
             precision = subject.workload.precision
-            stats = run(module.eval(), tuple(_tensors(inputs)), names, lowering, precision, partial)
+            more = {} if check or toolkit != "coreml" else {"check": False}
+            stats = run(module.eval(), tuple(_tensors(inputs)), names, lowering, precision, partial, **more)
         manifest = {
             "schema": SCHEMA,
             "key": subject.key,
@@ -224,6 +229,7 @@ def lower_all(
     workers: int = 2,
     timeout_s: float = 600.0,
     memory_limit_mb: float | None = None,
+    check: bool = True,
 ) -> Iterator[tuple[int, Lowered | WorkloadError]]:
     """Lower many in child processes and yield (index of the job, artifact or what went wrong) as each is done.
 
@@ -232,7 +238,7 @@ def lower_all(
     """
     waiting = []
     for index, (subject, toolkit, lowering) in enumerate(jobs):
-        known = find(subject, toolkit, lowering, cache)
+        known = find(subject, toolkit, lowering, cache, check)
         if known is not None:
             yield index, known
         else:
@@ -256,6 +262,7 @@ def lower_all(
                 toolkit=toolkit,
                 lowering=lowering,
                 cache=str(cache),
+                check=check,
             )
             return Lowered.read(Path(folder))
         except WorkloadError as error:
