@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import IO
 
 from nas.distributed import LAUNCHED, PEER_LOST, REMEDY
@@ -28,11 +29,10 @@ def launch(arguments: Sequence[str], processes: int) -> None:
     """
     if processes < 2:
         raise NasError(f"--processes must be 2 or more, but is {processes}; leave it out for one")
-    with tempfile.TemporaryDirectory(prefix="nas-") as folder:
-        logs = [open(os.path.join(folder, str(rank)), "w+b") for rank in range(processes)]
-        started = [
-            _start(arguments, rank, processes, port, logs[rank]) for port in [_port()] for rank in range(processes)
-        ]
+    with ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(processes)]
+        port = _port()
+        started = [_start(arguments, rank, processes, port, log) for rank, log in enumerate(logs)]
         try:
             culprit = _wait(started)
         except KeyboardInterrupt:  # the terminal told them all
@@ -45,8 +45,6 @@ def launch(arguments: Sequence[str], processes: int) -> None:
         code = started[culprit].returncode
         logs[culprit].seek(0)
         said = [line for line in logs[culprit].read().decode(errors="replace").splitlines() if line.strip()]
-        for log in logs:
-            log.close()
     if code < 0:
         name = signal.Signals(-code).name
         raise NasError(f"process {culprit} of {processes} was killed ({name}); {REMEDY}")
