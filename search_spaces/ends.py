@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import SpaceError, unknown
 
@@ -63,9 +64,29 @@ class DecoderSpec:
 
 
 def _allegro() -> nn.Module:
-    from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroDecoder3D
+    """diffusers' decoder, its upsampling along time written with no tensor of more than five axes (Core ML's limit)."""
+    from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroDecoder3D, AllegroTemporalConvLayer
 
-    return AllegroDecoder3D()
+    decoder = AllegroDecoder3D()
+    for layer in decoder.modules():
+        if isinstance(layer, AllegroTemporalConvLayer) and layer.up_sample:
+            layer.forward = partial(_twice_the_frames, layer)
+    return decoder
+
+
+def _twice_the_frames(layer: Any, x: Tensor, batch_size: int) -> Tensor:
+    """``AllegroTemporalConvLayer.forward`` for upsampling, of one clip: (T, C, H, W) to (2T, C, H, W)."""
+    import torch
+
+    clip = x.permute(1, 0, 2, 3)[None]
+    channels, frames, height, width = clip.shape[1:]
+    shape = (1, channels, 2 * frames, height, width)
+    pixels = clip.reshape(channels, frames, 1, height * width)
+    identity = torch.cat((pixels, pixels), dim=2).reshape(shape)
+    y = layer.conv1(clip).reshape(2, channels, frames, height * width).permute(1, 2, 0, 3).reshape(shape)
+    for convolution in (layer.conv2, layer.conv3, layer.conv4):
+        y = convolution(layer._pad_temporal_dim(y))
+    return (identity + y)[0].permute(1, 0, 2, 3)
 
 
 TEXT_ENCODERS: dict[str, TextEncoderSpec] = {

@@ -12,11 +12,13 @@ from device_profiler.errors import OutOfMemory
 from device_profiler.lowering import lower
 from device_profiler.subject import Subject
 from latency_tables.plan import Plan as TablePlan
+from search_spaces import ends
 from search_spaces.ends import DECODERS, build_decoder, build_text_encoder, decoder_spec
 from search_spaces.errors import SpaceError
 from search_spaces.network import build_module
 from search_spaces.plan import Plan
 from search_spaces.space import Space
+from search_spaces.testing import _RankMeter
 
 
 def test_a_space_of_latents_has_two_ends_and_one_of_pixels_has_one() -> None:
@@ -49,6 +51,21 @@ def test_a_decoder_makes_frames_of_latents() -> None:
     with torch.device("meta"), torch.no_grad():
         frames = build_decoder("allegro")(torch.empty(2, spec.channels, 4, 3))
     assert frames.shape == (2 * spec.time, 3, 4 * spec.space, 3 * spec.space)
+
+
+def test_a_decoder_is_that_of_diffusers_within_five_axes() -> None:
+    from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroTemporalConvLayer
+
+    torch.manual_seed(0)
+    theirs = AllegroTemporalConvLayer(8, norm_num_groups=2, up_sample=True, stride=3).eval()
+    x = torch.randn(3, 8, 5, 4)
+    with torch.no_grad(), _RankMeter() as meter:
+        ours = ends._twice_the_frames(theirs, x, 1)
+    with torch.no_grad():
+        assert torch.allclose(ours, theirs(x, 1), atol=1e-6)
+    assert meter.rank == 5
+    layers = [m for m in build_decoder("allegro").modules() if isinstance(m, AllegroTemporalConvLayer) and m.up_sample]
+    assert len(layers) == 2 and all("forward" in vars(layer) for layer in layers)
 
 
 def test_the_small_encoder_gives_the_spaces_width() -> None:
