@@ -12,6 +12,7 @@ from tuning_fixtures import make_model
 
 from nas.errors import NasError
 from nas.finetune.discriminator import Encoder, Heads
+from nas.flow import Diffusion
 from nas.sample import load_pipeline
 
 
@@ -44,13 +45,13 @@ def test_the_encoder_sees_what_the_network_sees_on_its_way_down(unet: Any) -> No
     )
     unet(video, 1000 * level, context)
     hook.remove()
-    features = Encoder(unet.network)(video, level, context)
+    features = Encoder(unet)(video, level, context)
     assert [tuple(f.shape) for f in features] == [(8, 8, 8, 8), (8, 16, 4, 4)]
     assert torch.equal(features[1], seen["low"])
 
 
 def test_the_encoder_is_frozen_and_lets_gradients_through_to_its_input(unet: Any) -> None:
-    encoder = Encoder(unet.network).train()
+    encoder = Encoder(unet).train()
     assert not encoder.training and not any(p.requires_grad for p in encoder.parameters())
     assert len(list(unet.network.unet.up_blocks)) == 2  # the model itself keeps its way up
     video, level, context, _ = inputs()
@@ -63,7 +64,7 @@ def test_the_encoder_is_frozen_and_lets_gradients_through_to_its_input(unet: Any
 @pytest.mark.parametrize("frames", [1, 4])
 def test_every_kind_answers_for_every_place_and_frame(kind: str, count: int, frames: int, unet: Any) -> None:
     video, level, context, pooled = inputs(frames)
-    answers = heads(kind)(Encoder(unet.network)(video, level, context), frames, pooled)
+    answers = heads(kind)(Encoder(unet)(video, level, context), frames, pooled)
     assert [tuple(a.shape) for a in answers] == [(2, frames * 64)] * (count // 2) + [(2, frames * 16)] * (count // 2)
 
 
@@ -101,7 +102,7 @@ def test_the_order_of_frames_matters_to_a_head_that_sees_time() -> None:
 
 def test_the_text_moves_the_answers(unet: Any) -> None:
     video, level, context, pooled = inputs()
-    features = Encoder(unet.network)(video, level, context)
+    features = Encoder(unet)(video, level, context)
     one = heads("unified")
     assert not torch.allclose(one(features, 4, pooled)[0], one(features, 4, -pooled)[0])
 
@@ -114,11 +115,17 @@ def test_heads_stand_only_where_asked() -> None:
 
 
 def test_a_backbone_without_down_blocks_is_refused() -> None:
-    class Plain(torch.nn.Module):
+    class Network(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.unet = torch.nn.Linear(1, 1)
             self.temporal = torch.nn.ModuleDict()
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = Network()
+            self.diffusion = Diffusion()
 
     with pytest.raises(NasError, match="needs a UNet, whose down blocks"):
         Encoder(Plain())  # type: ignore[arg-type]
@@ -126,6 +133,6 @@ def test_a_backbone_without_down_blocks_is_refused() -> None:
 
 def test_the_model_folder_is_not_touched_by_building_an_encoder(unet: Any, tmp_path: Path) -> None:
     before = {name: p.clone() for name, p in unet.state_dict().items()}
-    Encoder(unet.network)
+    Encoder(unet)
     after = unet.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)

@@ -75,11 +75,12 @@ def make_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def config(seed: int = 3, **changes: Any) -> FinetuneConfig:
+def config(seed: int = 3, data: dict[str, Any] | None = None, **changes: Any) -> FinetuneConfig:
     """Six steps of either stage, a checkpoint every second one; ``changes`` go to the stages that know them."""
     short = {"steps": 6, "clips": 2, "images": 2, "checkpoint_every": 2, "ramp_steps": 1, "learning_rate": 1e-3}
 
     def some(kind: Any) -> Any:
         return kind(**{**short, **{name: v for name, v in changes.items() if name in kind.model_fields}})
 
-    return FinetuneConfig(seed=seed, data=DATA, joint=some(JointConfig), adversarial=some(AdversarialConfig))
+    chosen = DataConfig.model_validate({**DATA.model_dump(), **(data or {})})
+    return FinetuneConfig(seed=seed, data=chosen, joint=some(JointConfig), adversarial=some(AdversarialConfig))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from nas.data.clip import ClipLike, Dataset, Images, Item
+from nas.data.clip import Buckets, ClipLike, Dataset, Images, Item
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
@@ -33,8 +33,11 @@ def open_data(
     """
     if config.source == "moving_shapes":
         from nas.data.shapes import MovingShapes
+        from nas.data.videos import clip_buckets
 
-        return MovingShapes(config, clip, split, seed)
+        clips = clip_buckets(clip, config.buckets if split == "train" else ())
+        shapes = [MovingShapes(config, bucket, split, seed) for bucket in clips]
+        return shapes[0] if len(shapes) == 1 else Buckets(shapes, [1.0] * len(shapes), seed)
     if config.source == "cache":
         from nas.data.cached import open_cached
 

@@ -49,7 +49,7 @@ class Adversarial:
             "generator": torch.optim.AdamW(unet.parameters(), config.learning_rate, (0.0, 0.99), weight_decay=decay)
         }
         if config.adversarial_weight:
-            self.encoder = Encoder(unet.network)
+            self.encoder = Encoder(unet)
             width = int(pipeline.text_encoder.config.hidden_size)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)

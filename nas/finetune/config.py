@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +13,6 @@ from nas.config import CONFIG_FILE, DataConfig, load, settle
 from nas.errors import NasError
 
 FOLDER = "finetune"  # inside the model folder that is made: checkpoints, log and configuration
-BUCKET = re.compile(r"(\d+)x(\d+)x(\d+)")
 
 
 class StageConfig(BaseModel):
@@ -22,8 +20,6 @@ class StageConfig(BaseModel):
 
     Attributes:
         steps: optimiser steps. clips, images: videos and single frames a step. image_share: weight of the images' loss.
-        buckets: clip shapes in pixels, each `FRAMESxHEIGHTxWIDTH`; a step draws one of them. The space's training
-            clip where the list is empty.
         learning_rate: peak, after `ramp_steps`. text_rate: the share of it that the text encoder gets; 0 freezes it.
         ema_decay: of the averaged weights, which become the result.
         precision: autocast of the forward pass. gradient_clip: largest norm of a gradient.
@@ -38,7 +34,6 @@ class StageConfig(BaseModel):
     clips: int = Field(8, ge=1)
     images: int = Field(4, ge=0)
     image_share: float = Field(0.2, ge=0.0, lt=1.0)
-    buckets: tuple[str, ...] = ()
     learning_rate: float = Field(1e-4, gt=0.0)
     ramp_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.01, ge=0.0)
@@ -51,14 +46,6 @@ class StageConfig(BaseModel):
     spike: float = Field(8.0, gt=1.0)
     device: str = "cpu"
     threads: int = Field(0, ge=0)
-
-    @field_validator("buckets")
-    @classmethod
-    def _shapes(cls, buckets: tuple[str, ...]) -> tuple[str, ...]:
-        for text in buckets:
-            if not BUCKET.fullmatch(text):
-                raise ValueError("must be FRAMESxHEIGHTxWIDTH in pixels, such as 8x16x16")
-        return buckets
 
 
 class JointConfig(StageConfig):

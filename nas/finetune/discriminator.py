@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import NasError
+from nas.model import VideoUNet
 from search_spaces.backbones import run_unet
-from search_spaces.network import VideoNetwork, module_name
+from search_spaces.network import module_name
 
 Kind = Literal["unified", "separate", "spatial", "temporal"]
 
@@ -20,14 +21,16 @@ class Encoder(nn.Module):
     """The way down of a video network, frozen: what it sees after each down block.
 
     Args:
-        network: copied, without its way up.
+        model: its network is copied, without the way up.
 
     Raises:
         NasError: if its backbone is no UNet.
     """
 
-    def __init__(self, network: VideoNetwork) -> None:
+    def __init__(self, model: VideoUNet) -> None:
         super().__init__()
+        network = model.network
+        self.diffusion = model.diffusion
         unet: Any = network.unet
         if not all(name in dict(unet.named_children()) for name in ("down_blocks", "up_blocks", "conv_in")):
             raise NasError(
@@ -74,7 +77,11 @@ class Encoder(nn.Module):
                 found.append(x)
             return x
 
-        run_unet(self.unet, video.transpose(1, 2).flatten(0, 1), 1000.0 * level, context, frames, temporal)
+        def look(noisy: Tensor, timestep: Tensor) -> Tensor:
+            run_unet(self.unet, noisy.transpose(1, 2).flatten(0, 1), timestep, context, frames, temporal)
+            return noisy
+
+        self.diffusion.as_velocity(video, level, look)  # noise and timestep as this network knows them
         return found
 
 
