@@ -55,6 +55,7 @@ class Device(_Strict):
         threads: of the runtime, where it has any.
         timeout_s: for loading a workload and for one visit to it.
         cool_down_s: pause after a round in which the reference workload was slower than usual.
+        local: the ``coreml`` runtime measures the Mac that the profiler runs on, and no attached phone.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Device(_Strict):
     timeout_s: Positive = 120.0
     cool_down_s: Annotated[float, Field(ge=0)] = 0.0
     provider: str = "CPUExecutionProvider"
+    local: bool = False
     roofline: Roofline | None = None
     phone: Phone | None = None
     notes: str = ""

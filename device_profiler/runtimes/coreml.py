@@ -1,4 +1,7 @@
-"""Core ML on an attached iPhone: packages of the Core ML lowering, timed on the phone by coremltools' runner app."""
+"""Core ML on an attached iPhone: packages of the Core ML lowering, timed on the phone by coremltools' runner app.
+
+A device with ``local: true`` is the Mac itself; ``mac`` has what is different then.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from typing import Any
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory, ProfileError, SessionLost, WorkloadError, one_line
 from device_profiler.lowering import Lowered
-from device_profiler.runtimes import Execution, Facts
+from device_profiler.runtimes import Execution, Facts, Session
+from device_profiler.runtimes.mac import MacRuntime
 from device_profiler.runtimes.phone import Phone
 from device_profiler.subject import package_version
 
@@ -104,10 +108,10 @@ class CoreMLSession:
 
 
 class CoreMLRuntime:
-    """An attached phone. Compilation is done on the Mac by ``xcrun coremlcompiler``, everything else on the phone.
+    """An attached phone, or this Mac itself.
 
-    Memory is not measured by coremltools; ``static_peak_mb`` is the plan of the converted program, and the measured
-    columns stay empty.
+    For a phone, compilation is done on the Mac by ``xcrun coremlcompiler``, everything else on the phone. Memory is not
+    measured by coremltools; ``static_peak_mb`` is the plan of the converted program.
     """
 
     source = "measured"
@@ -122,14 +126,20 @@ class CoreMLRuntime:
             )
         self.device = device
         self.phone = Phone(device)
+        self._mac = MacRuntime(device) if device.local else None
         self._compiled: Path | None = None
 
     def check(self) -> None:
-        """The tools must be there and one phone ready; see ``Phone.find``."""
-        self.phone.find()
+        """The tools must be there and one phone ready; see ``Phone.find``. Of a Mac itself see ``MacRuntime``."""
+        if self._mac is not None:
+            self._mac.check()
+        else:
+            self.phone.find()
 
     def describe(self) -> dict[str, str]:
-        """What the phone says of itself."""
+        """What the phone, or the Mac, says of itself."""
+        if self._mac is not None:
+            return self._mac.describe()
         found = self.phone.find()
         return {
             "chip": self.device.chip,
@@ -139,8 +149,10 @@ class CoreMLRuntime:
             "notes": "Memory columns are empty: coremltools' runner app measures none; static_peak_mb is the plan.",
         }
 
-    def load(self, lowered: Lowered, timeout_s: float) -> CoreMLSession:
+    def load(self, lowered: Lowered, timeout_s: float) -> Session:
         """Compile, load twice (cold and warm), check one prediction, read the compute plan."""
+        if self._mac is not None:
+            return self._mac.load(lowered, timeout_s)
         model = self._compile(lowered)
         return CoreMLSession(self.phone, model, self.device.compute_unit, lowered, timeout_s)
 
@@ -170,6 +182,8 @@ class CoreMLRuntime:
 
     def close(self) -> None:
         """Stop the app and remove compiled models; the runtime can be used again."""
+        if self._mac is not None:
+            self._mac.close()
         self.phone.close()
         if self._compiled is not None:
             shutil.rmtree(self._compiled, ignore_errors=True)
