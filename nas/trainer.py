@@ -237,7 +237,8 @@ class Trainer:
                     progress(done)
                 if self._due(config.sample_every):
                     self._draw(watch)
-                if self._due(config.checkpoint_every) or self._is_best(done):
+                best = self._is_best(done)
+                if best or self._due(config.checkpoint_every):
                     self.save()
         finally:
             self.videos.close()
