@@ -577,6 +577,8 @@ def summarise(active: _Active, limits: Limits, log: RunLog, runtime: Runtime) ->
         notes.append(f"unstable: IQR ratio {ratio:.3f} over {limits.iqr_ratio:g} after {rounds} rounds")
     latency = latency_of(job, [[s.ms for s in samples] for samples in kept])
     notes.extend(latency.notes)
+    if active.facts.notes:
+        notes.append(active.facts.notes)
     gross = ratio >= limits.gross_iqr_ratio or not latency.median > 0
     thirds = _by_thirds(job, kept)
     numbers = {

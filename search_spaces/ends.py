@@ -64,14 +64,28 @@ class DecoderSpec:
 
 
 def _allegro() -> nn.Module:
-    """diffusers' decoder, its upsampling along time written with no tensor of more than five axes (Core ML's limit)."""
+    """diffusers' decoder, written so that neither torch nor Core ML makes a tensor of more than five axes of it.
+
+    Upsampling along time is; and so is normalisation, which Core ML spells out with one axis more than its input has.
+    """
     from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroDecoder3D, AllegroTemporalConvLayer
+    from torch import nn
 
     decoder = AllegroDecoder3D()
     for layer in decoder.modules():
         if isinstance(layer, AllegroTemporalConvLayer) and layer.up_sample:
-            layer.forward = partial(_twice_the_frames, layer)
+            vars(layer)["forward"] = partial(_twice_the_frames, layer)
+        elif isinstance(layer, nn.GroupNorm):
+            vars(layer)["forward"] = partial(_flat_norm, layer)
     return decoder
+
+
+def _flat_norm(norm: Any, x: Tensor) -> Tensor:
+    """``GroupNorm.forward`` with time and space as one axis."""
+    import torch
+
+    flat = torch.nn.functional.group_norm(x.flatten(2), norm.num_groups, norm.weight, norm.bias, norm.eps)
+    return flat.reshape(x.shape)
 
 
 def _twice_the_frames(layer: Any, x: Tensor, batch_size: int) -> Tensor:

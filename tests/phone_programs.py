@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(os.environ["STANDIN_ROOT"])
+ROOT = Path(os.environ.get("STANDIN_ROOT", "."))
 
 
 def option(arguments, *names):
@@ -117,6 +117,7 @@ def serve(phone):
     seen, models, heat, count = set(root.glob("requests/messages/*/message.json")), {}, 0.0, {}
     known = set()
     rng = random.Random(len((phone / "calls.log").read_text()))
+    footprint(phone, 50_000_000, 300_000_000)
     while plugged(phone):
         for path in root.glob("requests/messages/*/message.json"):
             if path in seen:
@@ -131,6 +132,7 @@ def serve(phone):
                 model = model_name(resource)
                 models[asked["modelID"]] = model
                 time.sleep(how["load_s"])
+                footprint(phone, 52_000_000, 310_000_000)
                 answer["duration"] = 200_000_000 if model not in known else 10_000_000
                 known.add(model)
             elif asked["modelID"] not in models:
@@ -153,6 +155,8 @@ def serve(phone):
                 if how["unplug_after"] and predictions(phone) == how["unplug_after"]:
                     (phone / "unplugged_until").write_text(str(time.time() + how["unplugged_s"]))
                     os._exit(1)
+                app, engine = needs(model)
+                footprint(phone, 52_000_000 + app * 10**6, 310_000_000 + engine * 10**6)
                 heat = min(1.0, heat + 0.03)
                 truth = 1 + int(model, 16) % 1000 / 100
                 latency = truth * (1 + how["noise"] * rng.gauss(0, 1)) * (1 + how["heat"] * heat)
@@ -223,6 +227,33 @@ def respond(root, identity, result=None, error=None, data=None):
     os.replace(part, root / "responses" / identity)
 
 
+def footprint(phone, app, engine):
+    """What the phone's processes take now, in bytes."""
+    part = phone / ".footprint"
+    part.write_text(json.dumps({"ModelRunner": app, "aned": engine, "SpringBoard": 90_000_000}))
+    os.replace(part, phone / "footprint.json")
+
+
+def needs(model):
+    """The hidden truth: what a model's prediction takes in the app and on the Neural Engine, in MB."""
+    return 5 + int(model[:4], 16) % 40, 10 + int(model[4:], 16) % 80
+
+
+def pymobiledevice3(arguments):
+    phone = ROOT / "phones" / option(arguments, "--udid")[len("UDID-") :]
+    if behaviour(phone)["no_tunnel"]:
+        print("Trying a tunnel", flush=True)
+        fail("Device is not reachable; start tunneld as root")
+    assert arguments[:7] == ["developer", "dvt", "sysmon", "process", "monitor", "threshold", "0"], arguments
+    with open(option(arguments, "-o"), "a") as out:
+        while True:
+            state = json.loads((phone / "footprint.json").read_text())
+            for pid, (name, size) in enumerate(state.items()):
+                out.write(json.dumps({"pid": pid, "name": name, "physFootprint": size, "timestamp": "now"}) + "\n")
+            out.flush()
+            time.sleep(0.02)
+
+
 def coremlcompiler(arguments):
     source, target = Path(arguments[1]), Path(arguments[2])
     copy_tree(source, target / source.with_suffix(".mlmodelc").name)
@@ -232,4 +263,4 @@ if __name__ == "__main__":
     tool, rest = sys.argv[1], sys.argv[2:]
     if tool == "xcrun":
         tool, rest = rest[0], rest[1:]
-    {"devicectl": devicectl, "coremlcompiler": coremlcompiler}[tool](rest)
+    {"devicectl": devicectl, "coremlcompiler": coremlcompiler, "pymobiledevice3": pymobiledevice3}[tool](rest)

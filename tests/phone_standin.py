@@ -24,6 +24,7 @@ from device_profiler.runtimes.coreml import CoreMLRuntime
 from latency_tables.record import Record
 
 TOOLS = ("xcrun", "devicectl", "coremlcompiler")
+MONITOR = "pymobiledevice3"
 
 
 @dataclass
@@ -42,6 +43,7 @@ class Behaviour:
     unplug_after: int = 0  # predictions until the cable is pulled; 0 for never
     unplugged_s: float = 0.0
     lie: bool = False  # answers with zeros
+    no_tunnel: bool = False  # its memory cannot be seen
     developer_mode: str = "enabled"
     tunnel: str = "connected"
 
@@ -58,11 +60,15 @@ class StandIn:
         (root / "outputs").mkdir()
         (root / "bin").mkdir()
         for tool in TOOLS:
-            path = root / "bin" / tool
-            path.write_text(
-                f'#!/bin/sh\nexec {sys.executable} -S -E {Path(__file__).with_name("phone_programs.py")} {tool} "$@"\n'
-            )
-            path.chmod(0o755)
+            self.install(tool)
+
+    def install(self, tool: str) -> None:
+        """Put a program on the PATH."""
+        path = self.root / "bin" / tool
+        path.write_text(
+            f'#!/bin/sh\nexec {sys.executable} -S -E {Path(__file__).with_name("phone_programs.py")} {tool} "$@"\n'
+        )
+        path.chmod(0o755)
 
     def phone(self, name: str = "One") -> Path:
         """The folder that is a phone."""

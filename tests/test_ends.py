@@ -64,6 +64,9 @@ def test_a_decoder_is_that_of_diffusers_within_five_axes() -> None:
     with torch.no_grad():
         assert torch.allclose(ours, theirs(x, 1), atol=1e-6)
     assert meter.rank == 5
+    norm, video = torch.nn.GroupNorm(2, 8), torch.randn(1, 8, 3, 5, 4)
+    torch.nn.init.normal_(norm.weight)
+    assert torch.allclose(ends._flat_norm(norm, video), norm(video), atol=1e-6)
     layers = [m for m in build_decoder("allegro").modules() if isinstance(m, AllegroTemporalConvLayer) and m.up_sample]
     assert len(layers) == 2 and all("forward" in vars(layer) for layer in layers)
 

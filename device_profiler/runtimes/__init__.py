@@ -34,6 +34,7 @@ class Facts:
         system_peak_mb: the same as the whole system saw it, where a runtime can tell.
         max_error: largest difference from the torch module's output, relative to that output's largest value.
         placement_cpu, placement_gpu, placement_ane: share of the operations placed on each unit, 0..1.
+        notes: what the row's reason should say beside, for example why a figure is unknown.
     """
 
     load_cold_ms: float | None = None

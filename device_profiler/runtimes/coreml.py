@@ -19,16 +19,24 @@ from device_profiler.lowering import Lowered
 from device_profiler.runtimes import Execution, Facts, Session
 from device_profiler.runtimes.mac import MacRuntime
 from device_profiler.runtimes.phone import Phone
+from device_profiler.runtimes.phone_memory import INSTALL, Growth, MemoryWatch
 from device_profiler.subject import package_version
 
 COMPILE_TIMEOUT_S = 600.0
+RUNNER = "ModelRunner"  # coremltools' app
+MEASURED = (
+    "activation_peak_mb is how much the app's physical footprint grew from loaded and idle to looping, system_peak_mb "
+    "that of all processes; sampled twice a second, so both are lower bounds."
+)
 UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
 
 
 class CoreMLSession:
     """One model loaded on the phone. An execution is a round trip of files; the phone's clock times the prediction."""
 
-    def __init__(self, phone: Phone, model: Path, unit: str, lowered: Lowered, timeout_s: float) -> None:
+    def __init__(
+        self, phone: Phone, model: Path, unit: str, lowered: Lowered, timeout_s: float, memory: MemoryWatch | None
+    ) -> None:
         self._phone, self._unit, self._timeout_s = phone, unit, timeout_s
         self._model = model
         self._inputs = _inputs(lowered)
@@ -37,12 +45,16 @@ class CoreMLSession:
         cold = self._load()
         self._unload()
         warm = self._load()
+        grown = memory.growth(lambda: self._predict(timeout_s)) if memory is not None else Growth()
         output, _ = self._predict(timeout_s)
         self.facts = Facts(
             load_cold_ms=cold,
             load_warm_ms=warm,
             weights_mb=lowered.stats["weights_mb"],
+            activation_peak_mb=grown.app_mb,
+            system_peak_mb=grown.system_mb,
             static_peak_mb=lowered.stats["static_peak_mb"],
+            notes=grown.reason,
             max_error=lowered.error_of(output),
             **self._placement(),  # type: ignore[arg-type]  # three shares by name
         )
@@ -110,8 +122,9 @@ class CoreMLSession:
 class CoreMLRuntime:
     """An attached phone, or this Mac itself.
 
-    For a phone, compilation is done on the Mac by ``xcrun coremlcompiler``, everything else on the phone. Memory is not
-    measured by coremltools; ``static_peak_mb`` is the plan of the converted program.
+    For a phone, compilation is done on the Mac by ``xcrun coremlcompiler``, everything else on the phone. coremltools
+    measures no memory: ``phone_memory`` does where its program is installed, and else those columns stay empty.
+    ``static_peak_mb`` is the plan of the converted program in any case.
     """
 
     source = "measured"
@@ -128,6 +141,7 @@ class CoreMLRuntime:
         self.phone = Phone(device)
         self._mac = MacRuntime(device) if device.local else None
         self._compiled: Path | None = None
+        self._memory: MemoryWatch | None = None
 
     def check(self) -> None:
         """The tools must be there and one phone ready; see ``Phone.find``. Of a Mac itself see ``MacRuntime``."""
@@ -146,7 +160,7 @@ class CoreMLRuntime:
             "os": f"iOS {found.os_version} ({found.os_build_number})",
             "runtime_version": f"Core ML of iOS {found.os_version} ({found.os_build_number})",
             "toolkit_version": f"coremltools {package_version('coremltools')}, torch {package_version('torch')}",
-            "notes": "Memory columns are empty: coremltools' runner app measures none; static_peak_mb is the plan.",
+            "notes": MEASURED if MemoryWatch.available() else f"Memory columns are empty: {INSTALL}.",
         }
 
     def load(self, lowered: Lowered, timeout_s: float) -> Session:
@@ -154,7 +168,14 @@ class CoreMLRuntime:
         if self._mac is not None:
             return self._mac.load(lowered, timeout_s)
         model = self._compile(lowered)
-        return CoreMLSession(self.phone, model, self.device.compute_unit, lowered, timeout_s)
+        return CoreMLSession(self.phone, model, self.device.compute_unit, lowered, timeout_s, self._watch())
+
+    def _watch(self) -> MemoryWatch | None:
+        """What sees the phone's memory, where its program is installed."""
+        if self._memory is None and MemoryWatch.available():
+            app = Path(self.phone.settings.app_path).stem or RUNNER
+            self._memory = MemoryWatch(str(self.phone.find().udid), app)
+        return self._memory
 
     def _compile(self, lowered: Lowered) -> Path:
         if self._compiled is None:
@@ -184,6 +205,8 @@ class CoreMLRuntime:
         """Stop the app and remove compiled models; the runtime can be used again."""
         if self._mac is not None:
             self._mac.close()
+        if self._memory is not None:
+            self._memory.close()
         self.phone.close()
         if self._compiled is not None:
             shutil.rmtree(self._compiled, ignore_errors=True)
