@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,6 +31,15 @@ def build_optimizer(config: TrainConfig, groups: list[dict[str, Any]], device: t
             "train.optimizer is adamw8bit, but torchao is not installed; pip install torchao, or take adamw"
         ) from None
     return AdamW8bit(groups, **rates)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """The learning rate of each group."""
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if isinstance(group["lr"], Tensor):  # torchao's are compiled against it
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def pack_state(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:

@@ -137,3 +137,16 @@ class Supernet(nn.Module):
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
         """Everything that the search chooses among."""
         return self.layers.parameters()
+
+
+def compile_blocks(supernet: Supernet) -> None:
+    """Compile every block by itself, for the shapes it meets: any path is then made of compiled parts.
+
+    Blocks of one class share a compiled function per shape, so there may be as many as there are blocks.
+    """
+    import torch._dynamo
+
+    blocks = list(supernet.blocks())
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile(dynamic=False)

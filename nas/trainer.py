@@ -33,10 +33,10 @@ from nas.data.clip import images_of
 from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World
 from nas.errors import NasError
 from nas.loader import Batch, Loader
-from nas.optimizers import build_optimizer, pack_state, unpack_state
+from nas.optimizers import build_optimizer, pack_state, set_rates, unpack_state
 from nas.paths import PATHS
 from nas.sharding import is_sharded, like, shard, whole
-from nas.supernet import Supernet
+from nas.supernet import Supernet, compile_blocks
 from nas.text import TextEncoder, drop_captions, open_text, text_encoder_of
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
@@ -194,8 +194,7 @@ class Trainer:
         if config.shard and self.world.size > 1:
             shard(self.supernet, self.text, self.world)
         if config.compile:
-            for block in self.supernet.blocks():
-                block.compile()
+            compile_blocks(self.supernet)
         self.ema = {name: p.detach().clone() for name, p in self._named()}
         temporal = {id(p) for p in self.supernet.temporal_parameters()}
         self.shared = [p for _, p in self._named() if id(p) not in temporal]
@@ -260,8 +259,7 @@ class Trainer:
         frozen = not warming and config.spatial_rate == 0
         for parameter in self.shared:
             parameter.requires_grad_(not frozen)
-        self.optimizer.param_groups[0]["lr"] = rate * (1.0 if warming else config.spatial_rate)
-        self.optimizer.param_groups[1]["lr"] = rate
+        set_rates(self.optimizer, [rate * (1.0 if warming else config.spatial_rate), rate])
         self.optimizer.zero_grad(set_to_none=True)
         videos, images, frames, waited = [], [], 0, 0.0
         share = config.image_share if config.images else 0.0
