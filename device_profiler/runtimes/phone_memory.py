@@ -162,7 +162,7 @@ class MemoryWatch:
         said = ""
         if self._folder is not None and (self._folder / "said.txt").exists():
             lines = (self._folder / "said.txt").read_text(errors="replace").strip().splitlines()
-            said = one_line(lines[-1], 120) if lines else ""
+            said = one_line(lines[-1].removeprefix("ERROR:").strip(), 120) if lines else ""
         return f"memory not measured: {PROGRAM} gave no snapshots{': ' + said if said else ''}"
 
     def close(self) -> None:
