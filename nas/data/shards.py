@@ -44,7 +44,7 @@ def unpack(path: Path, folder: Path) -> tuple[list[Caption], list[Skip]]:
     Raises:
         NasError: if there are no shards, or no sample in them.
     """
-    library = _library()
+    tars = _library().tariterators
     captions: list[Caption] = []
     skipped: list[Skip] = []
     for shard in find_shards(path):
@@ -61,24 +61,22 @@ def unpack(path: Path, folder: Path) -> tuple[list[Caption], list[Skip]]:
         if stat.st_size == 0:
             skipped.append(Skip(shard, "the file is empty"))
             continue
-        samples: Any = library.WebDataset(str(shard), shardshuffle=False, handler=broken, empty_check=False)
-        for sample in samples:
-            key = str(sample["__key__"])
-            media = next((end for end in sample if f".{end.lower()}" in SUFFIXES | IMAGES), None)
-            if media is None:
-                skipped.append(Skip(shard / key, "has no video or image"))
-                continue
-            text = _caption(sample)
-            if not text:
-                skipped.append(Skip(shard / key, "has no caption"))
-                continue
-            file = target / f"{key.replace('/', '_')}.{media.lower()}"
-            content = sample[media]
-            if not file.is_file() or file.stat().st_size != len(content):
-                partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-                partial.write_bytes(content)
-                os.replace(partial, file)
-            captions.append(Caption(file, text))
+        with shard.open("rb") as stream:
+            files = tars.tar_file_expander([{"url": str(shard), "stream": stream}], handler=broken)
+            for sample in tars.group_by_keys(files, handler=broken):
+                key = str(sample["__key__"])
+                media = next((end for end in sample if f".{end.lower()}" in SUFFIXES | IMAGES), None)
+                text = _caption(sample)
+                if media is None or not text:
+                    skipped.append(Skip(shard / key, "has no video or image" if media is None else "has no caption"))
+                    continue
+                file = target / f"{key.replace('/', '_')}.{media.lower()}"
+                content = sample[media]
+                if not file.is_file() or file.stat().st_size != len(content):
+                    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+                    partial.write_bytes(content)
+                    os.replace(partial, file)
+                captions.append(Caption(file, text))
     if not captions:
         reasons = "; ".join(map(str, skipped[:3]))
         raise NasError(f"{path}: no captioned video in the shards{f' ({reasons})' if reasons else ''}; check data.path")
