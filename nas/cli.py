@@ -24,7 +24,7 @@ app = typer.Typer(
 space_app = typer.Typer(help="Positions, variants, size of a space.", no_args_is_help=True, rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML whose keys override the space's defaults.")]
+Config = Annotated[Path | None, typer.Option("--config", help="YAML whose keys override the space's defaults, or a recipe's name: paper.")]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.steps=200.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is continued.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
@@ -289,6 +289,7 @@ def finetune(
     stage: Annotated[str, typer.Option(help="joint: images and videos. adversarial: to a few steps.")] = "joint",
     config: Config = None,
     set_: Set = [],  # noqa: B006
+    processes: Annotated[int | None, typer.Option(help="Train with so many processes on this machine.")] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a built model into another: on images and videos together, or adversarially down to four steps."""
@@ -297,6 +298,13 @@ def finetune(
     from nas.finetune.config import resolve_finetune
 
     settings = resolve_finetune(model, config, set_)
+    if processes is not None:
+        from nas.launch import launch
+
+        words = ["finetune", str(model), "--out", str(out), "--stage", stage]
+        words += [*(["--config", str(config)] if config else []), *(word for text in set_ for word in ("--set", text))]
+        launch([*words, *(["--json"] if as_json else [])], processes)
+        return
     with progress(f"finetune {stage}") as shown:
 
         def step(done: int, row: Mapping[str, float]) -> None:

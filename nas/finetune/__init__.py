@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nas.errors import AnswerIsNo, NasError
 
 if TYPE_CHECKING:
+    from nas.distributed import World
     from nas.finetune.config import FinetuneConfig
 
 STAGES = ("joint", "adversarial")
@@ -26,26 +27,22 @@ def finetune(
     """Fine-tune ``model`` into ``out``, a model folder like it; go on where ``out`` holds a part of that work.
 
     Checkpoints, the log (``metrics.jsonl``) and ``config.yaml`` lie in ``out/finetune``. The model itself, with the
-    averaged weights, appears in ``out`` at the end, whole.
+    averaged weights, appears in ``out`` at the end, whole. Several processes that torchrun, accelerate or
+    ``nas finetune --processes`` started share the clips of a step.
 
     Returns:
         Path, stage, steps and the last losses.
 
     Raises:
-        NasError: if the model is none, ``out`` holds another fine-tuning, or a step goes wrong again and again.
+        NasError: if the model is none, ``out`` holds another fine-tuning, a step goes wrong again and again, or another
+            process ended.
         AnswerIsNo: if the discriminator collapses; ``out`` then holds the model of the last good checkpoint.
     """
-    import torch
-    import yaml
+    import os
 
-    from nas.config import CONFIG_FILE
-    from nas.finetune.adversarial import Adversarial
-    from nas.finetune.batches import Batches
-    from nas.finetune.config import FOLDER, AdversarialConfig, JointConfig
-    from nas.finetune.joint import Joint
-    from nas.finetune.loop import Loop, Stage, usable_device, write_whole
-    from nas.pipeline import save_pipeline
-    from nas.sample import load_pipeline
+    import torch
+
+    from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World
 
     if stage not in STAGES:
         raise NasError(f"--stage must be one of {', '.join(STAGES)}, but is {stage!r}")
@@ -54,13 +51,44 @@ def finetune(
     settings = config.stage(stage)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    device = usable_device(settings.device)
-    pipeline = load_pipeline(model).to(device)
+    world = World.open(settings.device)
+    try:
+        return _finetune(model, stage, config, out, world, progress, warn)
+    except PeerLost:
+        if LAUNCHED in os.environ:  # who started us saw which process it was, and says so once
+            raise SystemExit(PEER_LOST) from None
+        raise
+    finally:
+        world.close()
+
+
+def _finetune(
+    model: Path,
+    stage: str,
+    config: FinetuneConfig,
+    out: Path,
+    world: World,
+    progress: Callable[[int, Mapping[str, float]], None] | None,
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    import yaml
+
+    from nas.config import CONFIG_FILE
+    from nas.finetune.adversarial import Adversarial
+    from nas.finetune.batches import Batches
+    from nas.finetune.config import FOLDER, AdversarialConfig, JointConfig
+    from nas.finetune.joint import Joint
+    from nas.finetune.loop import Loop, Stage, write_whole
+    from nas.pipeline import save_pipeline
+    from nas.sample import load_pipeline
+
+    settings = config.stage(stage)
+    pipeline = load_pipeline(model).to(world.device)
     origin = _fingerprint(pipeline)
     folder = out / FOLDER
     if out.is_dir() and any(out.iterdir()) and not folder.is_dir():
         raise NasError(f"{out} is not empty and holds no fine-tuning; give a new or empty folder to --out")
-    batches = Batches(pipeline.unet.space, config.data, settings, config.seed, device)
+    batches = Batches(pipeline.unet.space, config.data, settings, config.seed, world)
     pipeline.check_prompts(batches.captions)
     work: Stage
     if isinstance(settings, AdversarialConfig):
@@ -74,13 +102,16 @@ def finetune(
         "seed": config.seed,
         "data": config.data.model_dump(mode="json", exclude={"cache"}),
     }
-    loop = Loop(work, folder, facts, config.seed, warn)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / CONFIG_FILE).is_file():
-        write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    world.wait()  # all have looked at the folder before it is written to
+    if world.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / CONFIG_FILE).is_file():
+            write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    loop = Loop(work, folder, facts, config.seed, warn, world)
     collapsed: AnswerIsNo | None = None
     try:
-        loop.run(progress)
+        with world.together():
+            loop.run(progress)
     except AnswerIsNo as answer:
         collapsed = answer
     loop.load_average()
@@ -91,7 +122,9 @@ def finetune(
         pipeline.set_sampling(clips=shapes)
     pipeline.unet.eval()
     pipeline.text_encoder.eval()
-    save_pipeline(pipeline.to("cpu"), out)
+    if world.main:
+        save_pipeline(pipeline.to("cpu"), out)
+    world.wait()
     if collapsed is not None:
         raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
     last = {name: value for name, value in (loop.rows[-1] if loop.rows else {}).items() if name.startswith("loss")}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from nas.finetune.batches import Batch, Batches
+from nas.finetune.batches import Batch, Batches, Draws
 from nas.finetune.config import AdversarialConfig
 from nas.finetune.discriminator import Encoder, Heads
 from nas.finetune.loop import Row, warmed_rate
-from nas.flow import clean_estimate, mix, noise_levels
+from nas.flow import clean_estimate, mix
 from nas.pipeline import TextToVideoPipeline
 
 FLAT = 1e-3  # difference between answers to real and generated clips below which a discriminator says nothing
@@ -59,7 +59,7 @@ class Adversarial:
                 heads.parameters(), config.head_rate, (0.0, 0.99), weight_decay=decay
             )
 
-    def advance(self, step: int, generator: torch.Generator, sane: Callable[[float], bool]) -> Row | None:
+    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
         """One step of the discriminator and one of the generator; see ``loop.Stage``."""
         config = self.config
         parts = [(1 - (config.image_share if config.images else 0.0), self.batches.videos(step))]
@@ -82,16 +82,18 @@ class Adversarial:
             for share, batch in parts:
                 with torch.no_grad():
                     context, pooled = self.pipeline.states(batch.captions)
-                fake = self._generate(batch, context, generator)
+                fake = self._generate(batch, context, draws)
                 rebuilt = pseudo_huber(fake.float() - batch.video, config.huber).mean()
                 count("loss", share, rebuilt)
                 generated.append((share, batch, context, pooled, fake, rebuilt))
-            if not sane(sums["loss"]):
+            world = self.batches.world
+            if not sane(world.mean([sums["loss"]])[0]):
                 return None
             if adversarial:
                 for share, batch, context, pooled, fake, _ in generated:
-                    loss = self._judge(batch, context, pooled, fake.detach(), generator, share, count)
+                    loss = self._judge(batch, context, pooled, fake.detach(), draws, share, count)
                     (share * loss).backward()
+                world.average_gradients(self.modules["heads"].parameters())
                 norm = nn.utils.clip_grad_norm_(self.modules["heads"].parameters(), config.gradient_clip)
                 if not torch.isfinite(norm):
                     return None
@@ -100,39 +102,40 @@ class Adversarial:
             for share, _, context, pooled, fake, rebuilt in generated:
                 loss = rebuilt
                 if adversarial:
-                    answers = self._answers(fake, context, pooled, generator)
+                    answers = self._answers(fake, context, pooled, draws)
                     fooled = -torch.stack([answer.float().mean() for answer in answers]).mean()
                     count("loss_generator", share, fooled)
                     loss = rebuilt + config.adversarial_weight * fooled
                 (share * loss).backward()
             if adversarial:
                 self.modules["heads"].requires_grad_(True)
+        world.average_gradients(self.modules["unet"].parameters())
         norm = nn.utils.clip_grad_norm_(self.modules["unet"].parameters(), config.gradient_clip)
         if not torch.isfinite(norm):
             return None
         self._step("generator", config.learning_rate * rate)
-        return {**sums, "learning_rate": config.learning_rate * rate, "grad_norm": float(norm)}
+        told = dict(zip(sums, world.mean(list(sums.values())), strict=True))
+        return {**told, "learning_rate": config.learning_rate * rate, "grad_norm": float(norm)}
 
     def _step(self, name: str, rate: float) -> None:
         for group in self.optimizers[name].param_groups:
             group["lr"] = rate
         self.optimizers[name].step()
 
-    def _generate(self, batch: Batch, context: Tensor, generator: torch.Generator) -> Tensor:
+    def _generate(self, batch: Batch, context: Tensor, draws: Draws) -> Tensor:
         """A clean clip from a noisy one at one of the fixed levels, one evaluation."""
-        clips, device = len(batch.captions), batch.video.device
-        which = torch.randint(len(self.config.levels), (clips,), generator=generator)
-        level = torch.tensor(self.config.levels)[which].to(device)
-        noisy = mix(batch.video, torch.randn(batch.video.shape, generator=generator).to(device), level)
+        which = draws.choices(len(batch.captions), len(self.config.levels))
+        level = torch.tensor(self.config.levels, device=which.device)[which]
+        noisy = mix(batch.video, draws.normal(batch.video), level)
         return clean_estimate(noisy, self.pipeline.unet(noisy, 1000.0 * level, context).sample, level)
 
-    def _renoised(self, video: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _renoised(self, video: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """What the discriminator sees: noise-to-signal ratio log-normal, so noise level logit-normal."""
-        level = noise_levels(len(video), self.config.noise_mean, self.config.noise_std, generator).to(video.device)
-        return mix(video, torch.randn(video.shape, generator=generator).to(video.device), level), level
+        level = draws.levels(len(video), self.config.noise_mean, self.config.noise_std)
+        return mix(video, draws.normal(video), level), level
 
-    def _answers(self, video: Tensor, context: Tensor, pooled: Tensor, generator: torch.Generator) -> list[Tensor]:
-        noisy, level = self._renoised(video, generator)
+    def _answers(self, video: Tensor, context: Tensor, pooled: Tensor, draws: Draws) -> list[Tensor]:
+        noisy, level = self._renoised(video, draws)
         return self.modules["heads"](self.encoder(noisy, level, context), video.shape[2], pooled)
 
     def _judge(
@@ -141,14 +144,14 @@ class Adversarial:
         context: Tensor,
         pooled: Tensor,
         fake: Tensor,
-        generator: torch.Generator,
+        draws: Draws,
         share: float,
         count: Callable[[str, float, Tensor], None],
     ) -> Tensor:
         """The discriminator's loss: hinge on both sides, and what holds its slope down at real clips."""
         config, heads, frames = self.config, self.modules["heads"], batch.video.shape[2]
-        on_fake = self._answers(fake, context, pooled, generator)
-        seen, level = self._renoised(batch.video, generator)
+        on_fake = self._answers(fake, context, pooled, draws)
+        seen, level = self._renoised(batch.video, draws)
         seen.requires_grad_(config.r1 == "exact")
         plain = sdpa_kernel(SDPBackend.MATH)  # fused ones have no second gradient
         with plain if config.r1 == "exact" else nullcontext():
@@ -167,7 +170,7 @@ class Adversarial:
             r1 = slope.pow(2).flatten(1).sum(1).mean()
         else:
             step = config.r1_step
-            moved = seen + step * torch.randn(seen.shape, generator=generator).to(seen.device)
+            moved = seen + step * draws.normal(seen)
             there = heads(self.encoder(moved, level, context), frames, pooled)
             gaps = [(a.float().mean(1) - b.float().mean(1)).pow(2).mean() for a, b in zip(there, on_real, strict=True)]
             r1 = torch.stack(gaps).sum() / step**2

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from nas.finetune.batches import Batch, Batches
+from nas.finetune.batches import Batch, Batches, Draws
 from nas.finetune.config import JointConfig
 from nas.finetune.loop import Row, warmed_rate
-from nas.flow import mix, noise_levels, velocity
+from nas.flow import mix, velocity
 from nas.pipeline import TextToVideoPipeline
-from nas.text import drop_captions
 
 
 class Joint:
@@ -40,36 +40,38 @@ class Joint:
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.optimizers = {"generator": optimizer}
 
-    def advance(self, step: int, generator: torch.Generator, sane: Callable[[float], bool]) -> Row | None:
+    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
         """One optimiser step; see ``loop.Stage``."""
         config, optimizer = self.config, self.optimizers["generator"]
         rate = config.learning_rate * warmed_rate(config, step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         optimizer.zero_grad(set_to_none=True)
-        video = self._loss(self.batches.videos(step), generator)
+        video = self._loss(self.batches.videos(step), draws)
         share = config.image_share if config.images else 0.0
-        image = self._loss(self.batches.pictures(step), generator) if config.images else torch.zeros(())
+        image = self._loss(self.batches.pictures(step), draws) if config.images else torch.zeros(())
         loss = (1 - share) * video + share * image.to(video.device)
         loss.backward()
+        world = self.batches.world
+        world.average_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
-        total = float(loss.detach())
-        if not sane(total) or not torch.isfinite(torch.tensor(norm)):
+        total, of_videos, of_images = world.mean([float(part.detach()) for part in (loss, video, image)])
+        if not sane(total) or not math.isfinite(norm):
             return None
         optimizer.step()
         return {
             "loss": total,
-            "loss_video": float(video.detach()),
-            "loss_image": float(image.detach()),
+            "loss_video": of_videos,
+            "loss_image": of_images,
             "learning_rate": rate,
             "grad_norm": norm,
         }
 
-    def _loss(self, batch: Batch, generator: torch.Generator) -> Tensor:
+    def _loss(self, batch: Batch, draws: Draws) -> Tensor:
         config, device = self.config, batch.video.device
-        noise = torch.randn(batch.video.shape, generator=generator).to(device)
-        level = noise_levels(len(batch.captions), config.timestep_mean, config.timestep_std, generator).to(device)
-        captions = drop_captions(batch.captions, config.caption_dropout, generator)
+        noise = draws.normal(batch.video)
+        level = draws.levels(len(batch.captions), config.timestep_mean, config.timestep_std)
+        captions = draws.dropped(batch.captions, config.caption_dropout)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             context = self.pipeline.encode(captions)
             predicted = self.pipeline.unet(mix(batch.video, noise, level), 1000.0 * level, context).sample

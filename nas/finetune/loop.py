@@ -16,8 +16,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from nas.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint, save_checkpoint, sync
+from nas.checkpoint import (
+    Checkpoint,
+    check_belongs,
+    checkpoint_path,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    sync,
+)
+from nas.distributed import World
 from nas.errors import AnswerIsNo, NasError
+from nas.finetune.batches import Draws
 from nas.finetune.config import StageConfig
 from nas.trainer import METRICS, cut_metrics
 
@@ -46,8 +56,11 @@ class Stage(Protocol):
     @property
     def window(self) -> int: ...
 
-    def advance(self, step: int, generator: torch.Generator, sane: Callable[[float], bool]) -> Row | None:
-        """One step, all randomness from ``generator``; None, before it changes a weight for good, if it went wrong."""
+    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
+        """One step, all randomness from ``draws``; None, before it changes a weight for good, if it went wrong.
+
+        What it returns is the same on every process.
+        """
 
     def trouble(self, rows: list[Row]) -> str | None:
         """What is wrong with the latest steps beyond repair by another draw, or None."""
@@ -57,9 +70,16 @@ class Loop:
     """The state of a fine-tuning: the stage's weights, their averages, optimisers and the step."""
 
     def __init__(
-        self, stage: Stage, folder: Path, facts: Mapping[str, Any], seed: int, warn: Callable[[str], None]
+        self,
+        stage: Stage,
+        folder: Path,
+        facts: Mapping[str, Any],
+        seed: int,
+        warn: Callable[[str], None],
+        world: World,
     ) -> None:
-        self.stage, self.folder, self.seed, self.warn = stage, folder, seed, warn
+        self.stage, self.folder, self.seed, self.world = stage, folder, seed, world
+        self.warn = warn if world.main else lambda message: None
         self.facts = {**facts, "settings": _settings(stage.config)}
         self.average = {name: p.detach().clone() for name, p in self._named() if name.split(".")[0] in stage.averaged}
         self.step = self.salt = self.rollbacks = self.bad = 0
@@ -77,13 +97,10 @@ class Loop:
             AnswerIsNo: if the stage finds itself in trouble; the weights are then those of the last good checkpoint.
         """
         config = self.stage.config
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if not self.resume():
-            cut_metrics(self.folder / METRICS, 0)
-            self.save()
+        self.resume()
         while self.step < config.steps:
             started = time.perf_counter()
-            row = self.stage.advance(self.step, self._generator(), self._sane)
+            row = self.stage.advance(self.step, Draws(self._generator(), self.world), self._sane)
             if row is None:
                 self._roll_back()
                 continue
@@ -93,10 +110,12 @@ class Loop:
                 self.rollbacks = 0
             self.recent.append(row["loss"])
             self.rows.append(row)
-            with (self.folder / METRICS).open("a") as metrics:
-                metrics.write(json.dumps({"step": self.step, **row, "seconds": time.perf_counter() - started}) + "\n")
-            if progress is not None:
-                progress(self.step, row)
+            if self.world.main:
+                told = {"step": self.step, **row, "seconds": time.perf_counter() - started}
+                with (self.folder / METRICS).open("a") as metrics:
+                    metrics.write(json.dumps(told) + "\n")
+                if progress is not None:
+                    progress(self.step, row)
             trouble = self.stage.trouble(list(self.rows))
             if trouble is not None:
                 self._give_up(trouble)
@@ -135,6 +154,7 @@ class Loop:
 
     def _roll_back(self) -> None:
         bad, salt = self.step + 1, self.salt + 1
+        self.world.wait()  # whatever was being saved is there
         self.bad = max(self.bad, bad)
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
@@ -153,6 +173,7 @@ class Loop:
     def _give_up(self, trouble: str) -> None:
         """Return to the newest checkpoint that was saved before the trouble can have begun."""
         found, began = self.step, self.step - len(self.rows)
+        self.world.wait()
         kept = list_checkpoints(self.folder)
         good = [path for path in kept if int(path.name.removeprefix("step-")) <= began] or kept[:1]
         self._restore(load_checkpoint(good[-1]))
@@ -161,6 +182,9 @@ class Loop:
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
+        """Write a checkpoint; the main process does."""
+        if not self.world.main:
+            return
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._named()}
         groups: dict[str, Mapping[str, Tensor]] = {"weights": dict(self._named()), "average": self.average}
         for which, optimizer in self.stage.optimizers.items():
@@ -173,7 +197,31 @@ class Loop:
         save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.stage.config.keep)
 
     def resume(self) -> bool:
-        """Take up the newest readable checkpoint; a damaged one is passed over with a sentence."""
+        """Take up the newest readable checkpoint; a damaged one is passed over with a sentence.
+
+        A fresh folder gets a checkpoint of step 0, so that there is always one to go back to. The main process looks;
+        the others take what it found.
+        """
+        found: Checkpoint | None = None
+        fresh = False
+        if self.world.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            found = self._newest()
+            fresh = found is None and not self.step
+        answer = self.world.say(int(found.state["step"]) if found is not None else -1 - int(fresh))
+        if answer == -2:
+            if self.world.main:
+                cut_metrics(self.folder / METRICS, 0)
+            self.save()
+            return True
+        if answer == -1:
+            return False
+        self._restore(found if found is not None else load_checkpoint(checkpoint_path(self.folder, answer)))
+        if self.world.main:
+            cut_metrics(self.folder / METRICS, self.step)
+        return True
+
+    def _newest(self) -> Checkpoint | None:
         last: NasError | None = None
         for path in reversed(list_checkpoints(self.folder)):
             try:
@@ -183,12 +231,10 @@ class Loop:
                 self.warn(f"{error}. Going on from an earlier one")
                 continue
             check_belongs(checkpoint.state, self.facts, path)
-            self._restore(checkpoint)
-            cut_metrics(self.folder / METRICS, self.step)
-            return True
+            return checkpoint
         if last is not None:
             raise last
-        return False
+        return None
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         named = dict(self._named())
@@ -213,21 +259,6 @@ def warmed_rate(config: StageConfig, step: int) -> float:
     """Share of the learning rate at a step: a linear ramp, then a cosine to a tenth."""
     ramp = min(1.0, (step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
     return ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
-
-
-def usable_device(name: str) -> torch.device:
-    """The device, once it has held a number.
-
-    Raises:
-        NasError: if this machine or this build of torch has none of that name.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise NasError(f"device: {name!r} cannot be used here ({first}); use cpu, or see nas doctor") from error
-    return device
 
 
 def _settings(config: StageConfig) -> dict[str, Any]:

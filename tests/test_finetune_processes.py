@@ -1,0 +1,79 @@
+"""Several processes fine-tune as one, on a CPU through gloo."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tuning_fixtures import config, make_model, mini
+
+from nas.errors import NasError
+from nas.finetune import finetune
+from nas.sample import load_pipeline
+
+
+def member(rank: int, port: int, arguments: tuple[Any, ...], said: Any) -> None:
+    """One of two processes; forked, so that the libraries are there."""
+    from accelerate import PartialState
+
+    PartialState._reset_state()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    try:
+        finetune(*arguments)
+    except NasError as error:
+        said.put(str(error))
+
+
+def together(*arguments: Any) -> list[str]:
+    """Fine-tune with two processes; what those that refused said."""
+    mini()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    context = multiprocessing.get_context("fork")
+    said = context.SimpleQueue()
+    members = [context.Process(target=member, args=(rank, port, arguments, said)) for rank in range(2)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join(100)
+    found = []
+    while not said.empty():
+        found.append(said.get())
+    said.close()
+    assert [process.exitcode for process in members] == [0, 0], found
+    return found
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "finetune" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("stage", ["joint", "adversarial"])
+def test_two_processes_make_the_losses_of_one(stage: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    settings = config(steps=4, text_rate=0.5)
+    assert together(model, stage, settings, tmp_path / "two") == []
+    finetune(model, stage, settings, tmp_path / "one")
+    for mine, other in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        assert mine.keys() == other.keys()
+        told = {name: value for name, value in other.items() if name != "seconds"}
+        assert {name: mine[name] for name in told} == pytest.approx(told, rel=2e-3, abs=1e-5)
+    two, one = (load_pipeline(tmp_path / name).unet.state_dict() for name in ("two", "one"))
+    assert all(torch.allclose(two[name], one[name], atol=2e-3) for name in one)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_clips_that_do_not_divide_are_refused_on_every_process(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    said = together(model, "joint", config(clips=3), tmp_path / "out")
+    assert said == ["clips must divide by the 2 processes that share it, but is 3"] * 2
+    assert not (tmp_path / "out").exists()
