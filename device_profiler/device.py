@@ -56,6 +56,8 @@ class Device(_Strict):
         timeout_s: for loading a workload and for one visit to it.
         cool_down_s: pause after a round in which the reference workload was slower than usual.
         local: the ``coreml`` runtime measures the Mac that the profiler runs on, and no attached phone.
+        cuda_graph: the ``torch`` runtime replays a captured graph on CUDA, as a deployed engine would, and not kernel
+            launches from Python.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Device(_Strict):
     cool_down_s: Annotated[float, Field(ge=0)] = 0.0
     provider: str = "CPUExecutionProvider"
     local: bool = False
+    cuda_graph: bool = False
     roofline: Roofline | None = None
     phone: Phone | None = None
     notes: str = ""

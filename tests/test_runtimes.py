@@ -1,5 +1,6 @@
 """The runtimes of this machine: the contract, memory that is what it should be, and failures that become rows."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from device_profiler.lowering import lower
 from device_profiler.runtimes import RUNTIMES, open_runtime
 from device_profiler.runtimes.onnxruntime import OnnxRuntime
 from device_profiler.runtimes.roofline import RooflineRuntime
+from device_profiler.runtimes.torch import TorchRuntime
 from device_profiler.testing import RuntimeContract
 
 
@@ -93,6 +95,64 @@ def test_the_roofline_takes_the_longer_of_computing_and_moving() -> None:
     assert runtime.latency_ms([[1.0, 1e9]]) == pytest.approx(move)
     assert runtime.latency_ms([[1e12, 1.0], [1.0, 1e9]]) == pytest.approx(compute + move)
     assert runtime.latency_ms([[1.0, 1.0]]) == pytest.approx(ceilings.overhead_us * 1e-3)
+
+
+def test_what_cannot_be_captured_as_a_graph_is_timed_eagerly_and_says_so(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("here a graph can be captured")
+    lowered = lower(small(), "module", "plain", tmp_path)
+    runtime = TorchRuntime(Device.load("host_torch"))
+    runtime.options = lambda: {"threads": 1, "cuda": False, "graph": True}  # type: ignore[method-assign]
+    session = runtime.load(lowered, 60)
+    assert session.facts.notes.startswith("timed eagerly, not as a graph: ")
+    assert session.run(2, 10)[0].ms > 0 and session.facts.max_error == pytest.approx(0, abs=1e-6)
+    runtime.close()
+
+
+def test_a_graph_is_captured_after_warming_up_and_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's calls in their order, since no GPU may be at hand: warm up beside, capture once, replay from then on."""
+    import contextlib
+
+    import torch
+
+    from device_profiler.runtimes.torch_child import captured
+
+    log: list[str] = []
+
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            log.append("wait")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextlib.contextmanager
+    def noting(what: object) -> Iterator[None]:
+        log.append(f"in {type(what).__name__}")
+        yield
+        log.append("out")
+
+    for name, value in (("Stream", Stream), ("current_stream", Stream), ("CUDAGraph", Graph)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.cuda, "stream", noting)
+    monkeypatch.setattr(torch.cuda, "graph", noting)
+    result = torch.ones(1)
+
+    def once() -> torch.Tensor:
+        log.append("run")
+        return result
+
+    replay = captured(once)
+    assert log == ["wait", "in Stream", "run", "run", "run", "out", "wait", "in Graph", "run", "out"]
+    assert replay() is result and replay() is result and log[-2:] == ["replay", "replay"]
+
+
+def test_a_graph_needs_cuda() -> None:
+    with pytest.raises(ProfileError, match="cuda_graph needs compute_unit CUDA"):
+        open_runtime(Device(name="board", runtime="torch", cuda_graph=True))
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])

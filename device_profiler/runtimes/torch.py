@@ -25,6 +25,9 @@ class TorchRuntime(ChildRuntime):
                 f"{device.name}: runtime torch has no compute unit {device.compute_unit}; set it to CPU or CUDA."
             )
 
+        if device.cuda_graph and not self.cuda:
+            raise ProfileError(f"{device.name}: cuda_graph needs compute_unit CUDA; set that, or leave cuda_graph out.")
+
     @property
     def cuda(self) -> bool:
         """Whether the workloads run on an NVIDIA GPU."""
@@ -57,8 +60,8 @@ class TorchRuntime(ChildRuntime):
         return about
 
     def options(self) -> dict[str, Any]:
-        """Thread count and where to run."""
-        return {"threads": self.device.threads, "cuda": self.cuda}
+        """Thread count, where to run, and whether as a CUDA graph."""
+        return {"threads": self.device.threads, "cuda": self.cuda, "graph": self.device.cuda_graph}
 
     def _limit(self, limit_mb: float) -> float:
         return 1e6 if self.cuda else super()._limit(limit_mb)  # a CUDA context maps far more than it uses
