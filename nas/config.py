@@ -201,6 +201,8 @@ class RunConfig(BaseModel):
 def resolve(space: str, device: str | None = None, file: Path | None = None, sets: Sequence[str] = ()) -> RunConfig:
     """The configuration of a run: the space's shipped defaults, then ``file``, then each ``a.b=value``.
 
+    ``file`` may also be the name of a recipe that ships with the toolkit: ``paper``.
+
     Raises:
         NasError: on an unknown key or a value of the wrong kind, with its path and the nearest known name.
     """
@@ -209,13 +211,20 @@ def resolve(space: str, device: str | None = None, file: Path | None = None, set
     if shipped.is_file():
         merged = _read(shipped)
     if file is not None:
-        merged = _merge(merged, _read(file))
+        merged = _merge(merged, _read(_shipped(file)))
     for text in sets:
         merged = _merge(merged, _assignment(text))
     merged["space"] = space
     if device is not None:
         merged["device"] = device
     return parse(merged, str(file) if file is not None else "config")
+
+
+def _shipped(file: Path) -> Path:
+    """A recipe's file by its bare name, unless there is a file of that name."""
+    recipe = DEFAULTS / f"{file}.yaml"
+    bare = file.name == str(file) and not file.suffix
+    return recipe if bare and not file.exists() and recipe.is_file() else file
 
 
 def parse(data: Any, origin: str) -> RunConfig:

@@ -139,7 +139,7 @@ class Supernet(nn.Module):
         return self.layers.parameters()
 
 
-def compile_blocks(supernet: Supernet) -> None:
+def compile_blocks(supernet: Supernet, backend: str = "inductor") -> None:
     """Compile every block by itself, for the shapes it meets: any path is then made of compiled parts.
 
     Blocks of one class share a compiled function per shape, so there may be as many as there are blocks.
@@ -149,4 +149,4 @@ def compile_blocks(supernet: Supernet) -> None:
     blocks = list(supernet.blocks())
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
     for block in blocks:
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=backend)

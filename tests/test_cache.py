@@ -275,6 +275,27 @@ def test_a_damaged_cache_is_one_line(shop: dict[str, Any], tmp_path: Path) -> No
         build(shop, tmp_path / "videos")
 
 
+def test_a_full_disk_is_one_line_and_what_was_made_stays(
+    shop: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    real = safetensors.torch.save_file
+
+    def full(tensors: Any, path: str, **more: Any) -> None:
+        if "00001" in path:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device", path)
+        real(tensors, path, **more)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(NasError, match="the disk is full; free some space") as caught:
+        build(shop, tmp_path / "cache", shard_mb=1e-6)
+    assert "\n" not in str(caught.value) and not list((tmp_path / "cache").glob(".*.partial"))
+    monkeypatch.undo()
+    assert build(shop, tmp_path / "cache")["clips"] == shop["summary"]["clips"]
+
+
 def test_videos_of_other_shapes_go_to_their_bucket_and_a_batch_comes_from_one(
     shop: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -19,6 +19,19 @@ def test_file_and_flags_override_the_spaces_defaults(tmp_path: Path) -> None:
     assert resolve("tiny").data.source == "sample_clips"
 
 
+def test_the_papers_recipe_is_there_by_name_and_freezes_and_evolves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve("tiny", None, Path("paper"), ["train.steps=7"])
+    assert config.train.spatial_rate == 0.0 and config.search.sampler == "nsga2" and config.train.steps == 7
+    assert config.data.source == "sample_clips"  # the space's own defaults stay
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "paper").write_text("train: {steps: 3}")  # a file of that name comes first
+    assert resolve("tiny", None, Path("paper")).train.steps == 3
+    with pytest.raises(NasError, match="no such file"):
+        resolve("tiny", None, Path("papers"))
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
