@@ -44,7 +44,7 @@ from search_spaces.space import Space
 HERE = Path(__file__).parent
 VARIANTS = ("plain", "unified", "spatial", "temporal", "separate")
 GUIDANCE = 2.0
-CLIPS = 360  # every prompt ten times
+CLIPS = 180  # every prompt five times
 
 DATA = DataConfig(
     source="moving_shapes",
@@ -68,9 +68,9 @@ BASE = JointConfig(
     checkpoint_every=200,
     threads=1,
 )
-AFTER = BASE.model_copy(update={"steps": 1000, "learning_rate": 1.5e-3})
+AFTER = BASE.model_copy(update={"steps": 500, "learning_rate": 1.5e-3, "ramp_steps": 20, "ema_decay": 0.99})
 FEW = AdversarialConfig(
-    steps=400,
+    steps=300,
     clips=24,
     images=6,
     image_share=0.1,
