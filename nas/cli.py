@@ -24,7 +24,9 @@ app = typer.Typer(
 space_app = typer.Typer(help="Positions, variants, size of a space.", no_args_is_help=True, rich_markup_mode=None)
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
-Config = Annotated[Path | None, typer.Option("--config", help="YAML of keys that override the defaults; or paper, the paper's recipe.")]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="YAML of keys that override the defaults, or a recipe's name: paper.")
+]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.steps=200.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is continued.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
