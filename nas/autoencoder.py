@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nas.errors import NasError
-from nas.text import LOADING_ERRORS, first_line, has_part
+from nas.text import LOADING_ERRORS, check_source, first_line, has_part
 from search_spaces.space import Space
 
 FRAMES = 8  # that an image autoencoder takes at a time
@@ -57,8 +57,9 @@ class VideoAutoencoder:
 
         from nas.sample import no_bars
 
-        part = {"subfolder": "vae"} if has_part(source, "vae") else {}
         try:
+            check_source(source)
+            part = {"subfolder": "vae"} if has_part(source, "vae") else {}
             with no_bars():
                 kind = diffusers.AutoencoderKL.load_config(source, **part).get("_class_name")
                 if kind not in KINDS:

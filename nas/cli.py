@@ -232,6 +232,8 @@ def train(
     summary = train_supernet(settings, out)
     if as_json:
         emit(summary)
+    elif summary["main"]:
+        typer.echo(f"{out / 'supernet'}: {summary['steps']} steps; best checkpoint: {summary['best']}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.config import RunConfig, load, store
+from nas.config import CONFIG_FILE, RunConfig, load, store
 from nas.console import progress, say
 from nas.costs import cost_model, load_table, profile_space
 from nas.errors import AnswerIsNo, NasError
@@ -121,17 +121,20 @@ def cache_latents(
 def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
     from nas.data import open_data
-    from nas.trainer import Step, check_source, train
+    from nas.trainer import Step, check_data, check_source, read_best, train
     from search_spaces.space import Space
 
     main = int(os.environ.get("RANK", "0")) == 0
-    if main:
-        store(config, out)
+    if main and (out / CONFIG_FILE).exists():
+        store(config, out)  # another run is said before any video is decoded
     space = Space.load(config.space)
     clip = space.clip("training")
     check_source(space, config.data.source)
     data = open_data(config.data, clip, "train", config.seed)
     validation = open_data(config.data, clip, "validation", config.seed) if config.train.validate_every else None
+    check_data(space, data)
+    if main:
+        store(config, out)  # now that there is something to train on
     for skipped in data.skipped if main else ():
         say(f"  skipped {skipped}")
     with progress("train") as report:
@@ -155,7 +158,9 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             warn=say,
             validation=validation,
         )
-    return {"run": str(out), "steps": config.train.steps}
+    best = read_best(out / "supernet")
+    named = f"step {best['step']}, validation {best['loss']:.4f}" if best else "not validated"
+    return {"run": str(out), "steps": config.train.steps, "best": named, "main": main}
 
 
 @dataclass(frozen=True)

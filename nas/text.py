@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from search_spaces.space import Space
 
 #: What loading somebody's model may end in: nothing there, another format, damaged weights.
 LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 
 
@@ -63,12 +65,12 @@ class TextEncoder(nn.Module):
 
         from nas.sample import no_bars
 
-        of_pipeline = has_part(source, "text_encoder")
-        folders = [("tokenizer", "text_encoder")] if of_pipeline else [("", "")]
         try:
+            check_source(source)
+            words, states = ("tokenizer", "text_encoder") if has_part(source, "text_encoder") else ("", "")
             with no_bars():
-                tokenizer = AutoTokenizer.from_pretrained(source, subfolder=folders[0][0])
-                model = CLIPTextModel.from_pretrained(source, subfolder=folders[0][1])
+                tokenizer = AutoTokenizer.from_pretrained(source, subfolder=words)
+                model = CLIPTextModel.from_pretrained(source, subfolder=states)
         except LOADING_ERRORS as error:
             raise NasError(
                 f"{source}: no CLIP text model could be loaded ({first_line(error)}); give a hub id or a folder with "
@@ -145,6 +147,36 @@ def open_text(folder: Path) -> Any:
     from nas.data.cached import REFERENCE, CachedText
 
     return CachedText.load(folder) if (folder / REFERENCE).is_file() else TextEncoder.load(folder)
+
+
+def check_source(source: str) -> None:
+    """Whether a model may be there at all, before a library retries for a minute and talks of it.
+
+    Raises:
+        OSError: if it is neither a folder nor a hub id, or the hub is out of reach and nothing of it is kept here.
+    """
+    if Path(source).exists():
+        return
+    if not HUB_ID.fullmatch(source):
+        raise OSError("no such folder")
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants, snapshot_download
+
+    try:
+        snapshot_download(source, local_files_only=True)
+        return
+    except (OSError, ValueError):  # not kept here
+        host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("no such folder, and HF_HUB_OFFLINE is set")
+    if not getproxies():
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            raise OSError(f"no such folder, and {host} cannot be reached") from None
 
 
 def has_part(source: str, part: str) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nas.errors import NasError
-from nas.text import LOADING_ERRORS, first_line, has_part
+from nas.text import LOADING_ERRORS, check_source, first_line, has_part
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ def load_unet(source: str) -> Any:
 
     from nas.sample import no_bars
 
-    part = {"subfolder": "unet"} if has_part(source, "unet") else {}
     try:
+        check_source(source)
+        part = {"subfolder": "unet"} if has_part(source, "unet") else {}
         with no_bars():
             kind = UNet2DConditionModel.load_config(source, **part).get("_class_name")
             if kind != "UNet2DConditionModel":

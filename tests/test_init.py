@@ -115,6 +115,22 @@ def test_what_cannot_be_used_is_one_line(what: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value) and str(source) in str(caught.value)
 
 
+def test_a_model_out_of_reach_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library would retry for a minute, and then speak of a missing file."""
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: (_ for _ in ()).throw(OSError("no network")))
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for source, reason in (
+        ("nobody/nothing-at-all", "no such folder, and .* cannot be reached"),
+        ("./here/unet", "no such folder"),
+        ("a/b/c", "no such folder"),
+    ):
+        with pytest.raises(NasError, match=reason) as caught:
+            init_backbone(build_backbone(tiny()), source)
+        assert "\n" not in str(caught.value)
+
+
 def test_training_starts_from_it_says_what_came_and_goes_on_without_it(tmp_path: Path) -> None:
     source = tmp_path / "unet"
     torch.manual_seed(3)
