@@ -149,7 +149,7 @@ def measure_workloads(
     space: str | Path | Space | None = None,
     arrangements: Mapping[str, Arrangement] | None = None,
     lowerings: Sequence[str] = (),
-    method: str | None = None,
+    method: str | Sequence[str] | None = None,
     limits: Limits | None = None,
     seed: int = 0,
     progress: OnProgress | None = None,
@@ -161,17 +161,21 @@ def measure_workloads(
     Args:
         space: of backbones and networks.
         arrangements: by their ``key``, for the network workloads among ``workloads``.
+        method: one, or several in the same rounds; the device's where none is named.
         log: takes raw samples and the reference workload's course; ``log.summary`` tells how quiet the machine was.
 
     Returns:
-        Records in the order of ``workloads`` (and of lowerings, where several are measured).
+        Records in the order of ``workloads`` (and of lowerings and methods, where several are measured).
 
     Raises:
         ProfileError: as ``profile``, and if a network's arrangement is not given.
     """
     target = device if isinstance(device, Device) else Device.load(device)
     origin = _origin(space, Space.load(space)) if space is not None else ""
-    wanted = wanted_rows(workloads, target, lowerings, method)
+    asked = tuple(workloads)
+    methods = (method,) if method is None or isinstance(method, str) else tuple(method)
+    rows = (row for how in methods for row in wanted_rows(asked, target, lowerings, how))
+    wanted = list({row.primary_key: row for row in rows}.values())
     known = arrangements or {}
     for index, row in enumerate(wanted):
         if row.workload.block == "network":

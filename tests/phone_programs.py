@@ -157,7 +157,7 @@ def serve(phone):
                     os._exit(1)
                 app, engine = needs(model)
                 footprint(phone, 52_000_000 + app * 10**6, 310_000_000 + engine * 10**6)
-                heat = min(1.0, heat + 0.03)
+                heat = min(1.0, heat + 0.06)
                 truth = 1 + int(model, 16) % 1000 / 100
                 latency = truth * (1 + how["noise"] * rng.gauss(0, 1)) * (1 + how["heat"] * heat)
                 answer["duration"] = int(latency * 1e6)

@@ -18,8 +18,10 @@ from device_profiler.additivity import kendall_tau, random_networks
 from device_profiler.admission import admit, predicted_peak_mb
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory
+from device_profiler.lowering import default_lowerings, lower
 from device_profiler.measure import Limits, Progress
 from device_profiler.profile import measure_workloads, operator_workload, profile, profile_operator, wanted_rows
+from device_profiler.subject import Subject, reference_subject
 from latency_tables.cost import CostModel
 from latency_tables.plan import Plan
 from latency_tables.table import Table, table_path
@@ -28,11 +30,23 @@ from search_spaces.workload import Workload
 
 QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=2)
 ROOFLINE = "iphone16_pro_max_roofline"
+CONV3D = ("Conv3D", "16x4x8x8")
+OPERATORS = (CONV3D, ("Conv1D", "8x4x8x8"), ("Conv1D", "16x4x8x8"), ("Conv1D", "24x4x8x8"))
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """What is measured here, lowered in this process: a child that imports torch first takes seconds."""
+    folder, space = tmp_path_factory.mktemp("cache"), Space.load("tiny")
+    for precision, names in (("fp16", "counts"), ("fp32", "onnx")):  # the scripted runtime counts in ONNX's place
+        for workload in (*space.workloads(precision), *space.ends(precision)):
+            origin = "tiny" if workload.block == "backbone" else ""
+            lower(Subject(workload, origin), "counts", default_lowerings(names, workload)[0], folder)
+    lower(reference_subject("fp32"), "counts", "plain", folder)
+    for block, shape in OPERATORS:
+        lower(Subject(operator_workload(block, shape, "fp32")), "onnx", "plain", folder)
+    lower(reference_subject("fp32"), "onnx", "plain", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +165,7 @@ def test_killed_in_the_middle_it_leaves_a_whole_table_and_no_process(tmp_path: P
     code = (
         "import sys\nfrom device_profiler.profile import profile_operator\n"
         "from device_profiler.measure import Limits\n"
-        "limits = Limits(min_rounds=3, max_rounds=3, group_size=1)\n"
+        "limits = Limits(warmup=1, min_rounds=1, max_rounds=1, visit_ms=1.0, max_repeats=1, group_size=1)\n"
         "say = lambda e: print(e.stage, flush=True)\n"
         "for channels in (8, 16, 24):\n"
         "    profile_operator('Conv1D', f'{channels}x4x8x8', 'host_cpu', sys.argv[1], cache_dir=sys.argv[2],"
@@ -180,7 +194,7 @@ def test_killed_in_the_middle_it_leaves_a_whole_table_and_no_process(tmp_path: P
 
 
 def test_one_operator_at_any_shape(tmp_path: Path, cache: Path) -> None:
-    table, workload = profile_operator("Conv3D", "16x4x8x8", "host_cpu", tmp_path, cache_dir=cache, limits=QUICK)
+    table, workload = profile_operator(*CONV3D, "host_cpu", tmp_path, cache_dir=cache, limits=QUICK)
     record = table.get(workload.key)
     assert record is not None and record.ok and record.latency_ms_median and record.activation_peak_mb
     assert workload.key == "Conv3D(kernel_size=3)/c16/t4/8x8/b1@fp32"
@@ -190,6 +204,7 @@ def test_whole_networks_are_measured_like_blocks(tmp_path: Path, cache: Path) ->
     space = Space.load("tiny")
     (arrangement,) = random_networks(space, 1, seed=3)
     workload = space.network_workload(arrangement, "fp16")
+    lower(Subject(workload, "tiny", arrangement), "counts", "fused", cache)
     (record,) = measure_workloads(
         [workload], ROOFLINE, space="tiny", arrangements={arrangement.key: arrangement}, cache_dir=cache
     )
