@@ -188,6 +188,23 @@ def test_a_collapsed_discriminator_is_reported_and_the_last_good_model_kept(
     assert all(torch.equal(kept[name.removeprefix("unet.")], tensor) for name, tensor in average.items())
 
 
+def test_the_heads_may_learn_first_and_more_often(model: Path, tmp_path: Path) -> None:
+    made = []
+    step = adversarial_stage.Adversarial._step
+
+    def watch(self: Any, name: str, rate: float) -> None:
+        made.append(name)
+        step(self, name, rate)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adversarial_stage.Adversarial, "_step", watch)
+        finetune(model, "adversarial", config(steps=3, head_warmup=1, head_steps=2), tmp_path / "out")
+    assert made == ["heads", "heads", *["heads", "heads", "generator"] * 2]
+    first, second, _ = log(tmp_path / "out")
+    assert first["loss_generator"] == 0 != second["loss_generator"]
+    assert abs(first["loss_discriminator"] - 2) < 1  # a mean over the two, not their sum
+
+
 def test_without_an_adversarial_loss_there_is_no_discriminator(model: Path, tmp_path: Path) -> None:
     finetune(model, "adversarial", config(adversarial_weight=0.0), tmp_path / "out")
     assert "loss_discriminator" not in log(tmp_path / "out")[0]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,8 +76,6 @@ class Adversarial:
         adversarial = bool(config.adversarial_weight)
         optimizer = self.optimizers["generator"]
         optimizer.zero_grad(set_to_none=True)
-        if adversarial:
-            self.optimizers["heads"].zero_grad(set_to_none=True)
         generated = []
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             for share, batch in parts:
@@ -90,14 +89,12 @@ class Adversarial:
             if not sane(world.mean([sums["loss"]])[0]):
                 return None
             if adversarial:
-                for share, batch, context, pooled, fake, _ in generated:
-                    loss = self._judge(batch, context, pooled, fake.detach(), draws, share, count)
-                    (share * loss).backward()
-                world.average_gradients(self.modules["heads"].parameters())
-                norm = nn.utils.clip_grad_norm_(self.modules["heads"].parameters(), config.gradient_clip)
-                if not torch.isfinite(norm):
-                    return None
-                self._step("heads", config.head_rate * min(1.0, rate * 10))
+                for _ in range(config.head_steps):
+                    if not self._teach(generated, draws, count, config.head_rate * min(1.0, rate * 10)):
+                        return None
+                if step < config.head_warmup:
+                    told = dict(zip(sums, world.mean(list(sums.values())), strict=True))
+                    return {**told, "loss_generator": 0.0, "learning_rate": 0.0, "grad_norm": 0.0}
                 self.modules["heads"].requires_grad_(False)
             for share, _, context, pooled, fake, rebuilt in generated:
                 loss = rebuilt
@@ -116,6 +113,21 @@ class Adversarial:
         self._step("generator", config.learning_rate * rate)
         told = dict(zip(sums, world.mean(list(sums.values())), strict=True))
         return {**told, "learning_rate": config.learning_rate * rate, "grad_norm": float(norm)}
+
+    def _teach(
+        self, generated: list[Any], draws: Draws, count: Callable[[str, float, Tensor], None], rate: float
+    ) -> bool:
+        """One step of the heads; False, and none taken, if it went wrong."""
+        self.optimizers["heads"].zero_grad(set_to_none=True)
+        for share, batch, context, pooled, fake, _ in generated:
+            loss = self._judge(batch, context, pooled, fake.detach(), draws, share / self.config.head_steps, count)
+            (share * loss).backward()
+        parameters = list(self.modules["heads"].parameters())
+        self.batches.world.average_gradients(parameters)
+        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)):
+            return False
+        self._step("heads", rate)
+        return True
 
     def _step(self, name: str, rate: float) -> None:
         for group in self.optimizers[name].param_groups:

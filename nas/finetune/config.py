@@ -68,7 +68,9 @@ class AdversarialConfig(StageConfig):
         levels: the noise levels of the generator, falling from 1: the steps that it will be sampled at.
         heads: `unified` (SnapGen-V), `separate` (a spatial and a temporal one, SF-V), `spatial` or `temporal` alone.
         head_stages: the down blocks that carry a head, counted from 0; all, where the list is empty.
-        head_width: channels inside a head. head_rate: learning rate of the heads.
+        head_width: channels inside a head. head_rate: learning rate of the heads. head_steps: their steps for each of
+            the generator. head_warmup: first steps in which the heads alone learn, so that the generator does not
+            begin by following a discriminator that knows nothing.
         adversarial_weight: of the generator's hinge loss beside its reconstruction; 0 trains without a discriminator.
         huber: c of the Pseudo-Huber reconstruction sqrt(error^2 + c^2) - c.
         noise_mean, noise_std: of the logarithm of the discriminator's noise-to-signal ratio (SF-V: -1 and 1).
@@ -89,6 +91,8 @@ class AdversarialConfig(StageConfig):
     head_stages: tuple[int, ...] = ()
     head_width: int = Field(64, ge=8, multiple_of=8)
     head_rate: float = Field(2e-4, gt=0.0)
+    head_steps: int = Field(1, ge=1)
+    head_warmup: int = Field(0, ge=0)
     adversarial_weight: float = Field(0.1, ge=0.0)
     huber: float = Field(0.03, gt=0.0)
     noise_mean: float = -1.0
