@@ -33,7 +33,8 @@ from device_profiler.subject import Subject, reference_subject
 from search_spaces.space import Space
 torch.set_num_threads(1)
 space, folder = sys.argv[1], sys.argv[2]
-subjects = [Subject(w, space) for w in Space.load(space).workloads("fp32")] + [reference_subject("fp32")]
+loaded = Space.load(space)
+subjects = [Subject(w, space) for w in (*loaded.workloads("fp32"), *loaded.ends("fp32"))] + [reference_subject("fp32")]
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 1
 for index, subject in enumerate(subjects):
@@ -53,7 +54,8 @@ def main() -> int:
     parser.add_argument("--space", default="tiny")
     args = parser.parse_args()
     device = Device.load("host_cpu")
-    workloads = len(Space.load(args.space).workloads(device.precision))
+    space = Space.load(args.space)
+    workloads = len(space.workloads(device.precision)) + len(space.ends(device.precision))
     marks: dict[str, float] = {}
 
     def watch(event: Progress) -> None:

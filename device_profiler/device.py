@@ -84,6 +84,10 @@ class Device(_Strict):
     def _complete(self) -> Device:
         if self.runtime == "roofline" and self.roofline is None:
             raise ValueError("runtime roofline needs a 'roofline' section with peak_tflops, bandwidth_gb_s and source")
+        if self.local and self.runtime != "coreml":
+            raise ValueError(f"local is for runtime coreml alone, and this is {self.runtime}; leave it out")
+        if self.cuda_graph and (self.runtime, self.compute_unit) != ("torch", "CUDA"):
+            raise ValueError("cuda_graph is for runtime torch on compute_unit CUDA; set these, or leave it out")
         return self
 
     @property
@@ -178,6 +182,8 @@ def _explain(error: ValidationError) -> str:
     if kind in ("float_parsing", "float_type", "int_parsing", "int_type", "int_from_float"):
         unit = next((u for s, u in UNITS.items() if str(location[-1]).endswith(s)), "")
         return f"{path}: {value!r} is not a number{unit}; write the bare number, the unit is in the key's name."
+    if kind in ("bool_parsing", "bool_type"):
+        return f"{path}: {value!r} is neither true nor false; write one of them."
     message = str(first["msg"]).removeprefix("Value error, ")
     return f"{path}: {message} (got {value!r})." if path else f"{message}."
 

@@ -6,7 +6,7 @@ import pytest
 from phone_standin import Behaviour, StandIn, artifacts, phones, run, runtime_of, stand_in, truth
 
 from device_profiler import ProfileError
-from device_profiler.device import Device
+from device_profiler.device import Device, Phone
 from device_profiler.lowering import Lowered
 from device_profiler.runtimes.coreml import CoreMLRuntime
 
@@ -67,11 +67,18 @@ def test_without_xcode_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_
         CoreMLRuntime(Device.load("iphone16_pro_max")).check()
 
 
-def test_no_phone_and_no_signing_team_are_said_so(phones: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_of_app_or_phone_is_said_before_anything_is_lowered(
+    phones: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bare = Device(name="phone", runtime="coreml", compute_unit="CPU_AND_NE", precision="fp16")
+    with pytest.raises(ProfileError, match="the app can be built on a Mac only; set phone.app_path"):
+        CoreMLRuntime(bare).check()
     monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(ProfileError, match="no signing team; set phone.development_team"):
-        CoreMLRuntime(bare).phone.start(5.0)
+        CoreMLRuntime(bare).check()
+    absent = bare.model_copy(update={"phone": Phone(app_path="/absent/ModelRunner.app")})
+    with pytest.raises(ProfileError, match="phone.app_path /absent/ModelRunner.app does not exist; build it"):
+        CoreMLRuntime(absent).check()
     (phones.phone() / "unplugged_until").write_text("9e12")
     with pytest.raises(ProfileError, match="no iPhone is attached"):
         CoreMLRuntime(bare).check()

@@ -150,11 +150,6 @@ def test_a_graph_is_captured_after_warming_up_and_replayed(monkeypatch: pytest.M
     assert replay() is result and replay() is result and log[-2:] == ["replay", "replay"]
 
 
-def test_a_graph_needs_cuda() -> None:
-    with pytest.raises(ProfileError, match="cuda_graph needs compute_unit CUDA"):
-        open_runtime(Device(name="board", runtime="torch", cuda_graph=True))
-
-
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 def test_a_compute_unit_that_a_runtime_lacks_is_refused(runtime: str) -> None:
     device = Device(name="board", runtime=runtime, compute_unit="CPU_AND_NE")

@@ -149,6 +149,7 @@ class CoreMLRuntime:
             self._mac.check()
         else:
             self.phone.find()
+            self.phone.check_app()
 
     def describe(self) -> dict[str, str]:
         """What the phone, or the Mac, says of itself."""

@@ -105,17 +105,13 @@ class Phone:
         if self._folder is None:
             self._folder = Path(tempfile.mkdtemp(prefix="phone-"))
         folder = self._folder
+        self.check_app()
         with _quiet():
             try:
                 if self._remote is not None:
                     session = rd._DeviceCtl.launch_app(remote, self._remote, folder)
                 elif self.settings.app_path:
-                    app = Path(self.settings.app_path).expanduser()
-                    if not app.exists():
-                        raise ProfileError(
-                            f"{self.name}: phone.app_path {app} does not exist; build it or leave it out."
-                        )
-                    session = remote._install_and_launch_app(app, folder)
+                    session = remote._install_and_launch_app(Path(self.settings.app_path).expanduser(), folder)
                 else:
                     session = self._build(remote, folder)
             except (rd._DeviceCtlError, rd._AppBuilder.Error, ValueError, OSError) as error:
@@ -131,8 +127,18 @@ class Phone:
             self._socket = rd._DeviceCtlSocket(device=dataclasses.replace(remote, session=session), source=SOURCE)
         self.epoch += 1
 
-    def _build(self, remote: Any, folder: Path) -> Any:
+    def check_app(self) -> None:
+        """Whether the app is there or could be built; so that a run says so before it lowers anything.
+
+        Raises:
+            ProfileError: the stated app is absent; or none is stated, and this is no Mac or nobody signs it.
+        """
         settings = self.settings
+        if settings.app_path:
+            app = Path(settings.app_path).expanduser()
+            if not app.exists():
+                raise ProfileError(f"{self.name}: phone.app_path {app} does not exist; build it or leave it out.")
+            return
         if sys.platform != "darwin":
             raise ProfileError(f"{self.name}: the app can be built on a Mac only; set phone.app_path to a built one.")
         if not (settings.development_team or settings.provisioning_profile_uuid):
@@ -140,6 +146,9 @@ class Phone:
                 f"{self.name}: no signing team; set phone.development_team (Xcode > Settings > Accounts) or "
                 "phone.app_path in the device's YAML."
             )
+
+    def _build(self, remote: Any, folder: Path) -> Any:
+        settings = self.settings
         from coremltools.models.ml_program.experimental import remote_device as rd
 
         credentials = rd.AppSigningCredentials(

@@ -25,9 +25,6 @@ class TorchRuntime(ChildRuntime):
                 f"{device.name}: runtime torch has no compute unit {device.compute_unit}; set it to CPU or CUDA."
             )
 
-        if device.cuda_graph and not self.cuda:
-            raise ProfileError(f"{device.name}: cuda_graph needs compute_unit CUDA; set that, or leave cuda_graph out.")
-
     @property
     def cuda(self) -> bool:
         """Whether the workloads run on an NVIDIA GPU."""
