@@ -47,7 +47,11 @@ def examine() -> dict[str, Any]:
         "devices": list(list_devices()),
         "spaces": list(list_spaces()),
         "optional": {
-            name: {"installed": importlib.util.find_spec(module) is not None, "extra": extra, "for": purpose}
+            name: {
+                "installed": bool(importlib.util.find_spec(module) or shutil.which(name)),
+                "extra": extra,
+                "for": purpose,
+            }
             for name, (module, extra, purpose) in OPTIONAL.items()
         },
     }
