@@ -433,7 +433,7 @@ class Trainer:
         with self.averaged():
             strip = draw_strip(self.supernet, self.text, self.data, self.space, self.device, self.warn)
         if strip is not None and watch is not None:
-            watch.strip(strip, self.step)
+            watch.strip(*strip, self.step)
 
     # When it goes wrong ---------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ STRIPS = "strips"
 CURVES = ("loss", "loss_video", "loss_image", "learning_rate", "grad_norm", "frames_per_s", "loader_frames_per_s")
 SAMPLED = 3  # captions a strip
 STEPS = 20  # evaluations a sample
+GAP = 4  # white pixels between frames
 
 
 class Watch:
@@ -52,12 +54,13 @@ class Watch:
         for tracker in self.trackers:
             tracker.log(values, step=done.step)
 
-    def strip(self, picture: NDArray[np.uint8], step: int) -> None:
-        """Keep a strip, (height, width, 3), as a PNG and with the curves."""
+    def strip(self, picture: NDArray[np.uint8], captions: Sequence[str], step: int) -> None:
+        """Keep a strip, (height, width, 3), as a PNG, the captions of its rows beside it, and it with the curves."""
         from PIL import Image
 
         folder = self.folder / STRIPS
         folder.mkdir(exist_ok=True)
+        (folder / "captions.json").write_text(json.dumps(list(captions), indent=1))
         Image.fromarray(picture).save(folder / f"step-{step:08d}.png")
         for tracker in self.trackers:
             order = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
@@ -102,13 +105,13 @@ def draw_strip(
     space: Space,
     device: torch.device,
     warn: Callable[[str], None],
-) -> NDArray[np.uint8] | None:
+) -> tuple[NDArray[np.uint8], list[str]] | None:
     """Sampled frames of a few captions, one a row, along the same path and from the same noise each time.
 
     Latents are decoded by the autoencoder that made them; where it cannot be loaded the strip is left out.
 
     Returns:
-        (height, width, 3) bytes, or None.
+        (height, width, 3) bytes and the captions from top to bottom, or None.
     """
     from nas.data.cached import CachedLatents
     from nas.trainer import fixed_paths
@@ -132,7 +135,8 @@ def draw_strip(
             return None
         sample = torch.stack([autoencoder.decode(one) for one in sample])
     pixels = to_uint8(((sample.float() + 1) / 2).permute(0, 1, 3, 4, 2).cpu().numpy())
-    rows = [np.concatenate(list(video), axis=1) for video in pixels]
-    picture = np.concatenate(rows, axis=0)
     factor = max(1, 64 // pixels.shape[2])
-    return np.ascontiguousarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
+    pixels = pixels.repeat(factor, axis=2).repeat(factor, axis=3)
+    edged = np.pad(pixels, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    picture = np.concatenate([np.concatenate(list(video), axis=1) for video in edged], axis=0)
+    return np.ascontiguousarray(picture[:-GAP, :-GAP]), captions

@@ -91,8 +91,12 @@ def test_training_on_a_cache_can_be_loaded_and_shows_frames(shop: dict[str, Any]
     assert step == 6 and text(["a red ball falls", "a word fast"]).shape == (2, 8, 16)
     from PIL import Image
 
-    with Image.open(tmp_path / "strips" / "step-00000006.png") as strip:  # two captions of eight frames, enlarged
-        assert strip.size == (8 * 64, 2 * 64)
+    with Image.open(
+        tmp_path / "strips" / "step-00000006.png"
+    ) as strip:  # two captions of eight frames, enlarged, apart
+        assert strip.size == (8 * 64 + 7 * 4, 2 * 64 + 4)
+    shown = json.loads((tmp_path / "strips" / "captions.json").read_text())
+    assert sorted(shown) == ["a blue ball falls", "a red ball falls"]
 
 
 def test_training_refuses_pixels_where_latents_are_wanted_and_latents_of_another_shape(
