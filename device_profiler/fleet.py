@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from device_profiler import profile as profiling
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError
+from device_profiler.measure import Job, Progress, RunLog, append_samples, failure, silent
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 GROUP = 8  # workloads of one task: enough to interleave, few enough to be measured again
 PATIENCE_S = 60.0  # how long a run goes on without any worker
 CONNECT_S = 10.0
+SAMPLES = "-samples"
 PLUGIN = "temporal-nas-device"
 
 
@@ -168,8 +170,6 @@ class _Run:
         progress: OnProgress | None,
         patience_s: float,
     ) -> None:
-        from device_profiler.measure import silent
-
         self.client, self.device, self.order = client, device, order
         self.table, self.path = table, path
         self.tell = progress or silent
@@ -177,6 +177,7 @@ class _Run:
         self.arrived: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self.done: set[tuple[str, str, str]] = set()
         self.references: list[dict[str, Any]] = []
+        self.samples = 0
         self.total = 0
 
     def measure(self, rows: Sequence[profiling.Wanted], group: int) -> None:
@@ -184,7 +185,8 @@ class _Run:
         from distributed import KilledWorker
 
         self.total = len(rows)
-        self.client.subscribe_topic(self.order.topic, lambda event: self.arrived.put(event[1]))
+        for topic in (self.order.topic, self.order.topic + SAMPLES):
+            self.client.subscribe_topic(topic, lambda event: self.arrived.put(event[1]))
         waiting = {
             self._submit(rows[start : start + group]): rows[start : start + group]
             for start in range(0, len(rows), group)
@@ -235,14 +237,16 @@ class _Run:
         if "reference" in event:
             self.references.append(event["reference"])
             return
+        if "samples" in event:
+            self.samples += 1
+            append_samples(self.path.with_name(f"{self.path.stem}.samples.csv.gz"), event["samples"])
+            return
         record = Record(**event["record"])
         if record.primary_key in self.done:
             return
         self.done.add(record.primary_key)
         self.table.append(record)
         self.table.save(self.path)
-        from device_profiler.measure import Progress
-
         self.tell(Progress("row", len(self.done), self.total, record.key, event["worker"]))
 
     def _catch_up(self) -> None:
@@ -254,7 +258,9 @@ class _Run:
     def finish(self, header: Header) -> None:
         """The last rows, and the reference workload's course: that of the least quiet worker."""
         self._catch_up()
-        self._write(0.05)
+        self._write(0.1)
+        for _, event in self.client.get_events(self.order.topic + SAMPLES)[self.samples :]:
+            self._take(event)
         if self.references:
             worst = max(self.references, key=lambda found: found["spread"])
             workers = len({found["worker"] for found in self.references})
@@ -267,6 +273,20 @@ class _Run:
         self.table.save(self.path)
 
 
+class _Sent(RunLog):
+    """Raw samples that go to whoever profiles, round by round."""
+
+    def __init__(self, send: Callable[[str], None], run: str) -> None:
+        super().__init__(None, run)
+        self.send = send
+
+    def flush(self) -> None:
+        """Send what was noted."""
+        text = self.take()
+        if text:
+            self.send(text)
+
+
 def measure_order(order: Order) -> int:
     """A task: measure the rows on the device of the worker that runs it, logging each; gives how many it measured.
 
@@ -274,8 +294,6 @@ def measure_order(order: Order) -> int:
         ProfileError: if the worker's device is another one than the table is about.
     """
     from distributed import get_client, get_worker
-
-    from device_profiler.measure import RunLog
 
     worker: Any = get_worker()
     owner: Owner = worker.plugins[PLUGIN]
@@ -292,7 +310,8 @@ def measure_order(order: Order) -> int:
         folder = Path(tempfile.mkdtemp(prefix="nas-space-"))
         (folder / "space.yaml").write_text(order.space_text, "utf-8")
         space = str(folder / "space.yaml")
-    log = RunLog()
+    stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{worker.name}"
+    log = _Sent(lambda text: worker.log_event(order.topic + SAMPLES, {"samples": text}), stamp)
     records = profiling._records(rows, owner.device, runtime, space, order.limits, order.seed, None, owner.cache, log)
     for record in records:
         worker.log_event(order.topic, {"record": asdict(record), "worker": str(worker.name)})
@@ -351,8 +370,6 @@ def _key_of(record: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _killed(row: profiling.Wanted, worker: str, error: Exception) -> dict[str, Any]:
-    from device_profiler.measure import Job, failure
-
     job = Job(row.workload, row.lowering, (), row.method)
     reason = f"every worker that took it died, the last one {worker}; measure it alone to see why"
     return {"record": asdict(failure(job, "failed", reason)), "worker": worker}

@@ -189,26 +189,27 @@ class RunLog:
                 s.part,
                 s.round_index,
                 int(s.first),
+                int(s.interrupted),
                 f"{s.ms:.5f}",
+                "" if s.beside_ms is None else f"{s.beside_ms:.5f}",
                 f"{s.at_s:.3f}",
                 s.load,
             )
             for s in samples
         )
 
-    def flush(self) -> None:
-        """Append what was noted to the file: a complete gzip member, so that a kill loses at most one round."""
-        if self.path is not None and self._lines:
-            fresh = not self.path.exists()
-            text = io.StringIO()
-            writer = csv.writer(text, lineterminator="\n")
-            if fresh:
-                writer.writerow(self.COLUMNS)
-            writer.writerows(self._lines)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                file.write(gzip.compress(text.getvalue().encode(), mtime=0))
+    def take(self) -> str:
+        """What was noted since the last call, as lines of CSV."""
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self._lines)
         self._lines.clear()
+        return text.getvalue()
+
+    def flush(self) -> None:
+        """Append what was noted to the file."""
+        text = self.take()
+        if self.path is not None and text:
+            append_samples(self.path, text)
 
     def reference_by_round(self) -> dict[int, float]:
         """Median latency of the reference workload in each round, ms."""
@@ -251,6 +252,15 @@ class RunLog:
             "rounds": len(values),
             "disturbed_rounds": len(self.disturbed(threshold)),
         }
+
+
+def append_samples(path: Path, text: str) -> None:
+    """Append lines of raw samples: a complete gzip member, so that a kill loses at most one round."""
+    if not path.exists():
+        text = ",".join(RunLog.COLUMNS) + "\n" + text
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(gzip.compress(text.encode(), mtime=0))
 
 
 def measure(

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import fleet_worker
+import pandas as pd
 import pytest
 
 from device_profiler import ProfileError, fleet
@@ -122,6 +123,9 @@ def test_a_killed_worker_loses_no_row_and_the_table_is_that_of_one_worker(
     for row in table:
         if row.latency_ms_median is not None:
             assert row.latency_ms_median == pytest.approx(fleet_worker.truth_ms(row.key), rel=0.01)
+    samples = pd.read_csv(path.with_name("scripted.samples.csv.gz"))
+    assert {row.key for row in table if row.ok} <= set(samples["key"]), "every timed workload left its raw samples"
+    assert samples["run"].nunique() >= 2
     again = profile_fleet("tiny", board(), tmp_path / "fleet", "tcp://127.0.0.1:1", limits=LIMITS)
     assert again.to_csv() == table.to_csv(), "with nothing to do no scheduler is asked"
 

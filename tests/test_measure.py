@@ -122,7 +122,11 @@ def test_raw_samples_are_kept_round_by_round(tmp_path: Path) -> None:
     names = {row["key"].split("(")[0] for row in rows}
     assert names == {"A", "B", "Reference"}
     assert {row["round"] for row in rows} >= {"0", "5"}
-    assert any(row["first"] == "1" for row in rows) and all(float(row["ms"]) > 0 for row in rows)
+    assert any(row["first"] == "1" for row in rows) and all(0.5 < float(row["ms"]) < 2 for row in rows)
+    assert all(None not in row and None not in row.values() for row in rows), "every column has its value"
+    assert {row["interrupted"] for row in rows} == {"0"}
+    beside = [row["beside_ms"] for row in rows if not row["key"].startswith("Reference")]
+    assert all(0.5 < float(ms) < 2 for ms in beside)
 
 
 def test_records_come_as_soon_as_they_are_known() -> None:
