@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import sys
 import tarfile
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +16,7 @@ from latent_fixtures import write_video
 from PIL import Image
 
 from nas.config import DataConfig
-from nas.data import open_data
+from nas.data import frames, open_data
 from nas.data.clip import Buckets, images_of
 from nas.data.shards import find_shards
 from nas.data.videos import Shape, choose_bucket, clip_buckets
@@ -114,6 +117,49 @@ def test_images_join_the_image_half_and_never_the_videos(tmp_path: Path) -> None
     assert len(green) == 5
     colour = green[0][0].mean(dim=(1, 2))
     assert float(colour[1]) > 0.95 and float(colour[0]) < -0.95 and float(colour[2]) < -0.95
+
+
+def test_decoding_that_takes_a_while_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nas.data.videos.QUIET", 0.0)
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in "ab":
+        write_video(folder / f"{name}.mkv", 16)
+    (folder / "captions.csv").write_text("path,caption\na.mkv,a ball\nb.mkv,a ball\n")
+    open_data(DataConfig(source="folder", path=folder, cache=tmp_path / "cache"), CLIP)
+    assert "decode     2/2" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").glob("*.lock"))
+
+
+def open_there(path: Path, cache: Path, seen: Any) -> None:
+    decoded: list[str] = []
+    real = frames._decode_into
+
+    def slowly(source: Path, *more: Any) -> Any:
+        decoded.append(source.name)
+        time.sleep(0.3)
+        return real(source, *more)
+
+    frames._decode_into = slowly
+    shape = frames.cached_frames(path, frames.FrameSpec(16, 16, 8.0), cache).shape
+    seen.put((len(decoded), shape))
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_of_processes_that_open_the_same_video_one_decodes_it(tmp_path: Path) -> None:
+    video = write_video(tmp_path / "v.mkv", 16)
+    context = multiprocessing.get_context("fork")
+    seen = context.SimpleQueue()
+    members = [context.Process(target=open_there, args=(video, tmp_path / "cache", seen)) for _ in range(3)]
+    for process in members:
+        process.start()
+    for process in members:
+        process.join(60)
+    found = [seen.get() for _ in members]
+    seen.close()
+    assert sorted(count for count, _ in found) == [0, 0, 1] and len({shape for _, shape in found}) == 1
 
 
 def test_each_video_goes_to_the_clip_that_suits_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -10,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +116,8 @@ def cached_frames(path: Path, spec: FrameSpec, cache: Path) -> Frames:
             ignore = cache / ".gitignore"
             if not ignore.exists():
                 ignore.write_text("*\n")
-            known = _decode_into(path, spec, file, notes)
+            with _alone(notes.with_suffix(".lock")):  # processes that train together open the same videos
+                known = _known(file, notes) or _decode_into(path, spec, file, notes)
         except OSError as error:
             raise NasError(
                 f"{cache}: cannot keep decoded frames ({error.strerror or error}); "
@@ -180,6 +183,17 @@ def probe(path: Path) -> tuple[int, int, float]:
             return (width, frame.height, seconds) if turned else (frame.height, width, seconds)
     except (av.FFmpegError, EOFError) as error:
         raise DecodeError(f"does not decode ({getattr(error, 'strerror', None) or error})") from error
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """While no other process holds the lock; one that is killed lets go of it."""
+    with lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # who waits on it holds the file itself, and looks for the frames again
 
 
 def _known(file: Path, notes: Path) -> dict[str, Any] | None:

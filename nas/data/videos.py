@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,8 +22,11 @@ from nas.errors import NasError
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
+    from nas.console import Report
 
 log = logging.getLogger(__name__)
+
+QUIET = 2.0  # seconds of decoding before anything is shown
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ def open_videos(
     videos: list[tuple[Frames, list[Caption], ClipLike]] = []
     images: list[tuple[Frames, list[Caption], ClipLike]] = []
     skipped = list(skipped)
-    for path, segments in by_file(captions).items():
+    files = by_file(captions)
+    for path, segments in _shown(files):
         try:
             shape = choose_bucket(path, clips)
             frames = cached_frames(
@@ -201,6 +206,21 @@ def open_videos(
         for shape in (filled if split == "train" else filled[:1])
     ]
     return parts[0] if len(parts) == 1 else Buckets(parts, [part.starts for part in parts], seed)
+
+
+def _shown(files: dict[Path, list[Caption]]) -> Iterator[tuple[Path, list[Caption]]]:
+    """The files one by one, with a progress report when that takes a while: most were decoded before."""
+    from nas.console import progress
+
+    started = time.monotonic()
+    with ExitStack() as stack:
+        report: Report | None = None
+        for done, (path, segments) in enumerate(files.items(), start=1):
+            yield path, segments
+            if report is None and time.monotonic() - started > QUIET:
+                report = stack.enter_context(progress("decode"))
+            if report is not None:
+                report(done, len(files), path.name)
 
 
 def by_file(captions: Sequence[Caption]) -> dict[Path, list[Caption]]:
