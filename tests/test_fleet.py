@@ -20,6 +20,7 @@ from device_profiler.measure import Limits, Progress
 from device_profiler.profile import profile
 from device_profiler.runtimes import RUNTIMES
 from latency_tables.table import Table, table_path
+from nas.cli import main
 
 LIMITS = Limits(warmup=1, min_rounds=3, max_rounds=3, visit_ms=1.0, max_repeats=1)
 TIMED = (
@@ -197,3 +198,26 @@ def test_a_scheduler_that_does_not_answer_is_said_so(monkeypatch: pytest.MonkeyP
     for call in (lambda at: profile_fleet("tiny", board(), tmp_path, at), lambda at: serve(at, board())):
         with pytest.raises(ProfileError, match="no scheduler answers at tcp://127.0.0.1:1; start one with: dask"):
             call("tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["worker", "localhost", "--device", "host_cpu"], "is no scheduler address"),
+        (["worker", "tcp://127.0.0.1:1", "--device", "hots_cpu"], "Did you mean 'host_cpu'?"),
+        (["profile", "--block", "Conv1D", "--shape", "8x4x8x8", "--scheduler", "tcp://a:1"], "measures a whole SPACE"),
+        (["profile", "tiny", "--scheduler", "8786", "--table", "absent"], "is no scheduler address"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and words in said and said.count("\n") == 1
