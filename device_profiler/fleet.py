@@ -12,6 +12,7 @@ that dies takes only what it was timing with it: dask gives its group to another
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import queue
 import tempfile
@@ -65,7 +66,8 @@ def serve(
     """Own the device and measure what the scheduler gives, until the process is stopped; ``ready`` is told its name.
 
     Raises:
-        ProfileError: the device is unknown or not ready, dask is missing, or there is no scheduler at the address.
+        ProfileError: the device is unknown or not ready, dask is missing, there is no scheduler at the address, or it
+            has gone.
     """
     _need_dask()
     from distributed import Worker
@@ -75,14 +77,14 @@ def serve(
     _connect(address).close()
     logging.getLogger("distributed").setLevel(logging.WARNING)
 
-    async def work() -> None:
+    async def work(folder: str) -> None:
         worker = Worker(
             address,
             nthreads=1,
             resources={target.name: 1},
             name=f"{target.name}-{uuid.uuid4().hex[:6]}",
-            dashboard_address=None,
-            local_directory=tempfile.mkdtemp(prefix="nas-worker-"),
+            dashboard=False,
+            local_directory=folder,
         )
         owner: Any = Owner(target, Path(cache).resolve())
         worker.plugins[PLUGIN] = owner
@@ -91,7 +93,9 @@ def serve(
                 ready(str(worker.name))
             await worker.finished()
 
-    asyncio.run(work())
+    with tempfile.TemporaryDirectory(prefix="nas-worker-") as folder:
+        asyncio.run(work(folder))
+    raise ProfileError(f"the scheduler at {address} has gone; start one with dask scheduler, then this worker again.")
 
 
 @dataclass(frozen=True)
@@ -305,20 +309,27 @@ def measure_order(order: Order) -> int:
     differs = Header.from_mapping(order.header).conflicts(here)
     if differs:
         raise ProfileError(f"worker {worker.name} differs from the table: {'; '.join(differs)}; measure it apart.")
-    space = order.space
-    if order.space_text:
-        folder = Path(tempfile.mkdtemp(prefix="nas-space-"))
-        (folder / "space.yaml").write_text(order.space_text, "utf-8")
-        space = str(folder / "space.yaml")
     stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{worker.name}"
     log = _Sent(lambda text: worker.log_event(order.topic + SAMPLES, {"samples": text}), stamp)
-    records = profiling._records(rows, owner.device, runtime, space, order.limits, order.seed, None, owner.cache, log)
-    for record in records:
+    space = _own_space(order.space_text, owner.cache) if order.space_text else order.space
+    for record in profiling._records(
+        rows, owner.device, runtime, space, order.limits, order.seed, None, owner.cache, log
+    ):
         worker.log_event(order.topic, {"record": asdict(record), "worker": str(worker.name)})
     summary = log.summary(order.limits.drift if order.limits else 0.1)
     if summary:
         worker.log_event(order.topic, {"reference": {**summary, "worker": str(worker.name)}})
     return len(rows)
+
+
+def _own_space(text: str, cache: Path) -> str:
+    """Where a worker keeps a space that does not ship: the same path for the same text, as lowered files go by it."""
+    path = cache / "spaces" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:6]}.partial")
+    partial.write_text(text, "utf-8")
+    partial.replace(path)
+    return str(path)
 
 
 def describe_worker(seed: int, dask_worker: Any = None) -> dict[str, Any] | str:

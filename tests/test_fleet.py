@@ -1,6 +1,7 @@
 """A fleet: two workers give one table, one killed in the middle loses no row, and what is missing is said in a line."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,11 +17,14 @@ import pytest
 from device_profiler import ProfileError, fleet
 from device_profiler.device import Device
 from device_profiler.fleet import profile_fleet, serve
+from device_profiler.lowering import default_lowerings, lower
 from device_profiler.measure import Limits, Progress
 from device_profiler.profile import profile
 from device_profiler.runtimes import RUNTIMES
+from device_profiler.subject import Subject, reference_subject
 from latency_tables.table import Table, table_path
 from nas.cli import main
+from search_spaces.space import Space
 
 LIMITS = Limits(warmup=1, min_rounds=3, max_rounds=3, visit_ms=1.0, max_repeats=1)
 TIMED = (
@@ -37,7 +41,13 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    """What is measured here, lowered in this process: a child that imports torch first takes seconds."""
+    folder, space = tmp_path_factory.mktemp("cache"), Space.load("tiny")
+    for workload in (*space.workloads("fp32"), *space.ends("fp32")):
+        origin = "tiny" if workload.block == "backbone" else ""
+        lower(Subject(workload, origin), "counts", default_lowerings("counts", workload)[0], folder)
+    lower(reference_subject("fp32"), "counts", "plain", folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +61,16 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1"]
     process = subprocess.Popen(
-        [*command, "--no-dashboard", "--no-show", "--scheduler-file", str(file)], stderr=subprocess.DEVNULL
+        [*command, "--no-dashboard", "--no-show", "--scheduler-file", str(file)],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"},
     )
     import json
 
     deadline = time.monotonic() + 60
     while not file.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
+    (tmp_path / "scheduler.pid").write_text(str(process.pid))
     yield json.loads(file.read_text())["address"]
     process.kill()
     process.wait()
@@ -183,6 +196,28 @@ def test_when_the_last_worker_goes_the_rows_stay_and_the_command_to_go_on_is_nam
     with pytest.raises(ProfileError, match=r"no worker that owns board is left; \d+ of 12 rows are written"):
         profile_fleet("tiny", board(), tmp_path, scheduler, limits=LIMITS, group=2, patience_s=1.0, progress=watch)
     assert len(Table.load(table_path(tmp_path, "board", "scripted"))) >= 2
+
+
+def test_a_worker_ends_with_its_scheduler(scheduler: str, start: Start, tmp_path: Path) -> None:
+    worker = start()
+    wait_for(1, scheduler)
+    os.kill(int((tmp_path / "scheduler.pid").read_text()), signal.SIGKILL)
+    assert worker.wait(timeout=60) == 1
+
+
+def test_a_space_of_ones_own_reaches_the_workers(scheduler: str, start: Start, tmp_path: Path) -> None:
+    """Workers may be on other hosts, where the YAML is not."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "name: mine\nbackbone: tiny\ntext: {tokens: 16}\n"
+        "clips: {deployment: {frames: 8, height: 16, width: 16, fps: 8}}\n"
+        "positions: {down.0.0: {max_layers: 1, variants: [Conv1D(kernel_size=3)]}}\n"
+    )
+    start()
+    wait_for(1, scheduler)
+    table = profile_fleet(mine, board(), tmp_path / "tables", scheduler, limits=LIMITS)
+    assert [row.status for row in table] == ["ok"] * 3
+    assert {row.block for row in table} == {"Conv1D", "backbone", "text_encoder"}
 
 
 @pytest.mark.parametrize("address", ["localhost", "http://localhost:8786", "tcp://", ""])
