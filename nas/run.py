@@ -122,6 +122,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
     from nas.data import open_data
     from nas.trainer import Step, check_data, check_source, read_best, train
+    from nas.weights import check_unet
     from search_spaces.space import Space
 
     main = int(os.environ.get("RANK", "0")) == 0
@@ -133,6 +134,8 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     data = open_data(config.data, clip, "train", config.seed)
     validation = open_data(config.data, clip, "validation", config.seed) if config.train.validate_every else None
     check_data(space, data)
+    if config.train.init and not (out / "supernet").exists():
+        check_unet(config.train.init)
     if main:
         store(config, out)  # now that there is something to train on
     for skipped in data.skipped if main else ():

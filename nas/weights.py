@@ -37,7 +37,16 @@ class Mapped:
         return f"init: {share} in {len(self.blocks)} modules from {self.source}{left}{notes}"
 
 
-def load_unet(source: str) -> Any:
+def check_unet(source: str) -> None:
+    """Whether there is a UNet at all, by its configuration alone.
+
+    Raises:
+        NasError: if not.
+    """
+    load_unet(source, weights=False)
+
+
+def load_unet(source: str, weights: bool = True) -> Any:
     """A ``UNet2DConditionModel`` by hub id or folder; of a pipeline its ``unet`` is taken.
 
     Raises:
@@ -54,7 +63,7 @@ def load_unet(source: str) -> Any:
             kind = UNet2DConditionModel.load_config(source, **part).get("_class_name")
             if kind != "UNet2DConditionModel":
                 raise NasError(f"{source}: holds a {kind}, not a UNet2DConditionModel such as Stable Diffusion 1.5's")
-            return UNet2DConditionModel.from_pretrained(source, **part)
+            return UNet2DConditionModel.from_pretrained(source, **part) if weights else None
     except LOADING_ERRORS as error:
         if isinstance(error, NasError):
             raise
