@@ -114,7 +114,10 @@ def serve(phone):
     import random
 
     root = phone / "container" / "Documents" / "modelrunnerd"
-    seen, models, heat, count = set(root.glob("requests/messages/*/message.json")), {}, 0.0, {}
+    # Requests that an earlier life of the app took are not taken again; one that came while it was starting is.
+    taken = phone / "taken.log"
+    seen = set(map(Path, taken.read_text().splitlines())) if taken.exists() else set()
+    models, heat, count = {}, 0.0, {}
     known = set()
     rng = random.Random(len((phone / "calls.log").read_text()))
     footprint(phone, 50_000_000, 300_000_000)
@@ -123,6 +126,8 @@ def serve(phone):
             if path in seen:
                 continue
             seen.add(path)
+            with taken.open("a") as log:
+                log.write(f"{path}\n")
             how = behaviour(phone)
             message = json.loads(path.read_text())
             name, asked, identity = message["method"].split(".")[1], message["params"], message["id"]
