@@ -62,7 +62,9 @@ def load_unet(source: str, weights: bool = True) -> Any:
         with no_bars():
             kind = UNet2DConditionModel.load_config(source, **part).get("_class_name")
             if kind != "UNet2DConditionModel":
-                raise NasError(f"{source}: holds a {kind}, not a UNet2DConditionModel such as Stable Diffusion 1.5's")
+                raise NasError(
+                    f"{source}: holds a {kind or 'model of no stated kind'}, not a UNet2DConditionModel such as Stable Diffusion 1.5's"
+                )
             return UNet2DConditionModel.from_pretrained(source, **part) if weights else None
     except LOADING_ERRORS as error:
         if isinstance(error, NasError):

@@ -130,6 +130,7 @@ def test_a_process_that_dies_ends_the_others_in_one_line_and_the_run_goes_on(tmp
     close(losses(tmp_path / "two"), losses(tmp_path / "one"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 def test_what_two_began_one_goes_on_with(tmp_path: Path) -> None:
     """And the other way round: a checkpoint knows nothing of how many made it."""
