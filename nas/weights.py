@@ -63,7 +63,8 @@ def load_unet(source: str, weights: bool = True) -> Any:
             kind = UNet2DConditionModel.load_config(source, **part).get("_class_name")
             if kind != "UNet2DConditionModel":
                 raise NasError(
-                    f"{source}: holds a {kind or 'model of no stated kind'}, not a UNet2DConditionModel such as Stable Diffusion 1.5's"
+                    f"{source}: holds a {kind or 'model of no stated kind'}, not a UNet2DConditionModel such as "
+                    "Stable Diffusion 1.5's"
                 )
             return UNet2DConditionModel.from_pretrained(source, **part) if weights else None
     except LOADING_ERRORS as error:
