@@ -70,7 +70,7 @@ BASE = JointConfig(
 )
 AFTER = BASE.model_copy(update={"steps": 500, "learning_rate": 1.5e-3, "ramp_steps": 20, "ema_decay": 0.99})
 FEW = AdversarialConfig(
-    steps=300,
+    steps=1000,
     clips=16,
     images=4,
     image_share=0.1,
@@ -78,7 +78,7 @@ FEW = AdversarialConfig(
     adversarial_weight=0.3,
     head_rate=3e-3,
     head_width=32,
-    head_warmup=70,  # of the steps; `plain` trains its generator in all of them
+    head_warmup=100,  # of the steps; `plain` trains its generator in all of them
     ramp_steps=20,
     ema_decay=0.99,
     checkpoint_every=100,
@@ -207,14 +207,17 @@ def time_both(work: Path, seed: int, variant: str, rounds: int = 5) -> tuple[flo
 
 
 def sheet(work: Path, seed: int, variants: list[str], judge: Judge) -> Path:
-    """Nine prompts under each other: real, 25 steps, and each variant's 4 steps, all frames from left to right."""
+    """Nine prompts under each other: 25 steps with guidance, then each variant's 4 steps, frames from left to right."""
     texts = prompts(judge.cast, 1, 9, seed=3)
     folder = work / f"seed-{seed}"
     columns = [sample_many(load_pipeline(folder / "base"), texts, EvaluateConfig(steps=25, guidance=GUIDANCE, seed=7))]
     columns += [sample_many(load_pipeline(folder / v), texts, EvaluateConfig(steps=4, seed=7)) for v in variants]
-    frames = np.concatenate([np.concatenate(list(c.transpose(1, 0, 2, 3, 4)), axis=2) for c in columns], axis=2)
+    rows = [
+        np.concatenate(list(c.transpose(1, 0, 2, 3, 4)), axis=2).repeat(5, axis=1).repeat(5, axis=2) for c in columns
+    ]
+    frames = np.concatenate([np.pad(row, ((0, 0), (0, 0), (0, 12), (0, 0)), constant_values=1) for row in rows], axis=2)
     path = folder / "samples.png"
-    write_contact_sheet(path, to_uint8(frames).repeat(3, axis=1).repeat(3, axis=2), columns=1)
+    write_contact_sheet(path, to_uint8(frames), columns=1)
     return path
 
 
@@ -244,6 +247,10 @@ def main() -> int:
             args.work, seed, judge, [*args.variants, *more], (args.base_steps, args.after_steps), few
         )
         print(f"  {sheet(args.work, seed, [*args.variants, *more], judge)}", flush=True)
+
+    if not {"plain", "unified"} <= set(args.variants):
+        print("no verdict: it compares plain and unified, and --variants leaves one of them out")
+        return 0
 
     def over_seeds(name: str, key: str = "accuracy") -> list[float]:
         return [rows[name][key] for rows in found.values() if name in rows]
