@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError
 from device_profiler.measure import Limits, OnProgress, RunLog
-from device_profiler.profile import measure_workloads
+from device_profiler.profile import CACHE, measure_workloads, profile
+from latency_tables.correction import MIN_NETWORKS, Correction, fit_correction, interval_of
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
 from latency_tables.plan import Plan
 from latency_tables.record import Record
-from latency_tables.table import Table
+from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
@@ -53,6 +54,7 @@ class Row:
 class Additivity:
     """The evidence: shares of one, and how quiet the machine was (``reference_spread`` below 0.02 is quiet)."""
 
+    space: str
     rows: tuple[Row, ...]
     records: tuple[Record, ...]
     reference: dict[str, float | int | str]
@@ -84,17 +86,44 @@ class Additivity:
         measured = np.array([row.measured_ms for row in self.rows])
         return kendall_tau(predicted, measured)
 
-    def evidence(self) -> dict[str, float | int | str]:
+    @property
+    def interval(self) -> float:
+        """Half the width, as a fraction, of the interval around a prediction that holds 90% of the networks."""
+        return interval_of([row.error for row in self.rows])
+
+    def correction(self) -> Correction:
+        """What makes sums into wholes here, fitted on these networks with cross-validation.
+
+        Raises:
+            TableError: with too few networks.
+        """
+        return fit_correction(
+            [row.predicted_ms for row in self.rows],
+            [row.measured_ms for row in self.rows],
+            [row.arrangement.num_layers for row in self.rows],
+        )
+
+    def evidence(self) -> dict[str, Any]:
         """What a table's header keeps of it."""
         return {
+            "space": self.space,
             "mape": round(self.mape, 5),
             "worst": round(self.worst, 5),
             "bias": round(self.bias, 5),
+            "interval": round(self.interval, 5),
             "kendall_tau": round(self.kendall_tau, 5),
             "peak_mape": round(self.peak_mape, 5),
             "networks": len(self.rows),
             "reference_spread": self.reference.get("spread", 0.0),
             "date": datetime.date.today().isoformat(),
+            "samples": [
+                {
+                    "predicted_ms": round(row.predicted_ms, 3),
+                    "measured_ms": round(row.measured_ms, 3),
+                    "layers": row.arrangement.num_layers,
+                }
+                for row in self.rows
+            ],
         }
 
 
@@ -176,4 +205,52 @@ def check_additivity(
                 (record.weights_mb or 0.0) + (record.activation_peak_mb or 0.0),
             )
         )
-    return Additivity(tuple(rows), tuple(records), log.summary(limits.drift))
+    return Additivity(loaded.name, tuple(rows), tuple(records), log.summary(limits.drift))
+
+
+def audit_table(
+    space: str | Path,
+    device: str | Path | Device,
+    table_dir: str | Path,
+    *,
+    networks: int = 20,
+    method: str | None = None,
+    limits: Limits = LIMITS,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+    cache_dir: str | Path | None = None,
+) -> tuple[Additivity, Table]:
+    """Measure a space's workloads and whole networks in the same rounds, and write all of it into the device's table.
+
+    The rows of this run replace those of the space's workloads, and the header gets the evidence, the fitted correction
+    and the reference workload of the run. The networks themselves have no rows: nothing but the evidence needs them.
+
+    Raises:
+        ProfileError, TableError: as ``profile`` and ``check_additivity``; the table keeps what it had.
+    """
+    target = device if isinstance(device, Device) else Device.load(device)
+    folder = Path(cache_dir) if cache_dir is not None else Path(table_dir) / CACHE
+    profile(space, target, table_dir, method=method, seed=seed, progress=progress, cache_dir=folder)
+    found = check_additivity(
+        space,
+        target,
+        cache_dir=folder,
+        networks=networks,
+        method=method,
+        limits=limits,
+        seed=seed,
+        progress=progress,
+    )
+    path = table_path(table_dir, target.name, target.runtime)
+    table = Table.load(path)
+    table.append(record for record in found.records if not record.key.startswith("network:"))
+    correction = {"space": found.space, **found.correction().to_mapping()} if networks >= MIN_NETWORKS else None
+    table.header = replace(
+        table.header,
+        additivity=found.evidence(),
+        correction=correction,
+        reference=dict(found.reference),
+        updated=datetime.date.today().isoformat(),
+    )
+    table.save(path)
+    return found, table

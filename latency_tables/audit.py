@@ -22,6 +22,8 @@ class Audit:
         kendall_tau: rank agreement on whole networks, if known.
         networks: how many whole networks it rests on.
         margin: fraction by which a prediction may be exceeded; budgets that must hold are divided by ``1 + margin``.
+        width: half the width, as a fraction, of the interval that held 90% of the networks; the margin if unknown.
+        corrected: whether all of it is of corrected sums, each network predicted by a fit on the others.
     """
 
     state: str
@@ -30,35 +32,46 @@ class Audit:
     kendall_tau: float | None
     networks: int
     margin: float
+    width: float
+    corrected: bool = False
 
     @classmethod
-    def of(cls, header: Header, source: str = "measured") -> Audit:
-        """The audit of a table's header; numbers made of estimated rows never count as trusted."""
-        evidence = header.additivity or {}
+    def of(cls, header: Header, source: str = "measured", corrected: bool = False) -> Audit:
+        """The audit of a table's header; numbers made of estimated rows never count as trusted.
+
+        Args:
+            corrected: of sums with the header's correction applied.
+        """
+        evidence = (header.correction if corrected else header.additivity) or {}
         mape, worst, tau = (_fraction(evidence.get(name)) for name in ("mape", "worst", "kendall_tau"))
         count = evidence.get("networks")
         networks = count if isinstance(count, int) and not isinstance(count, bool) else 0
+        interval = _fraction(evidence.get("interval"))
         if "estimated" in source:
-            return cls("estimated", mape, worst, tau, networks, max(ESTIMATED_MARGIN, worst or 0.0))
+            margin = max(ESTIMATED_MARGIN, worst or 0.0)
+            return cls("estimated", mape, worst, tau, networks, margin, margin, corrected)
         if mape is None:
-            return cls("unknown", None, worst, tau, networks, UNKNOWN_MARGIN)
+            return cls("unknown", None, worst, tau, networks, UNKNOWN_MARGIN, UNKNOWN_MARGIN, corrected)
         margin = max(mape, worst if worst is not None else 2.0 * mape)
         if mape > LIMIT:
-            return cls("over limit", mape, worst, tau, networks, max(UNKNOWN_MARGIN, margin))
-        return cls("trusted", mape, worst, tau, networks, margin)
+            margin = max(UNKNOWN_MARGIN, margin)
+            return cls("over limit", mape, worst, tau, networks, margin, margin, corrected)
+        width = margin if interval is None else interval
+        return cls("trusted", mape, worst, tau, networks, margin, width, corrected)
 
     def interval(self, latency_ms: float) -> tuple[float, float]:
         """The range, in ms, that a prediction stands for."""
-        return latency_ms * max(0.0, 1.0 - self.margin), latency_ms * (1.0 + self.margin)
+        return latency_ms * max(0.0, 1.0 - self.width), latency_ms * (1.0 + self.width)
 
     @property
     def sentence(self) -> str:
         """One line to print beside every prediction."""
+        what = "error of corrected sums" if self.corrected else "error"
         if self.state == "trusted":
-            return f"error on {self.networks} whole networks: {self.mape:.1%} on average, margin {self.margin:.1%}"
+            return f"{what} on {self.networks} whole networks: {self.mape:.1%} on average, margin {self.margin:.1%}"
         if self.state == "over limit":
             return (
-                f"error on whole networks {self.mape:.1%} is over the limit of {LIMIT:.0%}: "
+                f"{what} on whole networks {self.mape:.1%} is over the limit of {LIMIT:.0%}: "
                 f"budgets are held to a margin of {self.margin:.0%}"
             )
         if self.state == "estimated":

@@ -16,6 +16,7 @@ from latency_tables.coverage import Coverage, coverage
 from latency_tables.diff import Diff, diff, markdown
 from latency_tables.errors import TableError
 from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
+from latency_tables.overview import overview, render
 from latency_tables.plan import Plan
 from latency_tables.predict import Prediction, parse_layers, predict, read_arrangement
 from latency_tables.record import Record
@@ -66,11 +67,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     ask.add_argument("--device", required=True, help="path, device, or device/runtime of the table")
     ask.add_argument("--arrangement", type=Path, help="an arrangement's YAML (default: no temporal layers)")
     ask.add_argument("--layers", action="append", default=[], metavar="POSITION=LABEL + LABEL")
-    ask.add_argument("--latency-ms", type=float, help="limit of one evaluation")
-    ask.add_argument("--memory-mb", type=float, help="limit of the peak")
-    ask.add_argument("--allow-mixed", action="store_true", help="measured and estimated rows together")
+    _add_costing(ask)
     ask.add_argument("--steps", type=int, help="evaluations of a whole video, for its time in the network")
     ask.add_argument("--guidance", action="store_true", help="each step evaluates the network twice")
+    whole = command("costs", _costs, "cheapest, dearest, distribution of a space; exit code 1 if no arrangement fits")
+    whole.add_argument("space", help="a shipped space's name, or a plan JSON")
+    whole.add_argument("--device", required=True, help="path, device, or device/runtime of the table")
+    _add_costing(whole)
     compare = command("diff", _diff, "what changed between two tables; exit code 1 on a regression")
     compare.add_argument("before")
     compare.add_argument("after")
@@ -85,6 +88,28 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     close = command("seal", _seal, "accept a table that was edited by hand: check it, write its checksum")
     close.add_argument("table", type=Path)
     return parser
+
+
+def _add_costing(parser: argparse.ArgumentParser) -> None:
+    """What every command that costs arrangements takes."""
+    parser.add_argument("--latency-ms", type=float, help="limit of one evaluation")
+    parser.add_argument("--memory-mb", type=float, help="limit of the peak")
+    parser.add_argument("--parameters-min", type=float, help="least parameters, backbone included, e.g. 550e6")
+    parser.add_argument("--parameters-max", type=float, help="most parameters, backbone included")
+    parser.add_argument("--allow-mixed", action="store_true", help="measured and estimated rows together")
+    parser.add_argument("--bare", action="store_true", help="leave the table's correction out")
+
+
+def _costing(arguments: argparse.Namespace) -> tuple[CostModel, Budget]:
+    plan = Plan.load(arguments.space)
+    table = load_table(arguments.device, arguments.dir)
+    model = CostModel(plan, table, allow_mixed=arguments.allow_mixed, correct=False if arguments.bare else None)
+    return model, Budget(
+        latency_ms=arguments.latency_ms,
+        memory_mb=arguments.memory_mb,
+        parameters_min=arguments.parameters_min,
+        parameters_max=arguments.parameters_max,
+    )
 
 
 # Commands ---------------------------------------------------------------------------------------------
@@ -157,16 +182,14 @@ def _coverage(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
-    plan = Plan.load(arguments.space)
-    table = load_table(arguments.device, arguments.dir)
-    model = CostModel(plan, table, allow_mixed=arguments.allow_mixed)
+    model, budget = _costing(arguments)
+    plan = model.plan
     layers: dict[str, tuple[str, ...]] = {}
     if arguments.arrangement is not None:
         space, layers = read_arrangement(arguments.arrangement)
         if space and space != plan.space:
             raise TableError(f"{arguments.arrangement} is an arrangement of {space}, not of {plan.space}; name {space}")
     layers |= parse_layers(arguments.layers)
-    budget = Budget(latency_ms=arguments.latency_ms, memory_mb=arguments.memory_mb)
     if arguments.steps is not None and arguments.steps < 1:
         raise TableError(f"--steps must be 1 or more, but is {arguments.steps}")
     found = predict(model, layers, budget if budget.given else None)
@@ -181,6 +204,15 @@ def _predict(arguments: argparse.Namespace) -> int:
             f"a video   {evaluations} evaluations, {video / 1000:.2f} s in the network (text encoder and decoder apart)"
         )
     return NO if found.fits is False else DONE
+
+
+def _costs(arguments: argparse.Namespace) -> int:
+    found = overview(*_costing(arguments))
+    if arguments.json:
+        _emit(_plain(found))
+    else:
+        print(render(found))
+    return DONE if found.infeasible is None else NO
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latency_tables.audit import Audit
+from latency_tables.correction import Correction
 from latency_tables.errors import TableError
+from latency_tables.header import Header
 from latency_tables.plan import BYTES_PER_ELEMENT, Plan, PlanPosition
 from latency_tables.record import METHODS, SOURCES, Record
 from latency_tables.table import Table, describe_sources
@@ -59,7 +61,7 @@ class CostModel:
         table: rows of one device and runtime.
         method: which rows to build on; by default the first of in_context, slope and alone that covers every workload.
         allow_mixed: build on measured and estimated rows together. Off, that is refused; on, ``source`` says so.
-        correct: apply the table's fitted correction to the latencies.
+        correct: apply the table's fitted correction to the latencies; by default where there is one.
 
     Attributes:
         source: ``measured``, ``estimated``, ``imported`` or ``mixed: ...``; print it beside every number.
@@ -72,7 +74,13 @@ class CostModel:
     """
 
     def __init__(
-        self, plan: Plan, table: Table, method: str | None = None, *, allow_mixed: bool = False, correct: bool = False
+        self,
+        plan: Plan,
+        table: Table,
+        method: str | None = None,
+        *,
+        allow_mixed: bool = False,
+        correct: bool | None = None,
     ) -> None:
         self.plan = plan
         self.header = table.header
@@ -88,15 +96,16 @@ class CostModel:
                 f"{plan.space} on {table.header.device}: rows of several sources ({self.source}) do not mix silently; "
                 "measure the rest with `nas profile`, or say so with --allow-mixed"
             )
-        self.audit = Audit.of(table.header, self.source)
-        self.correction = _correction(table, correct)
+        self.correction = _correction(table.header, plan, correct)
+        self.audit = Audit.of(table.header, self.source, corrected=self.correction is not None)
         self.unknown_memory = tuple(
             record.key
             for record in self.rows.values()
             if record.ok and (record.weights_mb is None or record.activation_peak_mb is None)
         )
         self._element_mb = BYTES_PER_ELEMENT[self.precision] / 1e6
-        offset, scale, per_layer = self.correction
+        fit = self.correction
+        offset, scale, per_layer = (fit.offset_ms, fit.scale, fit.per_layer_ms) if fit else (0.0, 1.0, 0.0)
         latency, self.backbone_weights_mb, self.backbone_activation_mb = _costs_of(self.rows[plan.backbone_workload])
         self.backbone_latency_ms = offset + scale * latency
         self._layers = {
@@ -331,20 +340,18 @@ def _choose_method(plan: Plan, table: Table, precision: str, method: str | None)
     return METHODS[0]
 
 
-def _correction(table: Table, correct: bool) -> tuple[float, float, float]:
-    """(offset_ms, scale, per_layer_ms) to apply: the identity unless a correction is asked for."""
-    if not correct:
-        return 0.0, 1.0, 0.0
-    fit = table.header.correction
-    if fit is None:
-        raise TableError(
-            f"{table.header.device}/{table.header.runtime}: the table has no correction; leave --correct out"
-        )
-    values = tuple(fit.get(name) for name in ("offset_ms", "scale", "per_layer_ms"))
-    if not all(isinstance(value, (int, float)) for value in values):
-        raise TableError(f"{table.header.device}: the correction needs offset_ms, scale and per_layer_ms; fit it again")
-    offset, scale, per_layer = (float(value) for value in values if value is not None)
-    return offset, scale, per_layer
+def _correction(header: Header, plan: Plan, correct: bool | None) -> Correction | None:
+    """The correction to apply: the header's, unless it was fitted on networks of another space."""
+    if header.correction is None:
+        if correct:
+            raise TableError(
+                f"{header.device}/{header.runtime}: the table has no correction; leave it out, or fit one with "
+                f"`nas profile {plan.space} --device {header.device} --networks 20`"
+            )
+        return None
+    if correct is False or (correct is None and header.correction.get("space", plan.space) != plan.space):
+        return None
+    return Correction.from_mapping(header.correction)
 
 
 def _costs_of(record: Record) -> tuple[float, float, float]:

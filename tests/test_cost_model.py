@@ -175,16 +175,23 @@ def test_any_additive_column_is_summed_like_latency():
         model.column("joules", indices)
 
 
-def test_a_correction_is_applied_only_when_asked_for():
-    fit = {"offset_ms": 0.5, "scale": 1.1, "per_layer_ms": 0.1}
-    plan, table = small_plan(), small_table(header=small_header(correction=fit))
-    plain, corrected = CostModel(plan, table), CostModel(plan, table, correct=True)
+def test_a_correction_is_applied_unless_left_out_or_of_another_space():
+    fit = {"form": "scale + offset + per layer", "offset_ms": 0.5, "scale": 1.1, "per_layer_ms": 0.1, "networks": 20}
+    fit |= {"mape": 0.01, "worst": 0.03, "interval": 0.02, "bare_mape": 0.04}
+    plan, table = small_plan(), small_table(header=small_header(correction={"space": "small", **fit}))
+    plain, corrected = CostModel(plan, table, correct=False), CostModel(plan, table)
     indices = plain.random(10, np.random.default_rng(0))
     layers = np.array([sum(len(labels) for labels in plain.decode(row).values()) for row in indices])
     expected = 0.5 + 1.1 * plain.cost(indices).latency_ms + 0.1 * layers
     np.testing.assert_allclose(corrected.cost(indices).latency_ms, expected)
+    assert corrected.audit.corrected and corrected.audit.interval(100.0) == pytest.approx((98.0, 102.0))
+    assert plain.audit.state == "unknown"
+    other = small_table(header=small_header(correction={"space": "another", **fit}))
+    np.testing.assert_allclose(CostModel(plan, other).cost(indices).latency_ms, plain.cost(indices).latency_ms)
     with pytest.raises(TableError, match="has no correction"):
         CostModel(plan, small_table(), correct=True)
+    with pytest.raises(TableError, match="correction.form is None"):
+        CostModel(plan, small_table(header=small_header(correction={"scale": 1.0})))
 
 
 @pytest.mark.parametrize(
