@@ -30,7 +30,7 @@ class Header:
             another identity are refused.
         toolkit_version, created, updated: what wrote the table and on which days (ISO dates).
         additivity: evidence from whole networks (``mape``, ``kendall_tau``, ``worst``, ``networks``, ...), or unknown.
-        correction: a fit of whole networks on sums of rows, with its cross-validated error, or none; see ``correction``.
+        correction: a fit of whole networks on sums of rows, with its cross-validated error (``Correction``).
         reference: the reference workload's latency and spread through the run, or unknown.
         details: anything else worth keeping (threads, commit, seeds), as plain YAML values.
 
