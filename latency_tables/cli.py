@@ -18,7 +18,7 @@ from latency_tables.errors import TableError
 from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
 from latency_tables.overview import overview, render
 from latency_tables.plan import Plan
-from latency_tables.predict import Prediction, parse_layers, predict, read_arrangement
+from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, read_arrangement, video_time
 from latency_tables.record import Record
 from latency_tables.table import Table, seal
 from latency_tables.validate import Finding, validate
@@ -190,19 +190,18 @@ def _predict(arguments: argparse.Namespace) -> int:
         if space and space != plan.space:
             raise TableError(f"{arguments.arrangement} is an arrangement of {space}, not of {plan.space}; name {space}")
     layers |= parse_layers(arguments.layers)
-    if arguments.steps is not None and arguments.steps < 1:
-        raise TableError(f"--steps must be 1 or more, but is {arguments.steps}")
     found = predict(model, layers, budget if budget.given else None)
-    evaluations = (arguments.steps or 0) * (2 if arguments.guidance else 1)
-    video = evaluations * found.latency_ms if evaluations else None
+    video = None
+    if arguments.steps is not None:
+        table = load_table(arguments.device, arguments.dir)
+        video = video_time(model, table, found.latency_ms, arguments.steps, arguments.guidance)
     if arguments.json:
-        _emit({**_plain(found), "evaluations": evaluations or None, "network_ms_per_video": video})
+        told = None if video is None else {**_plain(video), "total_ms": video.total_ms}
+        _emit({**_plain(found), "video": told})
         return NO if found.fits is False else DONE
     print(_predicted(found))
     if video is not None:
-        print(
-            f"a video   {evaluations} evaluations, {video / 1000:.2f} s in the network (text encoder and decoder apart)"
-        )
+        print(_timed(video))
     return NO if found.fits is False else DONE
 
 
@@ -289,6 +288,18 @@ def _row(record: Record) -> str:
         f"{number(record.latency_iqr_ratio, '.1%'):>7} {number(record.weights_mb, '.2f'):>9} "
         f"{number(record.activation_peak_mb, '.2f'):>9}  {record.key}{form}{told}"
     )
+
+
+def _timed(video: VideoTime) -> str:
+    def seconds(value: float | None) -> str:
+        return "unknown" if value is None else f"{value / 1000:.2f} s"
+
+    total = seconds(video.total_ms) if not video.missing else f"over {seconds(video.network_ms)}"
+    line = (
+        f"a video   {total}: text encoder {seconds(video.text_encoder_ms)}, {video.evaluations} evaluations "
+        f"{seconds(video.network_ms)}, decoder {seconds(video.decoder_ms)}"
+    )
+    return line + (f" (no row of {', '.join(video.missing)}; measure it with nas profile)" if video.missing else "")
 
 
 def _predicted(found: Prediction) -> str:

@@ -12,6 +12,7 @@ from latency_tables.cost import CostModel
 from latency_tables.errors import TableError
 from latency_tables.files import read_bytes
 from latency_tables.header import parse_yaml
+from latency_tables.table import Table
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,53 @@ def predict(model: CostModel, arrangement: Mapping[str, Sequence[str]], budget: 
         violations,
         infeasible,
     )
+
+
+@dataclass(frozen=True)
+class VideoTime:
+    """The time of a whole video: text encoder + steps x network + decoder, in ms.
+
+    Attributes:
+        evaluations: of the network: steps, twice as many with guidance.
+        text_encoder_ms, decoder_ms: all their calls; zero where the space has none, ``None`` where the table lacks it.
+        missing: workload keys without a number.
+    """
+
+    evaluations: int
+    network_ms: float
+    text_encoder_ms: float | None
+    decoder_ms: float | None
+    missing: tuple[str, ...]
+
+    @property
+    def total_ms(self) -> float | None:
+        """All three; ``None`` while one is unknown."""
+        if self.text_encoder_ms is None or self.decoder_ms is None:
+            return None
+        return self.network_ms + self.text_encoder_ms + self.decoder_ms
+
+
+def video_time(model: CostModel, table: Table, latency_ms: float, steps: int, guidance: bool = False) -> VideoTime:
+    """What a video takes of ``steps`` evaluations at ``latency_ms`` each; guidance evaluates, and encodes, twice.
+
+    Raises:
+        TableError: on fewer steps than one.
+    """
+    if steps < 1:
+        raise TableError(f"--steps must be 1 or more, but is {steps}")
+    times = 2 if guidance else 1
+    parts: list[float | None] = []
+    missing = []
+    for end, repeats in ((model.plan.text_encoder, times), (model.plan.decoder, 1)):
+        row = table.get(f"{end.workload}@{model.precision}") if end else None
+        if end is None:
+            parts.append(0.0)
+        elif row is None or row.latency_ms_median is None:
+            parts.append(None)
+            missing.append(f"{end.workload}@{model.precision}")
+        else:
+            parts.append(row.latency_ms_median * end.calls * repeats)
+    return VideoTime(steps * times, steps * times * latency_ms, parts[0], parts[1], tuple(missing))
 
 
 def read_arrangement(path: str | Path) -> tuple[str, dict[str, tuple[str, ...]]]:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from table_fixtures import plan_json, small_header, small_plan, small_record, small_table
 
+from latency_tables import CostModel, Plan, TableError
 from latency_tables.cli import main
 from latency_tables.coverage import coverage
 from latency_tables.diff import diff
+from latency_tables.predict import video_time
 from latency_tables.table import Table, table_path
 from latency_tables.validate import validate
 
@@ -80,6 +82,34 @@ def test_predict_holds_an_arrangement_to_a_budget(folder: Path, capsys: pytest.C
     assert code == 1 and "breaks the budget: latency_ms by" in out and "nearest feasible budget" in out
     code, out, _ = run(folder, "predict", plan, "--device", device, "--steps", "4", "--guidance", capsys=capsys)
     assert code == 0 and "8 evaluations" in out
+
+
+def test_a_video_is_text_encoder_and_steps_and_every_call_of_the_decoder() -> None:
+    data = plan_json()
+    data["text_encoder"] = {"workload": "text_encoder:small/l16x32/b1", "parameters": 10, "calls": 1}
+    data["decoder"] = {"workload": "decoder:small/t2/8x8/b1", "parameters": 10, "calls": 5}
+    table = small_table()
+    table.append(small_record("text_encoder:small/l16x32/b1@fp32", 3.0, precision="fp32"))
+    model = CostModel(Plan.from_json(data), table)
+    partial = video_time(model, table, 10.0, 4)
+    assert partial.total_ms is None and partial.missing == ("decoder:small/t2/8x8/b1@fp32",)
+    table.append(small_record("decoder:small/t2/8x8/b1@fp32", 7.0, precision="fp32"))
+    whole = video_time(model, table, 10.0, 4, guidance=True)
+    assert (whole.evaluations, whole.network_ms, whole.total_ms) == (8, 80.0, 80.0 + 2 * 3.0 + 5 * 7.0)
+    with pytest.raises(TableError, match="--steps must be 1 or more"):
+        video_time(model, table, 10.0, 0)
+
+
+def test_costs_answers_for_the_whole_space(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, device = str(folder / "small.plan.json"), small_header().device
+    code, out, _ = run(folder, "costs", plan, "--device", device, "--json", capsys=capsys)
+    found = json.loads(out)
+    assert code == 0 and found["share"] is None
+    least, most = (found["extremes"]["latency_ms"][sense]["value"] for sense in ("min", "max"))
+    code, out, _ = run(folder, "costs", plan, "--device", device, "--latency-ms", str(most * 2), capsys=capsys)
+    assert code == 0 and "with the margin kept" in out and "(100.0000%)" in out
+    code, out, _ = run(folder, "costs", plan, "--device", device, "--latency-ms", str(least / 2), capsys=capsys)
+    assert code == 1 and "nearest feasible budget" in out
 
 
 def test_predict_refuses_layers_that_are_not_offered(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
