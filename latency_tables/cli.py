@@ -17,7 +17,7 @@ from latency_tables.diff import Diff, diff, markdown
 from latency_tables.errors import TableError
 from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
 from latency_tables.overview import overview, render
-from latency_tables.plan import Plan
+from latency_tables.plan import Plan, list_plans
 from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, read_arrangement, video_time
 from latency_tables.record import Record
 from latency_tables.table import Table, seal
@@ -60,7 +60,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     check = command("validate", _validate, "check tables; exit code 1 on an error")
     check.add_argument("tables", nargs="*", help="paths, devices, or device/runtime (default: all)")
     cover = command("coverage", _coverage, "which workloads of a space are missing; exit code 1 if any")
-    cover.add_argument("space", help="a shipped space's name, or a plan JSON")
+    cover.add_argument("space", help="a shipped space's name, a plan JSON, or all: every shipped space begun there")
     cover.add_argument("tables", nargs="*", help="paths, devices, or device/runtime (default: all)")
     ask = command("predict", _predict, "what an arrangement costs; exit code 1 if it breaks a limit")
     ask.add_argument("space", help="a shipped space's name, or a plan JSON")
@@ -160,11 +160,16 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _coverage(arguments: argparse.Namespace) -> int:
-    plan = Plan.load(arguments.space)
+    every = arguments.space == "all"
+    plans = [Plan.load(name) for name in (list_plans() if every else [arguments.space])]
     named = arguments.tables or list(known_tables(arguments.dir))
     if not named:
-        raise TableError(f"no tables in {arguments.dir}; measure one with nas profile {plan.space}")
-    found: list[Coverage] = [coverage(plan, load_table(name, arguments.dir)) for name in named]
+        raise TableError(f"no tables in {arguments.dir}; measure one with nas profile")
+    found: list[Coverage] = []
+    for name in named:
+        table = load_table(name, arguments.dir)
+        compared = [coverage(plan, table) for plan in plans]
+        found += [entry for entry in compared if entry.begun or not every]
     complete = all(entry.complete for entry in found)
     if arguments.json:
         _emit([_plain(entry) for entry in found])

@@ -35,6 +35,11 @@ class Coverage:
         """Whether every workload has a row, failed ones included: a failure is a result."""
         return not self.missing
 
+    @property
+    def begun(self) -> bool:
+        """Whether the table has a row of the space's at all."""
+        return bool(self.ok or self.failed)
+
 
 def coverage(plan: Plan, table: Table, precision: str | None = None) -> Coverage:
     """Compare the workloads of a plan with the rows of a table.
