@@ -24,7 +24,7 @@ def member(rank: int, port: int, arguments: tuple[Any, ...], said: Any) -> None:
 
     PartialState._reset_state()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # as launchers set it
     try:
         finetune(*arguments)
     except NasError as error:
