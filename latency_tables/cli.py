@@ -176,7 +176,7 @@ def _coverage(arguments: argparse.Namespace) -> int:
         return DONE if complete else NO
     for entry in found:
         total = len(entry.ok) + len(entry.failed) + len(entry.missing)
-        print(f"{entry.device}/{entry.runtime} ({entry.source}): {len(entry.ok)} of {total} with a number")
+        print(f"{entry.space} on {entry.device}/{entry.runtime} ({entry.source}): {len(entry.ok)} of {total} known")
         for key, reason in entry.failed.items():
             print(f"  {key}: {reason}")
         for key in entry.missing:
