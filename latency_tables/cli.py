@@ -21,6 +21,7 @@ from latency_tables.plan import Plan, list_plans
 from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, read_arrangement, video_time
 from latency_tables.record import Record
 from latency_tables.table import Table, seal
+from latency_tables.transfer import transfer
 from latency_tables.validate import Finding, validate
 
 DONE, NO, WRONG_USE = 0, 1, 2
@@ -80,6 +81,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     compare.add_argument("--threshold", type=float, default=0.03, help="smallest slowdown that counts (0.03)")
     compare.add_argument("--allow-removed", action="store_true", help="rows that disappeared are no regression")
     compare.add_argument("--markdown", action="store_true", help="as a pull-request comment")
+    move = command("transfer", _transfer, "predict the rows that a hardly measured device lacks from another's table")
+    move.add_argument("source", help="a complete table: path, device, or device/runtime")
+    move.add_argument("target", help="a table with a few measured rows")
+    move.add_argument("--out", type=Path, required=True, help="path of the CSV to write")
+    move.add_argument("--next", type=int, default=3, help="how many rows to name for measuring next (3)")
     join = command("merge", _merge, "one table of two, measured on the same device")
     join.add_argument("ours")
     join.add_argument("theirs")
@@ -230,6 +236,23 @@ def _diff(arguments: argparse.Namespace) -> int:
         text = markdown(found)
         print(text if arguments.markdown else text.replace("**", "").replace("`", ""), end="")
     return NO if found.regressions else DONE
+
+
+def _transfer(arguments: argparse.Namespace) -> int:
+    source, target = (load_table(name, arguments.dir) for name in (arguments.source, arguments.target))
+    if arguments.out.exists():
+        raise TableError(f"{arguments.out} is there already; give another --out")
+    if arguments.next < 0:
+        raise TableError(f"--next must be 0 or more, but is {arguments.next}")
+    found = transfer(source, target, arguments.next)
+    path = found.table.save(arguments.out)
+    if arguments.json:
+        return _emit({"table": str(path), "predicted": found.predicted, "width": found.width, "next": found.next})
+    print(f"{path}: {len(found.predicted)} rows estimated, 90% intervals of +{found.width:.0%} on average")
+    print("they are no measurements: costs are refused without --allow-mixed")
+    for key in found.next:
+        print(f"measure next: {key}")
+    return DONE
 
 
 def _merge(arguments: argparse.Namespace) -> int:
