@@ -2,7 +2,7 @@
 
 Both tables are measured whole; then all but a few rows of the target are hidden and predicted, many times over. The
 roofline baseline scales the shipped estimates of another chip by the constant that fits the few rows best. Exit code 1
-where the transfer's error is not the lowest.
+where the transfer is worse than the constant.
 
     python benchmarks/transfer.py [--source TABLE.csv --target TABLE.csv] [--space tiny] [--draws 40]
 """
