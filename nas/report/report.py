@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from latency_tables.report.page import render_page, write_page
 from nas.report.figures import curve_figure, front_figure
 from nas.report.folder import KINDS, Row, RunFolder, read_run
 from nas.report.strips import animated_strip, sheet, still
@@ -35,26 +32,17 @@ def write_report(run_dir: Path | str) -> Path:
         NasError: if the folder does not exist or holds nothing of a run.
     """
     run = read_run(Path(run_dir))
-    page = render(run)
-    path = run.path / FILE
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_page(run.path / FILE, render(run))
 
 
 def render(run: RunFolder) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(ms=_ms, mb=_mb, loss=_loss, count=_count, percent=_percent, brief=brief)
     chosen = next((row for row in run.front if row.chosen), None)
-    figures = _figures(run)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        HERE,
+        "report.html.j2",
+        _figures(run),
+        {"ms": _ms, "mb": _mb, "loss": _loss, "count": _count, "percent": _percent, "brief": brief},
         run=run,
         metrics=run.metrics,
         chosen=chosen,
@@ -63,7 +51,6 @@ def render(run: RunFolder) -> str:
         tiles=_tiles(run),
         source=run.sources.word,
         estimate_notice=_estimate_notice(run),
-        figures=figures,
         front_rows=sorted((row for row in run.front if row.on_front or row.is_empty), key=_latency),
         tally=_tally(run.front),
         why=_why(run),
@@ -78,9 +65,6 @@ def render(run: RunFolder) -> str:
         timings=_timings(run),
         coreml=_facts(run.metrics.get("coreml")),
         evaluation=_evaluation(_dict(run.metrics.get("evaluation"))),
-        style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "report.js").read_text(encoding="utf-8")),
-        plotly=_plotly() if figures else "",
     )
 
 
@@ -390,13 +374,6 @@ def _timings(run: RunFolder) -> list[dict[str, Any]]:
         {"name": name, "value": _seconds(value), "share": value / longest if longest else 0.0}
         for name, value in timings.items()
     ]
-
-
-def _plotly() -> str:
-    """plotly.js, compressed: the page unpacks it, at well under half the size."""
-    from plotly.offline import get_plotlyjs
-
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 # Small texts ---------------------------------------------------------------------------------------

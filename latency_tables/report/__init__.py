@@ -1,0 +1,1 @@
+"""Pages that open offline: a table, and what changed between two."""
