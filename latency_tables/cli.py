@@ -23,6 +23,7 @@ from latency_tables.record import Record
 from latency_tables.table import Table, seal
 from latency_tables.transfer import transfer
 from latency_tables.validate import Finding, validate
+from latency_tables.versions import committed, previous
 
 DONE, NO, WRONG_USE = 0, 1, 2
 
@@ -81,6 +82,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     compare.add_argument("--threshold", type=float, default=0.03, help="smallest slowdown that counts (0.03)")
     compare.add_argument("--allow-removed", action="store_true", help="rows that disappeared are no regression")
     compare.add_argument("--markdown", action="store_true", help="as a pull-request comment")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures")
+    page = command("report", _report, "a table as one page with pictures, and what changed since its last version")
+    page.add_argument("table", help="path, device, or device/runtime")
+    page.add_argument("beside", nargs="?", help="another device's table, side by side")
+    page.add_argument("--since", help="an earlier version: a table, or a git revision (default: the last other one)")
+    page.add_argument("--threshold", type=float, default=0.03, help="smallest slowdown that counts (0.03)")
+    page.add_argument("--out", type=Path, help="path of the page (default: DEVICE_RUNTIME.html)")
     move = command("transfer", _transfer, "predict the rows that a hardly measured device lacks from another's table")
     move.add_argument("source", help="a complete table: path, device, or device/runtime")
     move.add_argument("target", help="a table with a few measured rows")
@@ -226,8 +234,7 @@ def _costs(arguments: argparse.Namespace) -> int:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
-    if not arguments.threshold >= 0:
-        raise TableError(f"--threshold must be 0 or more, but is {arguments.threshold}")
+    _check_threshold(arguments.threshold)
     before, after = (load_table(name, arguments.dir) for name in (arguments.before, arguments.after))
     found: Diff = diff(before, after, arguments.threshold, arguments.allow_removed)
     if arguments.json:
@@ -235,7 +242,41 @@ def _diff(arguments: argparse.Namespace) -> int:
     else:
         text = markdown(found)
         print(text if arguments.markdown else text.replace("**", "").replace("`", ""), end="")
+    if arguments.html is not None:
+        from latency_tables.report.diff_page import write_diff_page
+
+        write_diff_page(arguments.html, before, after, arguments.threshold, arguments.allow_removed)
     return NO if found.regressions else DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from latency_tables.report.table_page import write_table_page
+
+    _check_threshold(arguments.threshold)
+    path = find_table(arguments.table, arguments.dir)
+    table = Table.load(path)
+    beside = None if arguments.beside is None else load_table(arguments.beside, arguments.dir)
+    out = arguments.out or Path(f"{table.header.device}_{table.header.runtime}.html")
+    since = _since(arguments.since, path, arguments.dir)
+    page = write_table_page(out, table, since, beside, arguments.threshold)
+    if arguments.json:
+        return _emit({"page": str(page), "since": since and since[0]})
+    print(f"{page}: {len(table)} rows{f', changes since {since[0]}' if since else ''}")
+    return DONE
+
+
+def _since(named: str | None, path: Path, folder: Path) -> tuple[str, Table] | None:
+    """The version to compare with: the named table or revision, or what git remembers."""
+    if named is None:
+        return previous(path)
+    if Path(named).suffix == ".csv" or named in known_tables(folder):
+        return named, load_table(named, folder)
+    return named, committed(path, named)
+
+
+def _check_threshold(value: float) -> None:
+    if not value >= 0:
+        raise TableError(f"--threshold must be 0 or more, but is {value}")
 
 
 def _transfer(arguments: argparse.Namespace) -> int:

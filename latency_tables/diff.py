@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from latency_tables.header import IDENTITY
@@ -67,6 +68,50 @@ class Diff:
     def counts(self) -> dict[str, int]:
         """How many changes of each kind."""
         return {kind: sum(change.kind == kind for change in self.changes) for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row's latency on both sides, the reference workload divided out.
+
+    Attributes:
+        before, after: the row on each side; both are ok.
+        ratio: after over before.
+        low, high: the least and most that the ratio can be within both sides' spread. A row changed if 1 is outside.
+    """
+
+    before: Record
+    after: Record
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def primary_key(self) -> tuple[str, str, str]:
+        return self.after.primary_key
+
+    @property
+    def beyond(self) -> bool:
+        """Whether the change is beyond the spread of both sides."""
+        return self.low > 1.0 or self.high < 1.0
+
+
+def compare(before: Table, after: Table) -> list[Compared]:
+    """Every row that has a latency on both sides, by primary key."""
+    drift, noise = _drift(before, after)
+    old = {record.primary_key: record for record in before}
+    pairs = ((old[record.primary_key], record) for record in after if record.primary_key in old)
+    return [row for pair in pairs if (row := _compared(*pair, drift or 1.0, noise)) is not None]
+
+
+def _compared(old: Record, new: Record, drift: float, noise: float) -> Compared | None:
+    if not (old.ok and new.ok and old.latency_ms_median and new.latency_ms_median):
+        return None
+    (old_low, old_high), (new_low, new_high) = _interval(old), _interval(new)
+    slack = 1.0 + noise
+    low = new_low / drift / old_high / slack
+    high = new_high / drift / old_low * slack if old_low > 0 else math.inf
+    return Compared(old, new, new.latency_ms_median / old.latency_ms_median / drift, low, high)
 
 
 def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bool = False) -> Diff:
@@ -135,18 +180,13 @@ def _compare(old: Record, new: Record, drift: float, noise: float, threshold: fl
     if old.source != new.source:
         regression = old.source == "measured"
         found.append(Change("source", *where, old.source, new.source, None, 0.0, regression))
-    if old.ok and new.ok and old.latency_ms_median and new.latency_ms_median:
-        ratio = new.latency_ms_median / old.latency_ms_median / drift
-        (old_low, old_high), (new_low, new_high) = _interval(old), _interval(new)
-        slack = 1.0 + noise
-        beyond = new_low / drift > old_high * slack or new_high / drift < old_low / slack
-        if beyond:
-            spread = (old_high / old.latency_ms_median - 1.0) + (1.0 - new_low / new.latency_ms_median) + noise
-            if ratio < 1.0:
-                spread = (1.0 - old_low / old.latency_ms_median) + (new_high / new.latency_ms_median - 1.0) + noise
-            kind = "slower" if ratio > 1.0 else "faster"
-            worse = ratio > 1.0 + threshold
-            found.append(Change(kind, *where, _latency(old), _latency(new), ratio, spread, worse))
+    row = _compared(old, new, drift, noise)
+    if row is not None and row.beyond:
+        # The half ranges that face each other: what the ratio had to pass to count.
+        spread = 1.0 - row.low / row.ratio if row.ratio > 1.0 else row.high / row.ratio - 1.0
+        kind = "slower" if row.ratio > 1.0 else "faster"
+        worse = row.ratio > 1.0 + threshold
+        found.append(Change(kind, *where, _latency(old), _latency(new), row.ratio, spread, worse))
     for name, label in (("weights_mb", "weights"), ("activation_peak_mb", "activations")):
         first, second = getattr(old, name), getattr(new, name)
         if first is None or second is None or abs(second - first) <= MEMORY_TOLERANCE * max(first, 1e-3):
