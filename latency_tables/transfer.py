@@ -60,9 +60,10 @@ def transfer(source: Table, target: Table, count: int = 3) -> Transfer:
     """
     known, unknown = _split(source, target)
     if len(known) < MIN_ROWS:
+        first = ", ".join(measure_first(source, target, MIN_ROWS)) or "what the source has"
         raise TableError(
             f"{_name(source)} and {_name(target)} share {len(known)} workloads with a number, a transfer needs "
-            f"{MIN_ROWS} or more; measure some with `nas profile --device {target.header.device}`"
+            f"{MIN_ROWS} or more; measure these first: {first}"
         )
     if not unknown:
         raise TableError(f"{_name(target)} has every workload of {_name(source)}; there is nothing to transfer")
@@ -87,6 +88,17 @@ def transfer(source: Table, target: Table, count: int = 3) -> Transfer:
         float(np.mean(widths)),
         tuple(_key(rows[i], _precision(target)) for i in order),
     )
+
+
+def measure_first(source: Table, target: Table, count: int) -> tuple[str, ...]:
+    """The rows that narrow a transfer most before anything is known of how the devices compare; keys of the target."""
+    known, unknown = _split(source, target)
+    rows = [*(old for old, _ in known), *unknown]
+    if not rows:
+        return ()
+    ratios = np.log([_ms(new) / _ms(old) for old, new in known])
+    order = _Model(rows).next(np.arange(len(known)), ratios, count)
+    return tuple(_key(rows[i], _precision(target)) for i in order)
 
 
 class _Model:

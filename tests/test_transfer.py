@@ -118,7 +118,7 @@ def test_another_precision_moves_memory_along() -> None:
 
 
 def test_too_little_to_go_on_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(TableError, match="share 1 workloads"):
+    with pytest.raises(TableError, match="share 1 workloads.*measure these first: "):
         transfer(OLD, some(1))
     with pytest.raises(TableError, match="nothing to transfer"):
         transfer(OLD, TRUTH)
