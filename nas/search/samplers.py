@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import NasError
+from nas.search.ledger import ledger_of
 from nas.search.problem import Indices, Problem
 from nas.search.surrogate import SurrogateSampler
 
@@ -90,13 +91,7 @@ def distributions(problem: Problem) -> dict[str, CategoricalDistribution]:
 
 def evaluated(study: optuna.Study, problem: Problem) -> set[tuple[int, ...]]:
     """Choices that a trial has taken or is taking."""
-    states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.WAITING)
-    seen = set()
-    for trial in study.get_trials(deepcopy=False, states=states):
-        params = trial.params or trial.system_attrs.get("fixed_params", {})
-        if len(params) == len(problem.positions):
-            seen.add(tuple(int(i) for i in problem.indices(params)))
-    return seen
+    return set(ledger_of(study, problem).taken)
 
 
 def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices:

@@ -1,27 +1,34 @@
-"""The search loop: ask, score on the supernet, tell; stopped at any moment, it goes on from the journal."""
+"""The search loop: claim an arrangement, score it on the supernet, tell; any number of workers, stopped at any time."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.console import say
 from nas.errors import NasError
+from nas.search.lease import BEAT, LEASE, OWNER, Keeper, Owner
+from nas.search.ledger import GAVE_WAY, REFERENCE, Choice, Ledger, ledger_of
 from nas.search.problem import Problem
-from nas.search.samplers import SpaceExhausted, distributions, evaluated, make_sampler
+from nas.search.samplers import SpaceExhausted, distributions, make_sampler
+from nas.search.storage import DRAFT, Drafting, open_storage, shown
 from search_spaces.arrangement import Arrangement
 
-REFERENCE = "reference: "  # origin of the hand-made designs; never counted as search trials
+POLL = (0.02, 0.5)  # seconds between looks at others' trials once nothing is left to claim: doubled from first to last
+RETRY_OF = "retry_of"  # user attribute: number of the lost trial whose arrangement this one runs again
+
+Identity = Mapping[str, str]
+Details = Mapping[str, Mapping[str, str]]
 
 
 class Scored(Protocol):
@@ -63,93 +70,251 @@ class Evaluation:
 def search(
     problem: Problem,
     score: Callable[[Arrangement], Scored],
-    journal: Path,
+    where: Path | str,
     *,
-    identity: dict[str, str],
+    identity: Identity,
     trials: int,
     sampler: str,
     seed: int,
     progress: Callable[[int, int, Evaluation], None] | None = None,
+    details: Details | None = None,
+    study_name: str = "search",
+    check: Callable[[], None] | None = None,
+    lease: float = LEASE,
+    tell: Callable[[str], None] = say,
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
-    Each budget is a study of its own in the journal; a quality that any of them has asked for is never asked again.
+    Any number of processes may call this at once on one storage, join and leave: an arrangement is evaluated by one
+    of them, and again by another only if its worker is gone (see ``nas.search.lease``). All return when all is done.
+    Each budget is a study of its own; a quality that any study of the same identity has asked for is never asked
+    again.
 
     Args:
         problem: space, costs and budget. Somebody must have made sure that something is feasible.
         score: quality of an arrangement; the only expensive call.
-        journal: Optuna journal file; created, or continued when it is of the same ``identity``.
+        where: Optuna journal file, or a database's URL; created, or continued when it is of the same ``identity``.
         identity: what the scores and costs depend on (space, table, supernet, ...); a difference is refused.
-        trials: search trials wanted in all, those already in the journal included.
+        trials: search trials wanted in all, those already in the study included.
         sampler: a name in ``SAMPLERS``. seed: with one worker the whole study is a function of it.
         progress: called after each evaluation with (done, wanted, evaluation).
+        details: for a name in ``identity``, its parts: a refusal tells which of them changed.
+        study_name: before the limits in the study's name.
+        check: called before each trial; what it raises ends this worker.
+        lease: seconds without a beat after which a worker elsewhere is gone.
 
     Raises:
-        NasError: if the journal is another study's, is held by another process, or cannot be read.
+        NasError: if the study is another's, or the storage cannot be read.
     """
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(journal.with_suffix(".writer")):
-        study = open_study(journal, identity, problem)
-        known = known_scores(study)
-        _requeue_interrupted(study)
-        for name, choice in problem.hand_made().items():
-            if tuple(choice) not in evaluated(study, problem) and np.isfinite(problem.cost(choice).latency_ms[0]):
-                params = problem.params(choice)
-                study.enqueue_trial(params, user_attrs={"origin": REFERENCE + name})
+    if isinstance(where, Path):
+        where.parent.mkdir(parents=True, exist_ok=True)
+    storage = open_storage(where, tell)
+    study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
+    with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
+        worker = _Worker(study, problem, score, sampler, seed, trials, keeper, tell)
+        looked = 0.0
         while True:
-            done = [e for e in evaluations(study, problem) if not e.is_reference]
-            waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-            if len(done) >= trials and not waiting:
+            if check is not None:
+                check()
+            if time.monotonic() - looked > 1.0:
+                looked = time.monotonic()
+                _refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
+            evaluation = worker.step()
+            if evaluation is None:
                 return evaluations(study, problem)
-            number = len(study.get_trials(deepcopy=False))
-            try:
-                # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
-                study.sampler = make_sampler(sampler, problem, seed=_mix(seed, number))
-                trial = study.ask(dict(distributions(problem)))
-            except SpaceExhausted:
-                _requeue_interrupted(study, again=False)
-                return evaluations(study, problem)
-            evaluation = _evaluate(study, trial, problem, score, sampler, known)
             if progress is not None:
-                searched = len(done) + (not evaluation.is_reference)
-                progress(searched, trials, evaluation)
+                progress(worker.ledger.refresh().done, trials, evaluation)
 
 
-def _evaluate(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    problem: Problem,
-    score: Callable[[Arrangement], Scored],
-    sampler: str,
-    known: dict[str, Scored],
-) -> Evaluation:
-    choice = problem.indices(trial.params)
-    costs = problem.cost(choice)
-    violations = problem.violations(choice)
-    for limit, value in violations.items():
-        trial.set_constraint(limit, float(value[0]))
-    is_feasible = bool(problem.feasible(choice)[0])
-    if not violations:
-        trial.set_constraint("unlimited", 0.0)  # a trial without any constraint would be read as one never checked
-    arrangement = problem.arrangement(choice)
-    if arrangement.key not in known:
-        known[arrangement.key] = score(arrangement)
-    result = known[arrangement.key]
-    attributes = {
-        "origin": trial.user_attrs.get("origin", sampler),
-        "key": arrangement.key,
-        "feasible": is_feasible,  # optuna-dashboard 0.21 does not read 5.0's constraints yet
-        "loss_stderr": float(result.stderr),
-        "velocity_loss": float(result.velocity_loss),
-        "motion_loss": float(result.motion_loss),
-        "peak_mb": float(costs.peak_mb[0]),
-        "weights_mb": float(costs.weights_mb[0]),
-        "parameters": int(costs.parameters[0]),
-    }
-    for name, attribute in attributes.items():
-        trial.set_user_attr(name, attribute)
-    study.tell(trial, [float(result.loss), float(costs.latency_ms[0])])
-    return _evaluation(study.get_trials(deepcopy=False)[trial.number], problem)
+class _Worker:
+    """One process that searches: claims what is due, scores it, tells."""
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        problem: Problem,
+        score: Callable[[Arrangement], Scored],
+        sampler: str,
+        seed: int,
+        trials: int,
+        keeper: Keeper,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.study, self.problem, self.keeper = study, problem, keeper
+        self.ledger: Ledger = ledger_of(study, problem)
+        self._score, self._sampler, self._seed, self._trials, self._tell = score, sampler, seed, trials, tell
+        self._storage: Drafting = study._storage
+        self._known = known_scores(study)
+        self._exhausted = False
+        self._references: dict[Choice, str] = {}
+        for name, choice in problem.hand_made().items():
+            if np.isfinite(problem.cost(choice).latency_ms[0]):
+                self._references.setdefault(tuple(int(i) for i in choice), REFERENCE + name)
+
+    def step(self) -> Evaluation | None:
+        """Evaluate one arrangement; ``None`` when the study has all that were wanted."""
+        pause = POLL[0]
+        while True:
+            self._bury()
+            trial_id = self._claim()
+            if trial_id is not None:
+                self.keeper.hold(trial_id)
+                try:
+                    if self._stands(trial_id):
+                        evaluation = self._evaluate(trial_id)
+                        if evaluation is not None:
+                            return evaluation
+                except BaseException:
+                    self._release(trial_id)
+                    raise
+                finally:
+                    self.keeper.hold(None)
+                pause = POLL[0]
+            elif self.ledger.running:  # others' last trials: if a worker dies now, its arrangement is run here
+                time.sleep(pause)
+                pause = min(2 * pause, POLL[1])
+            else:
+                return None
+
+    # Claiming --------------------------------------------------------------------------------------------
+
+    def _bury(self) -> None:
+        """Fail the trials of dead workers: their arrangements are lost, and due again."""
+        for trial in self.ledger.refresh().running:
+            if self.keeper.dead(trial):
+                self._fail(trial._trial_id)
+
+    def _claim(self) -> int | None:
+        """The id of a running trial that is this worker's, with all that is known before its score; or ``None``.
+
+        Proposed in memory and written as one record, so that whoever sees it sees what it holds.
+        """
+        ledger = self.ledger.refresh()
+        self._storage.prepare(*self._due(ledger))
+        if not (ledger.waiting or self._storage.prepared):
+            if self._exhausted or ledger.searched_before(None) >= self._trials:
+                return None
+        try:
+            # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
+            self.study.sampler = make_sampler(self._sampler, self.problem, seed=self._seed_of(ledger))
+            trial = self.study.ask(dict(distributions(self.problem)))
+        except SpaceExhausted:
+            self._exhausted = True
+            self._storage.drop()
+            return None
+        self._describe(trial)
+        if trial._trial_id != DRAFT:  # somebody had enqueued it
+            return int(trial._trial_id)
+        return self._storage.keep()
+
+    def _due(self, ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any]]:
+        """User and system attributes of what must be run before anything is proposed, if there is such a thing."""
+        for choice, origin in self._references.items():
+            if choice not in ledger.taken and choice not in ledger.lost:
+                return {"origin": origin}, {"fixed_params": self.problem.params(choice)}
+        for choice, lost in ledger.lost.items():
+            kept = {name: value for name, value in lost.system_attrs.items() if not name.startswith("constraints")}
+            origin = self._references.get(choice, lost.user_attrs.get("origin"))
+            return (
+                {**({"origin": origin} if origin else {}), RETRY_OF: lost.number},
+                {**kept, "fixed_params": self.problem.params(choice)},
+            )
+        return {}, {}
+
+    def _seed_of(self, ledger: Ledger) -> int:
+        """Alone, a function of the seed and of how many trials there are; beside others each worker goes its way."""
+        others = any(Owner.of(trial) != self.keeper.owner for trial in ledger.running)
+        stream = [zlib.crc32(self.keeper.owner.token.encode())] if others else []
+        return int(np.random.SeedSequence([self._seed, ledger.live, *stream]).generate_state(1)[0])
+
+    def _describe(self, trial: optuna.Trial) -> None:
+        """Put down what is known before the score: the costs, the limits, whose it is."""
+        choice = self.problem.indices(trial.params)
+        costs = self.problem.cost(choice)
+        violations = self.problem.violations(choice)
+        for limit, value in violations.items():
+            trial.set_constraint(limit, float(value[0]))
+        if not violations:
+            trial.set_constraint("unlimited", 0.0)  # a trial without any constraint would be read as one never checked
+        attributes = {
+            "origin": trial.user_attrs.get("origin", self._sampler),
+            "key": self.problem.arrangement(choice).key,
+            "feasible": bool(self.problem.feasible(choice)[0]),  # optuna-dashboard 0.21 does not read 5.0's constraints
+            "peak_mb": float(costs.peak_mb[0]),
+            "weights_mb": float(costs.weights_mb[0]),
+            "parameters": int(costs.parameters[0]),
+            OWNER: self.keeper.owner.to_json(),
+            BEAT: 0,
+        }
+        for name, attribute in attributes.items():
+            trial.set_user_attr(name, attribute)
+
+    def _stands(self, trial_id: int) -> bool:
+        """Whether a claim may be evaluated: the later of two equal ones, and one too many, give way.
+
+        Numbers are given out in one order that everybody sees, and a claim is visible before it is looked at here: of
+        two workers with the same arrangement at least the later one sees the other.
+        """
+        ledger = self.ledger.refresh()
+        trial = self._storage.get_trial(trial_id)
+        choice = tuple(int(i) for i in self.problem.indices(trial.params))
+        asked_for = trial.user_attrs["origin"].startswith(REFERENCE) or RETRY_OF in trial.user_attrs
+        enqueued = not asked_for and "fixed_params" in trial.system_attrs
+        rivals = [n for n in ledger.holders(choice) if n != trial.number]
+        reason = ""
+        if any(n < trial.number or enqueued for n in rivals):
+            reason = f"the same arrangement as trial {min(rivals)}"
+        elif not (asked_for or enqueued) and ledger.searched_before(trial.number) >= self._trials:
+            reason = f"{self._trials} search trials are enough"
+        elif not asked_for and not trial.user_attrs["feasible"]:
+            reason = "breaks the budget"
+        if reason:
+            self._fail(trial_id, reason)
+        return not reason
+
+    # Scoring ---------------------------------------------------------------------------------------------
+
+    def _evaluate(self, trial_id: int) -> Evaluation | None:
+        """Score the arrangement and tell; ``None`` if the trial was taken from this worker meanwhile."""
+        trial = self._storage.get_trial(trial_id)
+        choice = self.problem.indices(trial.params)
+        arrangement = self.problem.arrangement(choice)
+        if arrangement.key not in self._known:
+            self._known[arrangement.key] = self._score(arrangement)
+        result = self._known[arrangement.key]
+        if not np.isfinite(result.loss):
+            raise NasError(
+                f"the score of arrangement {arrangement.key} is {result.loss}; the supernet's weights are damaged, "
+                "train it again"
+            )
+        parts = {"loss_stderr": result.stderr, "velocity_loss": result.velocity_loss, "motion_loss": result.motion_loss}
+        latency = float(self.problem.cost(choice).latency_ms[0])
+        try:
+            self._storage.set_trial_user_attr(trial_id, "score", {name: float(part) for name, part in parts.items()})
+            self.study.tell(trial.number, [float(result.loss), latency], state=TrialState.COMPLETE)
+        except (UpdateFinishedTrialError, ValueError):
+            pass  # ended before: by this very call, repeated after an outage, or by somebody who took it over
+        told = self._storage.get_trial(trial_id)
+        if told.state != TrialState.COMPLETE:
+            self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
+            return None
+        return _evaluation(told, self.problem)
+
+    def _release(self, trial_id: int) -> None:
+        """This worker ends: others may run its trial at once."""
+        if self._storage.get_trial(trial_id).state == TrialState.RUNNING:
+            self._fail(trial_id)
+
+    def _fail(self, trial_id: int, gave_way: str = "") -> None:
+        try:
+            if gave_way:
+                self._storage.set_trial_user_attr(trial_id, GAVE_WAY, gave_way)
+            self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            pass  # somebody else has just done the same
+
+
+# Studies -----------------------------------------------------------------------------------------------
 
 
 def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
@@ -158,7 +323,7 @@ def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
 
 
 def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
-    attributes = trial.user_attrs
+    attributes = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
     choice = problem.indices(trial.params)
     loss, latency = trial.values
     return Evaluation(
@@ -180,7 +345,7 @@ def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
 
 @dataclass(frozen=True)
 class _Known:
-    """A score read back from a journal."""
+    """A score read back from a storage."""
 
     loss: float
     stderr: float
@@ -189,97 +354,87 @@ class _Known:
 
 
 def known_scores(study: optuna.Study) -> dict[str, Scored]:
-    """Arrangement key -> score, from every study in the journal of this one."""
+    """Arrangement key -> score, from every study of the same identity in the storage of this one."""
     found: dict[str, Scored] = {}
-    for name in optuna.get_all_study_names(study._storage):
-        other = optuna.load_study(study_name=name, storage=study._storage, sampler=study.sampler)
-        for trial in other.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            have = trial.user_attrs
+    storage, identity = study._storage, study.user_attrs.get("identity")
+    for other in storage.get_all_studies():
+        if other.user_attrs.get("identity") != identity:
+            continue
+        for trial in storage.get_all_trials(other._study_id, deepcopy=False, states=(TrialState.COMPLETE,)):
+            have = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
             found[have["key"]] = _Known(
                 trial.values[0], have["loss_stderr"], have["velocity_loss"], have["motion_loss"]
             )
     return found
 
 
-def study_name(problem: Problem) -> str:
+def name_of(problem: Problem, study_name: str = "search") -> str:
     """A study's name states its limits: ``search latency_ms=120 memory_mb=900``."""
     limits = [f"{name}={value:.9g}" for name, value in problem.budget.given.items()]
-    return " ".join(["search", *limits])
+    return " ".join([study_name, *limits])
 
 
-def open_study(journal: Path, identity: dict[str, str], problem: Problem) -> optuna.Study:
-    """The study of the problem's budget in ``journal``, created if need be; refused if the journal is of another run.
+def open_study(
+    where: Path | str,
+    identity: Identity,
+    problem: Problem,
+    *,
+    storage: BaseStorage | None = None,
+    study_name: str = "search",
+    details: Details | None = None,
+) -> optuna.Study:
+    """The study of the problem's budget, created if need be; refused if it is of something else.
+
+    A journal file belongs to one run, so all of its studies must be of the same identity; a database may hold others'.
 
     Raises:
-        NasError: if the journal's identity differs, or it cannot be read.
+        NasError: if the identity differs, or the storage cannot be read.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    _check_journal(journal)
-    try:
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        for name in optuna.get_all_study_names(storage):
-            _check_identity(journal, optuna.load_study(study_name=name, storage=storage), identity)
-        study = optuna.create_study(
-            study_name=study_name(problem),
-            storage=storage,
-            directions=["minimize", "minimize"],
-            sampler=optuna.samplers.RandomSampler(seed=0),  # replaced before the first trial; never Optuna's default
-            load_if_exists=True,
-        )
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
-        raise NasError(f"{journal}: a damaged Optuna journal ({error}); move it away to search again") from error
+    storage = storage if storage is not None else open_storage(where)
+    name = name_of(problem, study_name)
+    for other in storage.get_all_studies():
+        if isinstance(where, Path) or other.study_name == name:
+            _refuse_other(where, other.user_attrs, identity, details)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        directions=["minimize", "minimize"],
+        sampler=optuna.samplers.RandomSampler(seed=0),  # replaced before the first trial; never Optuna's default
+        load_if_exists=True,
+    )
     if "identity" not in study.user_attrs:
-        study.set_user_attr("identity", identity)
+        if details:
+            study.set_user_attr("details", {part: dict(rows) for part, rows in details.items()})
+        study.set_user_attr("identity", dict(identity))
     return study
 
 
-def _check_identity(journal: Path, study: optuna.Study, identity: dict[str, str]) -> None:
-    known = study.user_attrs.get("identity", identity)
+def _refuse_other(
+    where: Path | str, attributes: Mapping[str, Any], identity: Identity, details: Details | None
+) -> None:
+    """Refuse a study whose scores or costs come from something else, naming what differs."""
+    known = attributes.get("identity", identity)
     changed = [name for name in sorted({*known, *identity}) if known.get(name) != identity.get(name)]
-    if changed:
-        what = "; ".join(f"{name} was {known.get(name)}, is {identity.get(name)}" for name in changed)
-        raise NasError(
-            f"{journal} holds a study of something else: {what}. "
-            f"Search in a new run folder, or move the journal away to search again"
-        )
-
-
-def _check_journal(journal: Path) -> None:
-    """Refuse a file that is no journal before Optuna appends to it."""
-    if not journal.exists() or journal.stat().st_size == 0:
+    if not changed:
         return
-    with journal.open("rb") as lines:
-        first = lines.readline()
-    try:
-        known = "op_code" in json.loads(first)
-    except (ValueError, TypeError):
-        known = False
-    if not known:
-        raise NasError(f"{journal}: not an Optuna journal; move it away to search here")
+    before = attributes.get("details", {})
+    what = "; ".join(
+        f"{name} was {known.get(name)}, is {identity.get(name)}"
+        + _difference(before.get(name, {}), (details or {}).get(name, {}))
+        for name in changed
+    )
+    if isinstance(where, Path):
+        name, remedy = str(where), "or move the journal away to search again"
+    else:
+        name, remedy = shown(where), "or give the study another name with --study"
+    raise NasError(f"{name} holds a study of something else: {what}. Search in a new run folder, {remedy}")
 
 
-def _requeue_interrupted(study: optuna.Study, again: bool = True) -> None:
-    """Fail the trials that a dead process left running, and queue their arrangements again.
-
-    The lock says that nobody else holds this journal, so whatever still runs in it is dead.
-    """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        params = trial.params or trial.system_attrs.get("fixed_params", {})
-        study.tell(trial.number, state=TrialState.FAIL)
-        if again and params:
-            study.enqueue_trial(params, user_attrs=dict(trial.user_attrs))
-
-
-@contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    with lock.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise NasError(f"{lock}: another search is writing this study; wait for it, or stop it first") from error
-        yield
-
-
-def _mix(seed: int, number: int) -> int:
-    """A seed for trial ``number``; neighbouring numbers share nothing."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which parts of two versions differ, the first few by name."""
+    if not before or not now:
+        return ""
+    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    few = ", ".join(f"{key} was {before.get(key, 'not there')}, is {now.get(key, 'not there')}" for key in changed[:2])
+    more = f" and {len(changed) - 2} more of {len(now)}" if len(changed) > 2 else ""
+    return f" ({few}{more})" if changed else ""

@@ -1,0 +1,132 @@
+"""What a study's trials say: which arrangements are taken, which were lost, how many are done; each is read once."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.search.problem import Problem
+
+Choice = tuple[int, ...]
+
+REFERENCE = "reference: "  # origin of the hand-made designs; never counted as search trials
+GAVE_WAY = "gave_way"  # user attribute of a failed trial that was never evaluated: why
+LOSSES = 5  # workers that an arrangement may take down with it before it is left alone
+
+
+def is_reference(trial: FrozenTrial) -> bool:
+    return str(trial.user_attrs.get("origin", "")).startswith(REFERENCE)
+
+
+def choice_of(trial: FrozenTrial, problem: Problem) -> Choice | None:
+    """The choice of a trial, shape (P,); ``None`` while it is not known."""
+    params = trial.params or trial.system_attrs.get("fixed_params", {})
+    if len(params) != len(problem.positions):
+        return None
+    return tuple(int(i) for i in problem.indices(params))
+
+
+@dataclass
+class _Tally:
+    taken: dict[Choice, int] = field(default_factory=dict)
+    failures: dict[Choice, list[FrozenTrial]] = field(default_factory=dict)
+    done: int = 0
+
+    def copy(self) -> _Tally:
+        return _Tally(dict(self.taken), {choice: list(lost) for choice, lost in self.failures.items()}, self.done)
+
+    def add(self, trial: FrozenTrial, choice: Choice | None) -> None:
+        if choice is None:
+            return
+        if trial.state == TrialState.FAIL:
+            if GAVE_WAY not in trial.user_attrs:
+                lost = self.failures.setdefault(choice, [])
+                lost.append(trial)
+                if len(lost) >= LOSSES:
+                    self.taken.setdefault(choice, trial.number)
+            return
+        self.taken.setdefault(choice, trial.number)
+        self.done += trial.state == TrialState.COMPLETE and not is_reference(trial)
+
+
+class Ledger:
+    """The trials of a study, sorted by what they mean for the next one.
+
+    Attributes:
+        taken: choice -> lowest number of the trials that hold it: finished, running, or waiting to be run.
+        done: finished search trials; the hand-made designs are not counted.
+        running, waiting: trials that somebody runs; that somebody has enqueued.
+        lost: choice -> its latest failed trial: its worker died, and nobody has taken the choice since.
+    """
+
+    def __init__(self, study: optuna.Study, problem: Problem) -> None:
+        self._study, self._problem = study, problem
+        self._settled = _Tally()
+        self._next = 0  # trials before this number are finished, and settled
+        self._tail: list[FrozenTrial] = []
+        self._now = self._settled
+
+    def refresh(self) -> Ledger:
+        """Read what is new."""
+        trials = self._study.get_trials(deepcopy=False)
+        while self._next < len(trials) and trials[self._next].state.is_finished():
+            trial = trials[self._next]
+            self._settled.add(trial, choice_of(trial, self._problem))
+            self._next += 1
+        self._tail = trials[self._next :]
+        self._now = self._settled.copy() if self._tail else self._settled
+        for trial in self._tail:
+            self._now.add(trial, choice_of(trial, self._problem))
+        return self
+
+    @property
+    def taken(self) -> dict[Choice, int]:
+        return self._now.taken
+
+    @property
+    def done(self) -> int:
+        return self._now.done
+
+    @property
+    def live(self) -> int:
+        """Trials that count: all but the failed ones."""
+        return len(self._now.taken)
+
+    @property
+    def running(self) -> list[FrozenTrial]:
+        return [trial for trial in self._tail if trial.state == TrialState.RUNNING]
+
+    @property
+    def waiting(self) -> list[FrozenTrial]:
+        return [trial for trial in self._tail if trial.state == TrialState.WAITING]
+
+    @property
+    def lost(self) -> dict[Choice, FrozenTrial]:
+        return {c: trials[-1] for c, trials in self._now.failures.items() if c not in self._now.taken}
+
+    def searched_before(self, number: int | None) -> int:
+        """Search trials, finished or running, with a lower number (all for ``None``); it must not be settled."""
+        states = (TrialState.RUNNING, TrialState.COMPLETE)
+        counted = [t for t in self._tail if t.state in states and not is_reference(t)]
+        return self._settled.done + sum(number is None or t.number < number for t in counted)
+
+    def holders(self, choice: Choice) -> list[int]:
+        """Numbers of the trials that hold the choice: the lowest, and those after the settled ones."""
+        found = [trial.number for trial in self._tail if choice_of(trial, self._problem) == choice]
+        lowest = self._now.taken.get(choice)
+        return sorted({*found, *([] if lowest is None else [lowest])})
+
+
+_LEDGERS: weakref.WeakKeyDictionary[optuna.Study, tuple[Problem, Ledger]] = weakref.WeakKeyDictionary()
+
+
+def ledger_of(study: optuna.Study, problem: Problem) -> Ledger:
+    """The study's ledger, up to date; the same one as long as the study and the problem are the same."""
+    known = _LEDGERS.get(study)
+    if known is None or known[0] is not problem:
+        known = (problem, Ledger(study, problem))
+        _LEDGERS[study] = known
+    return known[1].refresh()

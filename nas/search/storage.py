@@ -1,0 +1,394 @@
+"""Where a study is kept: a journal file, or a database for many machines; who uses it waits while it is away."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Container, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from nas.console import say
+from nas.errors import NasError
+
+RETRY_FIRST, RETRY_LAST = 0.2, 5.0  # seconds between tries of a storage that is away: doubled from one to the other
+DRAFT = -1  # id of the trial that is not yet written
+EXTRA = "pip install 'temporal-nas[postgres]'"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+# PostgreSQL's classes of SQLSTATE that pass: connection, resources, operator intervention; 40: deadlock, try again.
+PASSING = ("08", "53", "57", "40")
+
+Say = Callable[[str], None]
+
+
+def open_storage(where: Path | str, tell: Say = say) -> BaseStorage:
+    """The storage at ``where``: a journal file's path, or a database's URL.
+
+    A database that does not answer is waited for; calls of what is returned wait in the same way.
+
+    Raises:
+        NasError: if the file is no journal, the URL cannot be understood, or the database refuses this user.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if isinstance(where, Path):
+        _check_journal(where)
+        try:
+            return Patient(JournalStorage(Journal(where)), str(where), tell)
+        except (ValueError, KeyError, AssertionError) as error:
+            raise NasError(f"{where}: a damaged Optuna journal ({error}); move it away to search again") from error
+        except OSError as error:
+            raise NasError(f"{where}: {error.strerror or error}; give a folder that can be written") from error
+    return _open_database(where, tell)
+
+
+def shown(url: str) -> str:
+    """A database's URL as messages may show it: without its password.
+
+    Raises:
+        NasError: if it is no URL of a database.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except (ArgumentError, ValueError):
+        raise NasError(
+            f"--storage {url.split('@')[-1]}: must be the URL of a database, such as "
+            "postgresql+psycopg://user@host/name; leave it out for the run's own journal file"
+        ) from None
+
+
+def _open_database(url: str, tell: Say) -> BaseStorage:
+    from sqlalchemy.exc import NoSuchModuleError, ProgrammingError, SQLAlchemyError
+
+    name = shown(url)
+    patience = _Patience(name, tell)
+    while True:
+        try:
+            found = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
+            break
+        except (ImportError, NoSuchModuleError) as error:
+            raise NasError(f"{name}: its driver is not here ({error}); install it, as {EXTRA} does") from None
+        except ProgrammingError as error:  # another process is making the tables at this moment
+            if "already exists" not in str(error) and "duplicate key" not in str(error):
+                raise NasError(f"{name}: {_first_line(error)}") from None
+            time.sleep(RETRY_FIRST)
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+            reason = outage(error)
+            if reason is None and "duplicate key" in str(error):
+                time.sleep(RETRY_FIRST)
+                continue
+            if reason is None or not url.startswith(("postgresql", "mysql")) or "translate host name" in reason:
+                raise NasError(f"{name}: {reason or _first_line(error)}; correct --storage") from None
+            patience.wait(reason)
+        except RuntimeError as error:  # Optuna on a schema of another version
+            raise NasError(f"{name}: {_first_line(error)}") from None
+    patience.over()
+    return Patient(optuna.storages.get_storage(found), name, tell)
+
+
+def outage(error: BaseException) -> str | None:
+    """Why a storage is away, in one line; ``None`` if the error is not one that passes."""
+    from sqlalchemy.exc import DBAPIError, OperationalError
+    from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in FULL else None
+    cause = error.__cause__ if isinstance(error, optuna.exceptions.StorageInternalError) else error
+    if isinstance(cause, PoolTimeout):
+        return _first_line(cause)
+    if not isinstance(cause, DBAPIError):
+        return None
+    state = getattr(cause.orig, "sqlstate", None)
+    passes = state.startswith(PASSING) if state else isinstance(cause, OperationalError)
+    text = _first_line(cause.orig or cause)
+    if any(wrong in text for wrong in ("password authentication", "does not exist", "no password", "no pg_hba")):
+        return None
+    return text if passes or cause.connection_invalidated else None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    refused = [line for line in lines if "refused" in line or "failed:" in line]
+    return (refused or lines or [type(error).__name__])[-1 if refused else 0]
+
+
+class _Patience:
+    """Waits longer from try to try; says once that it does, and once that it is over."""
+
+    def __init__(self, name: str, tell: Say) -> None:
+        self._name, self._tell = name, tell
+        self._since: float | None = None
+        self._pause = RETRY_FIRST
+        self._lock = threading.Lock()
+
+    def wait(self, reason: str) -> None:
+        with self._lock:
+            if self._since is None:
+                self._since = time.monotonic()
+                self._tell(f"storage    {self._name} does not answer ({reason}); waiting for it, nothing is lost")
+            pause = self._pause
+            self._pause = min(2 * pause, RETRY_LAST)
+        time.sleep(pause)
+
+    def over(self) -> None:
+        if self._since is None:
+            return
+        with self._lock:
+            if self._since is not None:
+                self._tell(f"storage    {self._name} answers again after {time.monotonic() - self._since:.0f} s")
+            self._since, self._pause = None, RETRY_FIRST
+
+
+class Journal(JournalFileBackend):
+    """Optuna's journal file, with a lock that dies with its holder and whole lines or none.
+
+    Optuna's own locks are files: one left by a killed process stops all others for half a minute, and two processes
+    that break it at once end each other. This one is the kernel's. What a process that died while it wrote has left
+    of a line is cut off by the next writer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self._path = path
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
+        with self._path.open("r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end = _whole_lines(file)
+            try:
+                view = memoryview(text)
+                while view:
+                    view = view[file.write(view) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+
+
+def _whole_lines(file: Any) -> int:
+    """Cut the file after its last whole line, stand there, and return where that is."""
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            start = max(0, end - 1_000_000)
+            file.seek(start)
+            end = start + file.read(end - start).rfind(b"\n") + 1
+            file.truncate(end)
+            file.seek(end)
+    return int(end)
+
+
+def _check_journal(journal: Path) -> None:
+    """Refuse a file that is no journal before Optuna appends to it."""
+    if not journal.exists() or journal.stat().st_size == 0:
+        return
+    with journal.open("rb") as lines:
+        first = lines.readline()
+    try:
+        known = "op_code" in json.loads(first)
+    except (ValueError, TypeError):
+        known = False
+    if not known:
+        raise NasError(f"{journal}: not an Optuna journal; move it away to search here")
+
+
+class Through(BaseStorage):
+    """A storage in front of another: every call goes through ``_call``."""
+
+    def __init__(self, inner: BaseStorage) -> None:
+        self._inner = inner
+
+    def _call(self, name: str, *args: Any) -> Any:
+        return getattr(self._inner, name)(*args)
+
+    def create_new_study(self, directions: Sequence[StudyDirection], study_name: str | None = None) -> int:
+        return int(self._call("create_new_study", directions, study_name))
+
+    def delete_study(self, study_id: int) -> None:
+        self._call("delete_study", study_id)
+
+    def set_study_user_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._call("set_study_user_attr", study_id, key, value)
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        self._call("set_study_system_attr", study_id, key, value)
+
+    def get_study_id_from_name(self, study_name: str) -> int:
+        return int(self._call("get_study_id_from_name", study_name))
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return str(self._call("get_study_name_from_id", study_id))
+
+    def get_study_directions(self, study_id: int) -> Any:
+        return self._call("get_study_directions", study_id)
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        return dict(self._call("get_study_user_attrs", study_id))
+
+    def get_study_system_attrs(self, study_id: int) -> dict[str, Any]:
+        return dict(self._call("get_study_system_attrs", study_id))
+
+    def get_all_studies(self) -> Any:
+        return self._call("get_all_studies")
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        return int(self._call("create_new_trial", study_id, template_trial))
+
+    def set_trial_param(self, trial_id: int, param_name: str, value: float, distribution: BaseDistribution) -> None:
+        self._call("set_trial_param", trial_id, param_name, value, distribution)
+
+    def get_trial_id_from_study_id_trial_number(self, study_id: int, trial_number: int) -> int:
+        return int(self._call("get_trial_id_from_study_id_trial_number", study_id, trial_number))
+
+    def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
+        return bool(self._call("set_trial_state_values", trial_id, state, values))
+
+    def set_trial_intermediate_value(self, trial_id: int, step: int, intermediate_value: float) -> None:
+        self._call("set_trial_intermediate_value", trial_id, step, intermediate_value)
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._call("set_trial_user_attr", trial_id, key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        self._call("set_trial_system_attr", trial_id, key, value)
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self._call("get_trial", trial_id)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return list(self._call("get_all_trials", study_id, deepcopy, states))
+
+    def remove_session(self) -> None:
+        self._call("remove_session")
+
+
+class Patient(Through):
+    """Calls that wait while the storage is away, and say so in one line.
+
+    A call may have done its work before its answer was lost, and is then done twice; whoever creates or ends trials
+    checks for that (see ``nas.search.study``).
+    """
+
+    def __init__(self, inner: BaseStorage, name: str, tell: Say = say) -> None:
+        super().__init__(inner)
+        self.name = name
+        self._patience = _Patience(name, tell)
+
+    def _call(self, name: str, *args: Any) -> Any:
+        while True:
+            try:
+                found = super()._call(name, *args)
+            except Exception as error:
+                reason = outage(error)
+                if reason is None:
+                    raise
+                self._patience.wait(reason)
+            else:
+                self._patience.over()
+                return found
+
+
+class Drafting(Through):
+    """Trials are drafted in memory and written whole: a proposal is visible to others with all it says, or not at all.
+
+    ``study.ask`` on this storage makes a draft; ``keep`` writes it as one record, where Optuna alone writes one for
+    every parameter and attribute. While a draft is open the other trials are those of its beginning: a sampler that
+    asks for them many times reads them once.
+    """
+
+    def __init__(self, inner: BaseStorage) -> None:
+        super().__init__(inner)
+        self._draft: FrozenTrial | None = None
+        self._study_id = 0
+        self._others: list[FrozenTrial] = []
+        self._prepared: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+
+    def prepare(self, user_attrs: dict[str, Any], system_attrs: dict[str, Any]) -> None:
+        """What the next draft starts with."""
+        self._prepared = (dict(user_attrs), dict(system_attrs))
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the next draft starts with an arrangement."""
+        return "fixed_params" in self._prepared[1]
+
+    def keep(self) -> int:
+        """Write the draft; returns the trial's id."""
+        assert self._draft is not None
+        draft = self._draft
+        self.drop()
+        return super().create_new_trial(self._study_id, draft)
+
+    def drop(self) -> None:
+        """Forget the draft, if there is one."""
+        self._draft, self._others, self._prepared = None, [], ({}, {})
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        if template_trial is not None:
+            return super().create_new_trial(study_id, template_trial)
+        self._others = super().get_all_trials(study_id, deepcopy=False)
+        user_attrs, system_attrs = self._prepared
+        self._study_id = study_id
+        self._draft = FrozenTrial(
+            number=len(self._others),
+            trial_id=DRAFT,
+            state=TrialState.RUNNING,
+            value=None,
+            datetime_start=datetime.now(),
+            datetime_complete=None,
+            params={},
+            distributions={},
+            user_attrs=user_attrs,
+            system_attrs=system_attrs,
+            intermediate_values={},
+        )
+        return DRAFT
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self._draft if trial_id == DRAFT and self._draft is not None else super().get_trial(trial_id)
+
+    def set_trial_param(self, trial_id: int, param_name: str, value: float, distribution: BaseDistribution) -> None:
+        if trial_id != DRAFT or self._draft is None:
+            super().set_trial_param(trial_id, param_name, value, distribution)
+            return
+        self._draft.params = {**self._draft.params, param_name: distribution.to_external_repr(value)}
+        self._draft.distributions = {**self._draft.distributions, param_name: distribution}
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if trial_id != DRAFT or self._draft is None:
+            super().set_trial_user_attr(trial_id, key, value)
+            return
+        self._draft.set_user_attr(key, value)
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if trial_id != DRAFT or self._draft is None:
+            super().set_trial_system_attr(trial_id, key, value)
+            return
+        self._draft._system_attrs[key] = value
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        if self._draft is None or study_id != self._study_id:
+            return super().get_all_trials(study_id, deepcopy, states)
+        found = [trial for trial in self._others if states is None or trial.state in states]
+        return copy.deepcopy(found) if deepcopy else found
