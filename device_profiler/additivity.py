@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +18,11 @@ from device_profiler.profile import CACHE, measure_workloads, profile
 from latency_tables.correction import MIN_NETWORKS, Correction, fit_correction, interval_of
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
-from latency_tables.plan import Plan
+from latency_tables.plan import Plan as CostPlan
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
+from search_spaces.plan import Plan
 from search_spaces.space import Space
 
 if TYPE_CHECKING:
@@ -31,13 +33,18 @@ LIMITS = Limits(min_rounds=15, max_rounds=30, seconds=120.0, lockstep=True, grou
 
 @dataclass(frozen=True)
 class Row:
-    """One whole network: what its parts promise and what it took. ms, and MB of 10^6 bytes."""
+    """One whole network: what its parts promise and what it took. ms, and MB of 10^6 bytes.
+
+    Attributes:
+        summed_peak_mb: what adding up every part's own peak would promise: the naive model of memory.
+    """
 
     arrangement: Arrangement
     predicted_ms: float
     measured_ms: float
     predicted_peak_mb: float
     measured_peak_mb: float
+    summed_peak_mb: float
 
     @property
     def error(self) -> float:
@@ -187,7 +194,7 @@ def check_additivity(
         log=log,
     )
     table = Table(Header(target.name, target.runtime, precision=target.precision), records)
-    model = CostModel(Plan.load(loaded.name), table, method=method)
+    model = CostModel(CostPlan.from_json(Plan.load(loaded).to_json()), table, method=method)
     indices = np.stack([model.encode(arrangement.labels()) for arrangement in chosen])
     costs = model.cost(indices)
     rows = []
@@ -202,10 +209,25 @@ def check_additivity(
                 float(costs.latency_ms[index]),
                 record.latency_ms_median,
                 float(costs.peak_mb[index]),
-                (record.weights_mb or 0.0) + (record.activation_peak_mb or 0.0),
+                _own_peak(record),
+                sum(_own_peak(model.rows[key]) * count for key, count in _parts(model, arrangement).items()),
             )
         )
     return Additivity(loaded.name, tuple(rows), tuple(records), log.summary(limits.drift))
+
+
+def _own_peak(record: Record) -> float:
+    return (record.weights_mb or 0.0) + (record.activation_peak_mb or 0.0)
+
+
+def _parts(model: CostModel, arrangement: Arrangement) -> Counter[str]:
+    """How often each workload is part of a network; workloads without precision, the backbone's once."""
+    parts = Counter([model.plan.backbone_workload])
+    chosen = arrangement.labels()
+    for position in model.plan.positions:
+        workloads = {layer.variant: layer.workload for layer in position.layers}
+        parts.update(workloads[label] for label in chosen.get(position.name, ()))
+    return parts
 
 
 def audit_table(
