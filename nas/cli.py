@@ -32,6 +32,16 @@ Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 ModelDir = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as RUN/model.")]
 
+Workers = Annotated[int, typer.Option(help="Processes that search at once on this machine, one thread each.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        envvar="NAS_STORAGE",
+        metavar="URL",
+        help="Database that several machines search together, e.g. postgresql+psycopg://user@host/name.",
+    ),
+]
+
 DONE, NO, WRONG_USE, STOPPED = 0, 1, 2, 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # the base of whatever click typer is built on
 
@@ -51,13 +61,15 @@ def run(
     device: Annotated[str | None, typer.Option(help="A shipped device's name, or a YAML.")] = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006 - typer reads the default, nobody mutates it
+    workers: Workers = 1,
+    storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """The whole main job, resumable: profile, train, search, build, export, sample, report."""
     from nas.config import resolve
     from nas.run import run_all
 
-    metrics = run_all(resolve(space, device, config, set_), out)
+    metrics = run_all(resolve(space, device, config, set_), out, workers=workers, storage=storage)
     if as_json:
         emit(metrics)
 
@@ -243,12 +255,28 @@ def search(
     memory_mb: Annotated[float | None, typer.Option(help="Limit of the peak memory.")] = None,
     trials: Annotated[int | None, typer.Option(help="Search trials in all.")] = None,
     sampler: Annotated[str | None, typer.Option(help="surrogate, nsga2, tpe or random.")] = None,
+    workers: Workers = 1,
+    storage: Storage = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study in --storage; space and device else.")] = None,
+    helper_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the arrangement under the budget; exit code 1 when nothing can meet it."""
     from nas.run import search_arrangement
 
-    answer = search_arrangement(run, latency_ms=latency_ms, memory_mb=memory_mb, trials=trials, sampler=sampler)
+    answer = search_arrangement(
+        run,
+        latency_ms=latency_ms,
+        memory_mb=memory_mb,
+        trials=trials,
+        sampler=sampler,
+        workers=workers,
+        storage=storage,
+        study=study,
+        helper_of=helper_of,
+    )
+    if helper_of is not None:
+        return
     emit(answer.to_json()) if as_json else typer.echo(answer.render())
     raise typer.Exit(DONE if answer.feasible else NO)
 

@@ -9,6 +9,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,17 +32,20 @@ if TYPE_CHECKING:
 METRICS = "metrics.json"
 
 
-def run_all(config: RunConfig, out: Path) -> dict[str, Any]:
+def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
     """All stages; the finished ones are not repeated, and the report is written last.
 
-    A stage is finished when it ran to its end on the same inputs and what it made is still there.
+    A stage is finished when it ran to its end on the same inputs and what it made is still there. ``workers`` and
+    ``storage`` are the search's, and change nothing of what the run is.
 
     Raises:
         NasError: if ``out`` holds another run. AnswerIsNo: if nothing meets the budget.
     """
     from device_profiler.device import Device
     from latency_tables.table import table_path
+    from nas.search.workers import check_workers
 
+    check_workers(workers)
     store(config, out)
     if "commit" not in read_metrics(out):
         note(out, **provenance(config))
@@ -53,7 +57,8 @@ def run_all(config: RunConfig, out: Path) -> dict[str, Any]:
     problem_or_refuse(config, out)  # an impossible budget is answered before hours of training
     last = out / "supernet" / f"step-{config.train.steps:08d}"
     once(out, "train", last, [settings], lambda: train_supernet(config, out))
-    once(out, "search", arrangement, [settings, table, last], lambda: say_answer(search_arrangement(out)))
+    search = lambda: say_answer(search_arrangement(out, workers=workers, storage=storage))  # noqa: E731
+    once(out, "search", arrangement, [settings, table, last], search)
     once(out, "build", out / "model" / "model_index.json", [arrangement, last], lambda: build(out))
     once(out, "compare", out / "compare.json", [arrangement, table], lambda: measure_chosen(config, out))
     once(out, "export", out / "coreml" / "export.json", [arrangement, last], lambda: export(out))
@@ -202,17 +207,27 @@ def search_arrangement(
     memory_mb: float | None = None,
     trials: int | None = None,
     sampler: str | None = None,
+    workers: int = 1,
+    storage: str | None = None,
+    study: str | None = None,
+    helper_of: int | None = None,
 ) -> Answer:
     """Search the run's supernet under a budget, and write front.csv, arrangement.yaml and the metrics.
 
     Limits left out come from the run's configuration. A budget that nothing meets is answered at once.
+
+    Args:
+        workers: processes on this machine, this one included.
+        storage: URL of a database that other machines search too; by default the run's own ``study.journal``.
+        study: name of the study in it; by default it names the space and the device.
+        helper_of: process that started this one beside it; it only evaluates, and writes no answer.
     """
     from latency_tables.budget import nearest
-    from nas.search.front import choose, pareto_front, write_front
     from nas.search.samplers import SAMPLERS
     from nas.search.study import search
-    from search_spaces.picture import picture
+    from nas.search.workers import Helpers, check_workers, helping, one_thread, one_writer
 
+    check_workers(workers)
     config = load(out)
     problem = make_problem(config, out, latency_ms, memory_mb)
     name = sampler or config.search.sampler
@@ -221,25 +236,55 @@ def search_arrangement(
     refused = nearest(problem.costs, problem.budget)
     if refused is not None:
         return Answer(False, f"nothing meets the budget: {refused.message}")
-    quality, steps = open_quality(config, out)
-    identity = {
-        "space": problem.space.fingerprint,
-        "table": table_digest(problem.costs),
-        "supernet": f"step {steps}",
-        "quality": config.quality.model_dump_json(),
-        "seed": str(config.seed),
-    }
-    with progress("search") as report:
-        found = search(
-            problem,
-            quality.score,
-            out / "study.journal",
-            identity=identity,
-            trials=trials or config.search.trials,
-            sampler=name,
-            seed=config.seed,
-            progress=lambda done, wanted, e: report(done, wanted, f"loss {e.loss:.4f} at {e.latency_ms:.1f} ms"),
-        )
+    if storage:
+        from nas.search.storage import shown
+
+        shown(storage)  # what is no URL is said before anything is loaded
+    with one_thread(workers) if workers > 1 else nullcontext():
+        quality, steps = open_quality(config, out)
+        identity = {
+            "space": problem.space.fingerprint,
+            "table": table_digest(problem.costs),
+            "supernet": f"step {steps} ({weights_digest(out / 'supernet')})",
+            "quality": config.quality.model_dump_json(),
+            "seed": str(config.seed),
+        }
+        words = ["search", str(out), "--trials", str(trials or config.search.trials), "--sampler", name]
+        for option, limit in (("--latency-ms", latency_ms), ("--memory-mb", memory_mb), ("--study", study)):
+            words += [option, str(limit)] if limit is not None else []
+        same_table = table_watch(config, out, problem)
+        with Helpers(words, workers - 1, storage) as helpers, progress("search") as report:
+
+            def check() -> None:
+                same_table()
+                helpers.check()
+                if helper_of is not None:
+                    helping(helper_of)
+
+            found = search(
+                problem,
+                quality.score,
+                storage or out / "study.journal",
+                identity=identity,
+                details={"table": table_rows(problem.costs)},
+                trials=trials or config.search.trials,
+                sampler=name,
+                seed=config.seed,
+                study_name=study or (f"{config.space} on {config.device}" if storage else "search"),
+                check=check,
+                progress=lambda done, wanted, e: report(done, wanted, f"loss {e.loss:.4f} at {e.latency_ms:.1f} ms"),
+            )
+    if helper_of is not None:
+        return Answer(True, "")
+    with one_writer(out):
+        return write_answer(config, out, problem, found, quality)
+
+
+def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Evaluation], quality: Quality) -> Answer:
+    """Choose from what a search has found, and write it down."""
+    from nas.search.front import choose, pareto_front, write_front
+    from search_spaces.picture import picture
+
     front = pareto_front(found)
     finer = rescorer(config, out, quality)
     best_few = sorted(front, key=lambda e: e.loss)[: config.search.rescored]
@@ -405,6 +450,54 @@ def table_digest(costs: CostModel) -> str:
         for row in costs.rows.values()
     ]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+
+
+def table_rows(costs: CostModel) -> dict[str, str]:
+    """Workload key -> its costs as words, to say which rows of a table changed."""
+    return {
+        row.key: f"{row.latency_ms_median} ms and {row.weights_mb} + {row.activation_peak_mb} MB"
+        if row.ok
+        else row.status
+        for row in costs.rows.values()
+    }
+
+
+def table_watch(config: RunConfig, out: Path, problem: Problem) -> Callable[[], None]:
+    """What a search calls before each trial: its table is still the one that it began with.
+
+    Raises:
+        NasError: when called, if it is not, naming what changed.
+    """
+    from device_profiler.device import Device
+    from latency_tables.table import table_path
+    from nas.search.study import difference
+
+    device = Device.load(config.device)
+    path = table_path(out / "table", device.name, device.runtime)
+    seen = [path.stat().st_mtime_ns]
+
+    def check() -> None:
+        now = path.stat().st_mtime_ns
+        if now == seen[0]:
+            return
+        seen[0] = now
+        costs = make_problem(config, out).costs
+        if table_digest(costs) != table_digest(problem.costs):
+            what = difference(table_rows(problem.costs), table_rows(costs))
+            raise NasError(
+                f"{path} changed while the search ran{what}; what was evaluated is kept. Put the table back to go on, "
+                "or move study.journal away to search with the new one"
+            )
+
+    return check
+
+
+def weights_digest(supernet: Path) -> str:
+    """12 hex characters of the newest checkpoint's averaged weights: scores of other weights are other scores."""
+    from nas.checkpoint import list_checkpoints
+
+    with (list_checkpoints(supernet)[-1] / "average.safetensors").open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()[:12]
 
 
 def sentence(choice: Choice, problem: Problem) -> str:

@@ -420,7 +420,7 @@ def _refuse_other(
     before = attributes.get("details", {})
     what = "; ".join(
         f"{name} was {known.get(name)}, is {identity.get(name)}"
-        + _difference(before.get(name, {}), (details or {}).get(name, {}))
+        + difference(before.get(name, {}), (details or {}).get(name, {}))
         for name in changed
     )
     if isinstance(where, Path):
@@ -430,7 +430,7 @@ def _refuse_other(
     raise NasError(f"{name} holds a study of something else: {what}. Search in a new run folder, {remedy}")
 
 
-def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Which parts of two versions differ, the first few by name."""
     if not before or not now:
         return ""
