@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,13 @@ from latency_tables.table import Table, describe_sources
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-CHUNK = 8192  # arrangements at a time: the working set stays in the processor's second-level cache
+CHUNK = 4096  # arrangements at a time: the working set stays in the processor's second-level cache
+GROUP = 2048  # rows of a table of joint costs: 64 kB, so that looking them up at random stays in the cache too
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Costs of N arrangements: arrays of shape (N,). ``inf`` where a chosen workload has no ok row, ``nan`` "
-    "if unknown."""
+    """Costs of N arrangements: arrays of shape (N,); ``inf`` where a chosen layer has no ok row, ``nan`` if unknown."""
 
     latency_ms: Floats
     weights_mb: Floats
@@ -214,30 +215,33 @@ class CostModel:
         Raises:
             TableError: on another shape, or an index that is no option.
         """
-        chosen = self._checked(np.asarray(indices))
+        chosen = self._shaped(np.asarray(indices))
         count = len(chosen)
-        latency = np.full(count, self.backbone_latency_ms)
-        weights = np.full(count, self.backbone_weights_mb)
-        activation = np.full(count, self.backbone_activation_mb)
-        parameters = np.full(count, float(self.plan.backbone_parameters))
+        latency, weights, parameters, activation = (np.empty(count) for _ in range(4))
+        start_row = np.array([self.backbone_latency_ms, self.backbone_weights_mb, self.plan.backbone_parameters, 0.0])
         size = min(CHUNK, count)
-        taken = np.empty(size)
-        column = np.empty(size, dtype=np.intp)
+        sums, taken = np.empty((size, 4)), np.empty((size, 4))
+        joint, column = np.empty(size, dtype=np.intp), np.empty(size, dtype=np.intp)
         for start in range(0, count, CHUNK):
             stop = min(start + CHUNK, count)
-            value, index = taken[: stop - start], column[: stop - start]
-            for p, option in enumerate(self.option_costs):
-                index[:] = chosen[start:stop, p]
+            part = stop - start
+            total, row, index, one = sums[:part], taken[:part], joint[:part], column[:part]
+            peak_now = activation[start:stop]
+            total[:], peak_now[:] = start_row, self.backbone_activation_mb
+            for places, table in self._groups:
+                index[:] = 0
+                for p in places:
+                    one[:] = chosen[start:stop, p]
+                    # A negative index, seen as unsigned, is larger than any option.
+                    if part and one.view(np.uintp).max() >= len(self.options[p]):
+                        self._refuse(p, chosen)
+                    index *= len(self.options[p])
+                    index += one
                 # Indices were checked above; "clip" spares numpy a second look at each of them.
-                for total, cost in (
-                    (latency, option.latency_ms),
-                    (weights, option.weights_mb),
-                    (parameters, option.parameters),
-                ):
-                    np.take(cost, index, out=value, mode="clip")
-                    total[start:stop] += value
-                np.take(option.point_mb, index, out=value, mode="clip")
-                np.maximum(activation[start:stop], value, out=activation[start:stop])
+                np.take(table, index, axis=0, out=row, mode="clip")
+                total += row
+                np.maximum(peak_now, row[:, 3], out=peak_now)
+            latency[start:stop], weights[start:stop], parameters[start:stop] = total[:, 0], total[:, 1], total[:, 2]
         peak = weights + activation
         if self.unknown_memory:
             for values in (weights, activation, peak):
@@ -298,22 +302,46 @@ class CostModel:
             item["is_peak"] = item["point_peak_mb"] == highest
         return rows
 
-    def _checked(self, indices: NDArray[Any]) -> NDArray[Any]:
+    @cached_property
+    def _groups(self) -> tuple[tuple[tuple[int, ...], Floats], ...]:
+        """Neighbouring positions taken together, and the costs of their joint options, shape (joint options, 4).
+
+        The columns are latency, weights, parameters and the highest point: one lookup where several were.
+        """
+        groups: list[tuple[list[int], Floats]] = []
+        for p, costs in enumerate(self.option_costs):
+            own = np.stack([costs.latency_ms, costs.weights_mb, costs.parameters, costs.point_mb], axis=1)
+            if groups and len(groups[-1][1]) * len(own) <= GROUP:
+                places, before = groups[-1]
+                sums = before[:, None, :3] + own[None, :, :3]
+                highest = np.maximum(before[:, None, 3:], own[None, :, 3:])
+                groups[-1] = ([*places, p], np.concatenate([sums, highest], axis=2).reshape(-1, 4))
+            else:
+                groups.append(([p], own))
+        return tuple((tuple(places), np.ascontiguousarray(table)) for places, table in groups)
+
+    def _shaped(self, indices: NDArray[Any]) -> NDArray[Any]:
         count = len(self.positions)
         if indices.ndim != 2 or indices.shape[1] != count or (indices.size and indices.dtype.kind not in "iu"):
             raise TableError(
                 f"option indices must be integers of shape (N, {count}), got {indices.dtype} {indices.shape}; "
                 "use encode()"
             )
-        if len(indices):
-            lowest, highest = indices.min(axis=0), indices.max(axis=0)
-            for p, options in enumerate(self.options):
-                if lowest[p] < 0 or highest[p] >= len(options):
-                    raise TableError(
-                        f"{self.positions[p]}: option {lowest[p] if lowest[p] < 0 else highest[p]} does not exist, "
-                        f"0 to {len(options) - 1} do; use encode()"
-                    )
         return indices
+
+    def _checked(self, indices: NDArray[Any]) -> NDArray[Any]:
+        chosen = self._shaped(indices)
+        for p, options in enumerate(self.options):
+            if len(chosen) and not (0 <= chosen[:, p].min() and chosen[:, p].max() < len(options)):
+                self._refuse(p, chosen)
+        return chosen
+
+    def _refuse(self, p: int, chosen: NDArray[Any]) -> NoReturn:
+        lowest, highest = chosen[:, p].min(), chosen[:, p].max()
+        raise TableError(
+            f"{self.positions[p]}: option {lowest if lowest < 0 else highest} does not exist, "
+            f"0 to {len(self.options[p]) - 1} do; use encode()"
+        )
 
 
 def _precision(table: Table) -> str:
