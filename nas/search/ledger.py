@@ -56,6 +56,7 @@ class Ledger:
     """The trials of a study, sorted by what they mean for the next one.
 
     Attributes:
+        trials: all of them, by number.
         taken: choice -> lowest number of the trials that hold it: finished, running, or waiting to be run.
         done: finished search trials; the hand-made designs are not counted.
         running, waiting: trials that somebody runs; that somebody has enqueued.
@@ -66,12 +67,13 @@ class Ledger:
         self._study, self._problem = study, problem
         self._settled = _Tally()
         self._next = 0  # trials before this number are finished, and settled
+        self.trials: list[FrozenTrial] = []
         self._tail: list[FrozenTrial] = []
         self._now = self._settled
 
     def refresh(self) -> Ledger:
         """Read what is new."""
-        trials = self._study.get_trials(deepcopy=False)
+        self.trials = trials = self._study.get_trials(deepcopy=False)
         while self._next < len(trials) and trials[self._next].state.is_finished():
             trial = trials[self._next]
             self._settled.add(trial, choice_of(trial, self._problem))

@@ -9,7 +9,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.console import say
 from nas.errors import NasError
 
-RETRY_FIRST, RETRY_LAST = 0.2, 5.0  # seconds between tries of a storage that is away: doubled from one to the other
+RETRY_FIRST, RETRY_LAST = 0.2, 2.0  # seconds between tries of a storage that is away: doubled from one to the other
 DRAFT = -1  # id of the trial that is not yet written
 EXTRA = "pip install 'temporal-nas[postgres]'"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
@@ -34,7 +35,7 @@ PASSING = ("08", "53", "57", "40")
 Say = Callable[[str], None]
 
 
-def open_storage(where: Path | str, tell: Say = say) -> BaseStorage:
+def open_storage(where: Path | str, tell: Say = say) -> Patient:
     """The storage at ``where``: a journal file's path, or a database's URL.
 
     A database that does not answer is waited for; calls of what is returned wait in the same way.
@@ -72,7 +73,7 @@ def shown(url: str) -> str:
         ) from None
 
 
-def _open_database(url: str, tell: Say) -> BaseStorage:
+def _open_database(url: str, tell: Say) -> Patient:
     from sqlalchemy.exc import NoSuchModuleError, ProgrammingError, SQLAlchemyError
 
     name = shown(url)
@@ -98,7 +99,7 @@ def _open_database(url: str, tell: Say) -> BaseStorage:
         except RuntimeError as error:  # Optuna on a schema of another version
             raise NasError(f"{name}: {_first_line(error)}") from None
     patience.over()
-    return Patient(optuna.storages.get_storage(found), name, tell)
+    return Patient(optuna.storages.get_storage(found), name, tell, found.engine.dispose)
 
 
 def outage(error: BaseException) -> str | None:
@@ -122,9 +123,10 @@ def outage(error: BaseException) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    refused = [line for line in lines if "refused" in line or "failed:" in line]
-    return (refused or lines or [type(error).__name__])[-1 if refused else 0]
+    """What a driver says, without its addresses and advice."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    told = next((line for line in lines if "failed: " in line), lines[0])
+    return told.rsplit("failed: ", 1)[-1].removeprefix("FATAL: ").strip()
 
 
 class _Patience:
@@ -288,10 +290,16 @@ class Patient(Through):
     checks for that (see ``nas.search.study``).
     """
 
-    def __init__(self, inner: BaseStorage, name: str, tell: Say = say) -> None:
+    def __init__(self, inner: BaseStorage, name: str, tell: Say = say, close: Callable[[], None] | None = None) -> None:
         super().__init__(inner)
         self.name = name
         self._patience = _Patience(name, tell)
+        self._close = close
+
+    def close(self) -> None:
+        """Let go of what is held open; a later call opens it again."""
+        if self._close is not None:
+            self._close()
 
     def _call(self, name: str, *args: Any) -> Any:
         while True:
@@ -310,43 +318,37 @@ class Patient(Through):
 class Drafting(Through):
     """Trials are drafted in memory and written whole: a proposal is visible to others with all it says, or not at all.
 
-    ``study.ask`` on this storage makes a draft; ``keep`` writes it as one record, where Optuna alone writes one for
-    every parameter and attribute. While a draft is open the other trials are those of its beginning: a sampler that
-    asks for them many times reads them once.
+    Within ``drafting``, ``study.ask`` on this storage makes a draft; ``keep`` writes it as one record, where Optuna
+    alone writes one for every parameter and attribute. The other trials stay those that were given: a sampler that
+    asks for them many times reads nothing.
     """
 
     def __init__(self, inner: BaseStorage) -> None:
         super().__init__(inner)
         self._draft: FrozenTrial | None = None
         self._study_id = 0
-        self._others: list[FrozenTrial] = []
-        self._prepared: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        self._others: list[FrozenTrial] | None = None
+        self._attrs: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
 
-    def prepare(self, user_attrs: dict[str, Any], system_attrs: dict[str, Any]) -> None:
-        """What the next draft starts with."""
-        self._prepared = (dict(user_attrs), dict(system_attrs))
-
-    @property
-    def prepared(self) -> bool:
-        """Whether the next draft starts with an arrangement."""
-        return "fixed_params" in self._prepared[1]
+    @contextmanager
+    def drafting(
+        self, others: list[FrozenTrial], user_attrs: dict[str, Any], system_attrs: dict[str, Any]
+    ) -> Iterator[Drafting]:
+        """Draft a trial beside all ``others`` of the study, from these attributes; what is not kept is forgotten."""
+        self._others, self._attrs = others, (dict(user_attrs), dict(system_attrs))
+        try:
+            yield self
+        finally:
+            self._draft, self._others = None, None
 
     def keep(self) -> int:
         """Write the draft; returns the trial's id."""
         assert self._draft is not None
-        draft = self._draft
-        self.drop()
-        return super().create_new_trial(self._study_id, draft)
-
-    def drop(self) -> None:
-        """Forget the draft, if there is one."""
-        self._draft, self._others, self._prepared = None, [], ({}, {})
+        return super().create_new_trial(self._study_id, self._draft)
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        if template_trial is not None:
+        if template_trial is not None or self._others is None:
             return super().create_new_trial(study_id, template_trial)
-        self._others = super().get_all_trials(study_id, deepcopy=False)
-        user_attrs, system_attrs = self._prepared
         self._study_id = study_id
         self._draft = FrozenTrial(
             number=len(self._others),
@@ -357,8 +359,8 @@ class Drafting(Through):
             datetime_complete=None,
             params={},
             distributions={},
-            user_attrs=user_attrs,
-            system_attrs=system_attrs,
+            user_attrs=self._attrs[0],
+            system_attrs=self._attrs[1],
             intermediate_values={},
         )
         return DRAFT
@@ -388,7 +390,7 @@ class Drafting(Through):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        if self._draft is None or study_id != self._study_id:
+        if self._others is None:
             return super().get_all_trials(study_id, deepcopy, states)
         found = [trial for trial in self._others if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.console import say
 from nas.errors import NasError
-from nas.search.lease import BEAT, LEASE, OWNER, Keeper, Owner
+from nas.search.lease import LEASE, OWNER, Keeper, Owner
 from nas.search.ledger import GAVE_WAY, REFERENCE, Choice, Ledger, ledger_of
 from nas.search.problem import Problem
 from nas.search.samplers import SpaceExhausted, distributions, make_sampler
@@ -109,21 +110,22 @@ def search(
     if isinstance(where, Path):
         where.parent.mkdir(parents=True, exist_ok=True)
     storage = open_storage(where, tell)
-    study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
-    with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
-        worker = _Worker(study, problem, score, sampler, seed, trials, keeper, tell)
-        looked = 0.0
-        while True:
-            if check is not None:
-                check()
-            if time.monotonic() - looked > 1.0:
-                looked = time.monotonic()
-                _refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
-            evaluation = worker.step()
-            if evaluation is None:
-                return evaluations(study, problem)
-            if progress is not None:
-                progress(worker.ledger.refresh().done, trials, evaluation)
+    with closing(storage):
+        study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
+        with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
+            worker = _Worker(study, problem, score, sampler, seed, trials, keeper, tell)
+            looked = 0.0
+            while True:
+                if check is not None:
+                    check()
+                if time.monotonic() - looked > 1.0:
+                    looked = time.monotonic()
+                    _refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
+                evaluation = worker.step()
+                if evaluation is None:
+                    return evaluations(study, problem)
+                if progress is not None:
+                    progress(worker.ledger.done, trials, evaluation)
 
 
 class _Worker:
@@ -157,61 +159,60 @@ class _Worker:
         while True:
             self._bury()
             trial_id = self._claim()
-            if trial_id is not None:
-                self.keeper.hold(trial_id)
-                try:
-                    if self._stands(trial_id):
-                        evaluation = self._evaluate(trial_id)
-                        if evaluation is not None:
-                            return evaluation
-                except BaseException:
-                    self._release(trial_id)
-                    raise
-                finally:
-                    self.keeper.hold(None)
-                pause = POLL[0]
-            elif self.ledger.running:  # others' last trials: if a worker dies now, its arrangement is run here
-                time.sleep(pause)
+            if trial_id is None:
+                if not self.ledger.running:
+                    return None
+                time.sleep(pause)  # others' last trials: if a worker dies now, its arrangement is run here
                 pause = min(2 * pause, POLL[1])
-            else:
-                return None
+                self.ledger.refresh()
+                continue
+            self.keeper.hold(trial_id)
+            try:
+                trial = self._stands(trial_id)
+                evaluation = self._evaluate(trial) if trial is not None else None
+            except BaseException:
+                self._release(trial_id)
+                raise
+            finally:
+                self.keeper.hold(None)
+            self.ledger.refresh()
+            if evaluation is not None:
+                return evaluation
+            pause = POLL[0]
 
     # Claiming --------------------------------------------------------------------------------------------
 
     def _bury(self) -> None:
         """Fail the trials of dead workers: their arrangements are lost, and due again."""
-        for trial in self.ledger.refresh().running:
-            if self.keeper.dead(trial):
-                self._fail(trial._trial_id)
+        dead = [trial for trial in self.ledger.running if self.keeper.dead(trial)]
+        for trial in dead:
+            self._fail(trial._trial_id)
+        if dead:
+            self.ledger.refresh()
 
     def _claim(self) -> int | None:
         """The id of a running trial that is this worker's, with all that is known before its score; or ``None``.
 
         Proposed in memory and written as one record, so that whoever sees it sees what it holds.
         """
-        ledger = self.ledger.refresh()
-        self._storage.prepare(*self._due(ledger))
-        if not (ledger.waiting or self._storage.prepared):
-            if self._exhausted or ledger.searched_before(None) >= self._trials:
-                return None
-        try:
-            # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
-            self.study.sampler = make_sampler(self._sampler, self.problem, seed=self._seed_of(ledger))
-            trial = self.study.ask(dict(distributions(self.problem)))
-        except SpaceExhausted:
-            self._exhausted = True
-            self._storage.drop()
+        ledger = self.ledger
+        user_attrs, system_attrs = self._due(ledger)
+        if not (ledger.waiting or system_attrs) and (self._exhausted or ledger.searched_before(None) >= self._trials):
             return None
-        self._describe(trial)
-        if trial._trial_id != DRAFT:  # somebody had enqueued it
-            return int(trial._trial_id)
-        return self._storage.keep()
+        with self._storage.drafting(ledger.trials, user_attrs, system_attrs) as drafted:
+            try:
+                # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
+                self.study.sampler = make_sampler(self._sampler, self.problem, seed=self._seed_of(ledger))
+                trial = self.study.ask(dict(distributions(self.problem)))
+            except SpaceExhausted:
+                self._exhausted = True
+                return None
+            self._describe(trial)
+            # What somebody had enqueued was there before, and is no draft.
+            return drafted.keep() if trial._trial_id == DRAFT else int(trial._trial_id)
 
     def _due(self, ledger: Ledger) -> tuple[dict[str, Any], dict[str, Any]]:
         """User and system attributes of what must be run before anything is proposed, if there is such a thing."""
-        for choice, origin in self._references.items():
-            if choice not in ledger.taken and choice not in ledger.lost:
-                return {"origin": origin}, {"fixed_params": self.problem.params(choice)}
         for choice, lost in ledger.lost.items():
             kept = {name: value for name, value in lost.system_attrs.items() if not name.startswith("constraints")}
             origin = self._references.get(choice, lost.user_attrs.get("origin"))
@@ -219,6 +220,9 @@ class _Worker:
                 {**({"origin": origin} if origin else {}), RETRY_OF: lost.number},
                 {**kept, "fixed_params": self.problem.params(choice)},
             )
+        for choice, origin in self._references.items():
+            if choice not in ledger.taken:
+                return {"origin": origin}, {"fixed_params": self.problem.params(choice)}
         return {}, {}
 
     def _seed_of(self, ledger: Ledger) -> int:
@@ -244,19 +248,20 @@ class _Worker:
             "weights_mb": float(costs.weights_mb[0]),
             "parameters": int(costs.parameters[0]),
             OWNER: self.keeper.owner.to_json(),
-            BEAT: 0,
         }
         for name, attribute in attributes.items():
             trial.set_user_attr(name, attribute)
 
-    def _stands(self, trial_id: int) -> bool:
-        """Whether a claim may be evaluated: the later of two equal ones, and one too many, give way.
+    def _stands(self, trial_id: int) -> FrozenTrial | None:
+        """The claimed trial, if it may be evaluated: the later of two equal ones, and one too many, give way.
 
         Numbers are given out in one order that everybody sees, and a claim is visible before it is looked at here: of
         two workers with the same arrangement at least the later one sees the other.
         """
         ledger = self.ledger.refresh()
-        trial = self._storage.get_trial(trial_id)
+        trial = next((t for t in ledger.running if t._trial_id == trial_id), None)
+        if trial is None:  # taken over already
+            return None
         choice = tuple(int(i) for i in self.problem.indices(trial.params))
         asked_for = trial.user_attrs["origin"].startswith(REFERENCE) or RETRY_OF in trial.user_attrs
         enqueued = not asked_for and "fixed_params" in trial.system_attrs
@@ -270,13 +275,12 @@ class _Worker:
             reason = "breaks the budget"
         if reason:
             self._fail(trial_id, reason)
-        return not reason
+        return None if reason else trial
 
     # Scoring ---------------------------------------------------------------------------------------------
 
-    def _evaluate(self, trial_id: int) -> Evaluation | None:
+    def _evaluate(self, trial: FrozenTrial) -> Evaluation | None:
         """Score the arrangement and tell; ``None`` if the trial was taken from this worker meanwhile."""
-        trial = self._storage.get_trial(trial_id)
         choice = self.problem.indices(trial.params)
         arrangement = self.problem.arrangement(choice)
         if arrangement.key not in self._known:
@@ -288,17 +292,18 @@ class _Worker:
                 "train it again"
             )
         parts = {"loss_stderr": result.stderr, "velocity_loss": result.velocity_loss, "motion_loss": result.motion_loss}
-        latency = float(self.problem.cost(choice).latency_ms[0])
+        values = [float(result.loss), float(self.problem.cost(choice).latency_ms[0])]
+        trial.set_user_attr("score", {name: float(part) for name, part in parts.items()})
         try:
-            self._storage.set_trial_user_attr(trial_id, "score", {name: float(part) for name, part in parts.items()})
-            self.study.tell(trial.number, [float(result.loss), latency], state=TrialState.COMPLETE)
-        except (UpdateFinishedTrialError, ValueError):
-            pass  # ended before: by this very call, repeated after an outage, or by somebody who took it over
-        told = self._storage.get_trial(trial_id)
-        if told.state != TrialState.COMPLETE:
-            self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
-            return None
-        return _evaluation(told, self.problem)
+            self._storage.set_trial_user_attr(trial._trial_id, "score", trial.user_attrs["score"])
+            self.study.sampler.after_trial(self.study, trial, TrialState.COMPLETE, values)
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
+        except UpdateFinishedTrialError:  # by this very call, repeated after an outage, or by who took it over
+            if self._storage.get_trial(trial._trial_id).state != TrialState.COMPLETE:
+                self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
+                return None
+        trial.values = values
+        return _evaluation(trial, self.problem)
 
     def _release(self, trial_id: int) -> None:
         """This worker ends: others may run its trial at once."""
@@ -395,13 +400,11 @@ def open_study(
     for other in storage.get_all_studies():
         if isinstance(where, Path) or other.study_name == name:
             _refuse_other(where, other.user_attrs, identity, details)
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage,
-        directions=["minimize", "minimize"],
-        sampler=optuna.samplers.RandomSampler(seed=0),  # replaced before the first trial; never Optuna's default
-        load_if_exists=True,
-    )
+    settings = {"study_name": name, "storage": storage, "sampler": optuna.samplers.RandomSampler(seed=0)}  # a stand-in
+    if name in [other.study_name for other in storage.get_all_studies()]:
+        study = optuna.load_study(**settings)
+    else:
+        study = optuna.create_study(directions=["minimize", "minimize"], load_if_exists=True, **settings)
     if "identity" not in study.user_attrs:
         if details:
             study.set_user_attr("details", {part: dict(rows) for part, rows in details.items()})
