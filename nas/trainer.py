@@ -165,7 +165,10 @@ class Trainer:
         *,
         world: World | None = None,
         validation: Dataset | None = None,
+        draw: Callable[[int], list[Arrangement]] | None = None,
     ) -> None:
+        """``draw``: the paths of a step, in place of those that ``config.paths`` names."""
+        self.draw = draw or (lambda step: PATHS[config.paths](space, seed, step))
         self.space, self.data, self.config, self.folder, self.seed = space, data, config, folder, seed
         self.world = world or World.open(config.device)
         self.warn = warn if self.world.main else lambda message: None
@@ -254,7 +257,7 @@ class Trainer:
         """One optimiser step; None when it went wrong and the last checkpoint was taken back."""
         started = time.perf_counter()
         config, warming = self.config, self.step < self.config.warmup_steps
-        paths = [self.space.empty()] if warming else PATHS[config.paths](self.space, self.seed, self.step)
+        paths = [self.space.empty()] if warming else self.draw(self.step)
         rate = self._learning_rate()
         frozen = not warming and config.spatial_rate == 0
         for parameter in self.shared:
@@ -381,6 +384,24 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self._named():
                 self.ema[name].lerp_(parameter, 1 - decay)
+
+    def start_from(self, supernet: Supernet, text: TextEncoder, *, temporal: bool) -> None:
+        """Take up another supernet's shared weights, and its temporal layers too where ``temporal``."""
+        given = {f"supernet.{n}": p for n, p in supernet.named_parameters()}
+        given |= {f"text.{n}": p for n, p in text.named_parameters()}
+        keep = set() if temporal else {id(p) for p in self.supernet.temporal_parameters()}
+        with torch.no_grad():
+            for name, parameter in self._named():
+                if id(parameter) not in keep:
+                    parameter.copy_(given[name])
+                    self.ema[name].copy_(given[name])
+
+    def averages(self) -> tuple[Supernet, TextEncoder]:
+        """The averaged weights, in evaluation mode; what was trained here is theirs from now on."""
+        self._swap()
+        for module in (self.supernet, self.text):
+            module.eval().requires_grad_(False)
+        return self.supernet, self.text
 
     # Looking at it ----------------------------------------------------------------------------------------------------
 

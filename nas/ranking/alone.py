@@ -1,0 +1,67 @@
+"""One arrangement trained alone from a warm start: the truth that a supernet's scores stand for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from nas.config import TrainConfig
+from nas.data import Dataset
+from nas.supernet import Supernet
+from nas.text import TextEncoder
+from nas.trainer import Step, Trainer
+from search_spaces.arrangement import Arrangement
+from search_spaces.space import Space
+
+
+def train_alone(
+    space: Space,
+    data: Dataset,
+    config: TrainConfig,
+    arrangement: Arrangement,
+    start: tuple[Supernet, TextEncoder],
+    *,
+    steps: int,
+    seed: int,
+    inherit: bool = False,
+    progress: Callable[[Step], None] | None = None,
+) -> tuple[Supernet, TextEncoder]:
+    """Train one path for ``steps`` steps, everything else as the supernet is trained; averaged weights come back.
+
+    Args:
+        config: the supernet's; its steps, warm-up, sandwich and trackers do not apply here.
+        start: supernet and text encoder to start from; not changed.
+        seed: of new layers, of the order of the data, and of noise.
+        inherit: start the arrangement's temporal layers from ``start`` too, and not anew.
+
+    Returns:
+        A supernet and text encoder in evaluation mode, in which only this path is trained.
+
+    Raises:
+        NasError: if a step goes wrong again and again.
+    """
+    own = config.model_copy(
+        update={
+            "steps": steps,
+            "warmup_steps": 0,
+            "validate_every": 0,
+            "sample_every": 0,
+            "checkpoint_every": steps,
+            "trackers": (),
+            "init": None,
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(space, data, own, Path(folder), seed, lambda message: None, draw=lambda step: [arrangement])
+        trainer.start_from(*start, temporal=inherit)
+        trainer.save()  # to go back to, should a step go wrong
+        try:
+            while trainer.step < steps:
+                done = trainer.advance()
+                if done is not None and progress is not None:
+                    progress(done)
+        finally:
+            trainer.videos.close()
+            trainer.images.close()
+        return trainer.averages()
