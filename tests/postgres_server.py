@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 MISSING = "no PostgreSQL server here; install the system's package postgresql"
@@ -57,6 +56,14 @@ class Server:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def database(self, name: str) -> str:
+        """The URL of a new, empty database."""
+        import psycopg
+
+        with psycopg.connect(self.url.replace("+psycopg", ""), autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+        return self.url.rsplit("/", 1)[0] + f"/{name}"
+
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c max_connections=50"
         log = str(self.folder / "log")
@@ -79,7 +86,6 @@ class Server:
             text = said.read()
         Path(said.name).unlink()
         if done.returncode:
-            time.sleep(0)
             raise RuntimeError(f"{program}: {text.strip()}")
 
 

@@ -31,13 +31,8 @@ def server() -> Iterator[Server]:
 def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     if request.param == "journal":
         return tmp_path / "study.journal"
-    import psycopg
-
     running: Server = request.getfixturevalue("server")
-    name = f"study{time.monotonic_ns()}"
-    with psycopg.connect(running.url.replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[call-overload]
-    return running.url.rsplit("/", 1)[0] + f"/{name}"
+    return running.database(f"study{time.monotonic_ns()}")
 
 
 def finish(where: Path | str, trials: int) -> list[Evaluation]:
