@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,40 +32,49 @@ class Budget:
         latency_ms: at most this latency.
         memory_mb: at most this peak, in MB of 10^6 bytes.
         parameters_min, parameters_max: the whole network's parameters, backbone included.
+        margin: the error of a predicted latency that the limit must survive, as a fraction: a prediction meets
+            ``latency_ms`` only if it does so ``1 + margin`` times over.
 
     Raises:
-        TableError: on a limit that is not a positive number, or a minimum over the maximum.
+        TableError: on a limit that is not a positive number, a minimum over the maximum, or a negative margin.
     """
 
     latency_ms: float | None = None
     memory_mb: float | None = None
     parameters_min: float | None = None
     parameters_max: float | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name in LIMITS:
+            value = getattr(self, name)
             if value is not None and not (
                 isinstance(value, (int, float, np.number)) and math.isfinite(value) and value > 0
             ):
-                raise TableError(
-                    f"budget: {field.name} must be a number over 0, got {value!r}; leave it out for no limit"
-                )
+                raise TableError(f"budget: {name} must be a number over 0, got {value!r}; leave it out for no limit")
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise TableError(f"budget: margin must be 0 or more, got {self.margin!r}; 0.05 is 5%")
         low, high = self.parameters_min, self.parameters_max
         if low is not None and high is not None and low > high:
             raise TableError(f"budget: parameters_min {low:g} is over parameters_max {high:g}; swap them")
 
     @property
     def given(self) -> dict[str, float]:
-        """The limits that are set."""
-        return {
-            field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name) is not None
-        }
+        """The limits that are set, as they were asked for."""
+        return {name: getattr(self, name) for name in LIMITS if getattr(self, name) is not None}
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """What predictions must keep to: the limits that are set, with the margin taken off the latency."""
+        return {name: value / (1.0 + self.margin_of(name)) for name, value in self.given.items()}
+
+    def margin_of(self, name: str) -> float:
+        """The margin that a limit is held with: nothing but latency has one."""
+        return self.margin if name == "latency_ms" else 0.0
 
     def held(self, margin: float) -> Budget:
-        """The budget that predictions must meet so that the truth meets this one, at an error up to "
-        "``margin`` of latency."""
-        return self if self.latency_ms is None else replace(self, latency_ms=self.latency_ms / (1.0 + margin))
+        """The same limits, to be met at an error of up to ``margin`` of the predicted latency."""
+        return replace(self, margin=margin)
 
     def violations(self, costs: Costs) -> dict[str, Floats]:
         """By how much each limit is missed, as a fraction of the limit, shape (N,); zero or less is met.
@@ -73,7 +82,7 @@ class Budget:
         ``value / limit - 1`` for an upper limit, ``1 - value / limit`` for a lower one, ``inf`` for what is unknown.
         """
         found = {}
-        for name, limit in self.given.items():
+        for name, limit in self.bounds.items():
             column, direction, _, _ = LIMITS[name]
             values = np.asarray(getattr(costs, column), dtype=np.float64)
             excess = direction * (values / limit - 1.0)
@@ -149,7 +158,8 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
     empty = np.zeros(len(model.positions), dtype=np.int64)
     if budget.feasible(model.cost(empty[None]))[0] and not (model.unknown_memory and budget.memory_mb):
         return None
-    within = {name: _best(model, name, replace(budget, **{name: None}), stop=budget) for name in budget.given}
+    others = {name: Budget(**{**budget.given, name: None}, margin=budget.margin) for name in budget.given}
+    within = {name: _best(model, name, others[name], stop=budget) for name in budget.given}
     for found in within.values():
         if found is not None and budget.feasible(model.cost(found[None]))[0]:
             return None
@@ -162,8 +172,8 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
         Miss(
             name,
             wanted,
-            _reached(model, name, alone[name]),
-            None if within[name] is None else _reached(model, name, within[name]),
+            _reached(model, budget, name, alone[name]),
+            None if within[name] is None else _reached(model, budget, name, within[name]),
         )
         for name, wanted in budget.given.items()
     )
@@ -174,9 +184,9 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
         arrangement = _together(model, budget, empty)
     costs = model.cost(arrangement[None])
     given_way = {name: float(values[0]) for name, values in budget.violations(costs).items() if values[0] > SLACK}
-    nearest_budget = replace(budget, **{name: _reached(model, name, arrangement) for name in given_way})
+    nearest_budget = replace(budget, **{name: _reached(model, budget, name, arrangement) for name in given_way})
     first = max(given_way, key=lambda name: given_way[name])
-    amount = abs(_reached(model, first, arrangement) - budget.given[first])
+    amount = abs(_reached(model, budget, first, arrangement) - budget.given[first])
     limit = " + ".join(given_way)
     message = _message(model, budget, misses, given_way, nearest_budget, arrangement)
     return Infeasible(limit, amount, misses, arrangement, costs, nearest_budget, message)
@@ -185,13 +195,15 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
 def _best(model: CostModel, limit: str, others: Budget, stop: Budget | None = None) -> Integers | None:
     """The arrangement that goes furthest towards ``limit`` within ``others``; enough once ``stop`` is met."""
     column, direction, _, _ = LIMITS[limit]
-    enough = None if stop is None else stop.given[limit]
-    return optimum(model, column, limits_of(others.given), "min" if direction > 0 else "max", enough)
+    enough = None if stop is None else stop.bounds[limit]
+    return optimum(model, column, limits_of(others.bounds), "min" if direction > 0 else "max", enough)
 
 
-def _reached(model: CostModel, limit: str, arrangement: Integers | None) -> float:
+def _reached(model: CostModel, budget: Budget, limit: str, arrangement: Integers | None) -> float:
+    """The least (or most) that the limit must be for the arrangement to meet it, its margin included."""
     assert arrangement is not None
-    return float(getattr(model.cost(arrangement[None]), LIMITS[limit][0])[0])
+    value = float(getattr(model.cost(arrangement[None]), LIMITS[limit][0])[0])
+    return value * (1.0 + budget.margin_of(limit))
 
 
 def _worst(model: CostModel, budget: Budget, arrangement: Integers) -> float:
@@ -223,12 +235,15 @@ def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
 
 def _any_within(model: CostModel, budget: Budget, share: float) -> Integers | None:
     """Any arrangement that misses no limit by more than ``share``."""
-    loosened = {name: limit * (1.0 + LIMITS[name][1] * share) for name, limit in budget.given.items()}
+    loosened = {name: limit * (1.0 + LIMITS[name][1] * share) for name, limit in budget.bounds.items()}
     first = next(iter(loosened))
     others = Budget(**{name: value for name, value in loosened.items() if name != first and value > 0})
     column, direction, _, _ = LIMITS[first]
     found = optimum(model, column, limits_of(others.given), "min" if direction > 0 else "max", enough=loosened[first])
-    if found is None or direction * (_reached(model, first, found) - loosened[first]) > SLACK * abs(loosened[first]):
+    if (
+        found is None
+        or direction * (_reached(model, Budget(), first, found) - loosened[first]) > SLACK * loosened[first]
+    ):
         return None
     return found
 
@@ -246,7 +261,7 @@ def _message(
     for miss in misses:
         if miss.limit not in given_way:
             continue
-        best = _reached(model, miss.limit, arrangement)
+        best = _reached(model, budget, miss.limit, arrangement)
         reason = (
             ""
             if len(misses) == 1 or miss.alone == best
@@ -260,8 +275,9 @@ def _message(
     if len(parts) > 1:
         parts[0] = "no single limit is enough to loosen; " + parts[0]
     wanted = ", ".join(f"{name} {_rounded(name, value)}" for name, value in nearest_budget.given.items())
+    kept = f", a margin of {budget.margin:.1%} kept" if budget.margin and budget.latency_ms is not None else ""
     return (
-        f"{model.plan.space} on {model.header.device} ({model.source}): {'; '.join(parts)}; "
+        f"{model.plan.space} on {model.header.device} ({model.source}{kept}): {'; '.join(parts)}; "
         f"nearest feasible budget: {wanted} ({'; '.join(layers) or 'the backbone with no temporal layer'})"
     )
 

@@ -139,7 +139,7 @@ def _at_most(model: CostModel, budget: Budget, parameters: float | None, cells: 
     """Bounds of how many arrangements meet the limits on latency and memory with at most so many parameters."""
     sums: list[tuple[str, float]] = []
     if budget.latency_ms is not None:
-        sums.append(("latency_ms", budget.latency_ms * (1 + SLACK) - model.backbone_latency_ms))
+        sums.append(("latency_ms", budget.bounds["latency_ms"] * (1 + SLACK) - model.backbone_latency_ms))
     if parameters is not None:
         sums.append(("parameters", parameters * (1 + SLACK) - model.plan.backbone_parameters))
     if budget.memory_mb is not None:

@@ -152,6 +152,8 @@ class SearchConfig(BaseModel):
             backbone's measured latency is the limit.
         memory_mb: limit of the peak; the device's own where it is not given.
         parameters_min, parameters_max: of the whole network.
+        margin: error of a predicted latency, as a fraction, that the limit must survive; the table's own, from its
+            whole networks, where it is not given. 0 takes predictions at their word.
         trials: search trials; the hand-made designs are scored beside them.
         sampler: see `nas.search.samplers`. rescored: how many of the front are scored again on more clips.
         rescore_clips: clips for that.
@@ -165,6 +167,7 @@ class SearchConfig(BaseModel):
     memory_mb: float | None = Field(None, gt=0.0)
     parameters_min: int | None = Field(None, gt=0)
     parameters_max: int | None = Field(None, gt=0)
+    margin: float | None = Field(None, ge=0.0, le=1.0)
     trials: int = Field(100, ge=1)
     sampler: str = "surrogate"
     rescored: int = Field(8, ge=1)

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,6 +205,8 @@ def search_arrangement(
     *,
     latency_ms: float | None = None,
     memory_mb: float | None = None,
+    parameters_min: float | None = None,
+    parameters_max: float | None = None,
     trials: int | None = None,
     sampler: str | None = None,
     workers: int = 1,
@@ -229,7 +231,13 @@ def search_arrangement(
 
     check_workers(workers)
     config = load(out)
-    problem = make_problem(config, out, latency_ms, memory_mb)
+    limits = {
+        "latency_ms": latency_ms,
+        "memory_mb": memory_mb,
+        "parameters_min": parameters_min,
+        "parameters_max": parameters_max,
+    }
+    problem = make_problem(config, out, limits)
     name = sampler or config.search.sampler
     if name not in SAMPLERS:
         raise NasError(f"sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
@@ -250,8 +258,8 @@ def search_arrangement(
             "seed": str(config.seed),
         }
         words = ["search", str(out), "--trials", str(trials or config.search.trials), "--sampler", name]
-        for option, limit in (("--latency-ms", latency_ms), ("--memory-mb", memory_mb), ("--study", study)):
-            words += [option, str(limit)] if limit is not None else []
+        for option, limit in {**limits, "study": study}.items():
+            words += [f"--{option.replace('_', '-')}", str(limit)] if limit is not None else []
         same_table = table_watch(config, out, problem)
         with Helpers(words, workers - 1, storage) as helpers, progress("search") as report:
 
@@ -373,10 +381,8 @@ def measure_chosen(config: RunConfig, out: Path) -> dict[str, Any]:
 # The search's parts -----------------------------------------------------------------------------------
 
 
-def make_problem(
-    config: RunConfig, out: Path, latency_ms: float | None = None, memory_mb: float | None = None
-) -> Problem:
-    """Space, costs and budget of a run."""
+def make_problem(config: RunConfig, out: Path, limits: Mapping[str, float | None] | None = None) -> Problem:
+    """Space, costs and budget of a run; ``limits`` go before the configured ones."""
     from device_profiler.device import Device
     from nas.search.problem import Problem
     from search_spaces.space import Space
@@ -389,26 +395,25 @@ def make_problem(
             f"the table of {device.name} is {costs.source}, not measured; say --set search.allow_estimated=true to let "
             "estimates drive the search"
         )
-    return Problem(space, costs, make_budget(config, costs, device.memory_limit_mb, latency_ms, memory_mb))
+    return Problem(space, costs, make_budget(config, costs, device.memory_limit_mb, limits or {}))
 
 
 def make_budget(
-    config: RunConfig,
-    costs: CostModel,
-    device_memory_mb: float | None,
-    latency_ms: float | None,
-    memory_mb: float | None,
+    config: RunConfig, costs: CostModel, device_memory_mb: float | None, limits: Mapping[str, float | None]
 ) -> Budget:
-    """The limits that are given, else the configured ones, else a share over the bare backbone and the device's own."""
-    from latency_tables.budget import Budget
+    """The limits that are given, else the configured ones, else a share over the bare backbone and the device's own.
+
+    Latency is held with the margin that the table's evidence asks for, as ``nas table predict`` holds it.
+    """
+    from latency_tables.budget import LIMITS, Budget
 
     wanted = config.search
-    return Budget(
-        latency_ms=latency_ms or wanted.latency_ms or round(costs.backbone_latency_ms * wanted.latency_ratio, 3),
-        memory_mb=memory_mb or wanted.memory_mb or device_memory_mb,
-        parameters_min=wanted.parameters_min,
-        parameters_max=wanted.parameters_max,
-    )
+    asked = {name: getattr(wanted, name) if limits.get(name) is None else limits[name] for name in LIMITS}
+    if asked["latency_ms"] is None:
+        asked["latency_ms"] = round(costs.backbone_latency_ms * wanted.latency_ratio, 3)
+    if asked["memory_mb"] is None:
+        asked["memory_mb"] = device_memory_mb
+    return Budget(**asked, margin=costs.audit.margin if wanted.margin is None else wanted.margin)
 
 
 def problem_or_refuse(config: RunConfig, out: Path) -> Problem:
@@ -510,6 +515,8 @@ def sentence(choice: Choice, problem: Problem) -> str:
         "parameters_max": "at most {:,.0f} parameters",
     }
     limits = ", ".join(words[name].format(value) for name, value in problem.budget.given.items())
+    if problem.budget.margin and problem.budget.latency_ms is not None:
+        limits += f", latency with a margin of {problem.budget.margin:.1%}"
     text = (
         f"within {limits}: loss {chosen.loss:.4f} at {chosen.latency_ms:.1f} ms and {chosen.peak_mb:.1f} MB predicted"
     )
@@ -531,7 +538,8 @@ def note_search(out: Path, problem: Problem, found: list[Evaluation], choice: Ch
     everything = [e for e in found if not e.is_reference]
     note(
         out,
-        budget={name: value for name, value in problem.budget.given.items()},
+        budget=dict(problem.budget.given),
+        held={"margin": problem.budget.margin, "why": costs.audit.sentence, **problem.budget.bounds},
         reachable=reachable(costs),
         source=costs.source,
         search={

@@ -135,9 +135,26 @@ def test_feasible_and_violations_speak_in_fractions_of_the_limit(small):
     assert Budget().feasible(costs).all() and nearest(model, Budget()) is None
 
 
-def test_a_budget_held_to_a_margin_is_stricter_in_latency_alone():
+def test_a_budget_held_to_a_margin_is_stricter_in_latency_alone(small):
     held = Budget(latency_ms=11.0, memory_mb=5.0).held(0.1)
-    assert held.given == {"latency_ms": pytest.approx(10.0), "memory_mb": 5.0}
+    assert held.given == {"latency_ms": 11.0, "memory_mb": 5.0}
+    assert held.bounds == {"latency_ms": pytest.approx(10.0), "memory_mb": 5.0}
+    model = small[0]
+    costs = model.cost(model.random(200, np.random.default_rng(0)))
+    limit = float(np.median(costs.latency_ms))
+    np.testing.assert_array_equal(
+        Budget(latency_ms=limit).held(0.1).feasible(costs), Budget(latency_ms=limit / 1.1).feasible(costs)
+    )
+
+
+def test_the_nearest_budget_of_a_held_one_works_when_it_is_asked_for_again(small):
+    model = small[0]
+    cheapest = float(nearest(model, Budget(latency_ms=0.5)).costs.latency_ms[0])
+    asked = Budget(latency_ms=1.05 * cheapest).held(0.1)  # met by the bare prediction, not with the margin
+    refused = nearest(model, asked)
+    assert refused is not None and "a margin of 10.0% kept" in refused.message
+    assert refused.budget.latency_ms == pytest.approx(1.1 * cheapest)
+    assert nearest(model, Budget(latency_ms=refused.budget.latency_ms).held(0.1)) is None
 
 
 @pytest.mark.parametrize(

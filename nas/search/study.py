@@ -375,7 +375,10 @@ def known_scores(study: optuna.Study) -> dict[str, Scored]:
 
 def name_of(problem: Problem, study_name: str = "search") -> str:
     """A study's name states its limits: ``search latency_ms=120 memory_mb=900``."""
-    limits = [f"{name}={value:.9g}" for name, value in problem.budget.given.items()]
+    budget = problem.budget
+    limits = [f"{name}={value:.9g}" for name, value in budget.given.items()]
+    if budget.margin and budget.latency_ms is not None:
+        limits.append(f"margin={budget.margin:.4g}")
     return " ".join([study_name, *limits])
 
 

@@ -202,7 +202,7 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
         np.where(fits, option.latency_ms, np.inf) for fits, option in zip(allowed, model.option_costs, strict=True)
     ]
     dearest = base + sum(float(values[np.isfinite(values)].max()) for values in extra)
-    limit = dearest if budget.latency_ms is None else min(budget.latency_ms, dearest)
+    limit = min(budget.bounds.get("latency_ms", dearest), dearest)
     step = max((limit - base) / grid, 1e-9)
     bins = [
         np.where(np.isfinite(v), np.round(np.where(np.isfinite(v), v, 0) / step), grid + 1).astype(int) for v in extra
