@@ -302,7 +302,7 @@ def test_no_run_is_one_line(tmp_path: Path) -> None:
 def test_figures_are_plotly_s(fake_run: Path) -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects")
     run = read_run(fake_run)
-    front = front_figure(run.front, run.metrics["budget"], "measured")
+    front = front_figure(run.front, run.metrics["budget"], {"latency_ms": 1.0}, "measured")
     curves = curve_figure(run.curves, {"loss_video": "video", "loss_image": "images"}, "loss")
     for figure in (front, curves):
         painted = json.loads(re.sub(r'"\$\w+"', '"#123456"', json.dumps(figure, allow_nan=False)))

@@ -136,7 +136,7 @@ def _device(run: RunFolder) -> str:
 def _tiles(run: RunFolder) -> list[dict[str, Any]]:
     """The four numbers to remember, each with what it is held against; ``fill`` is its share of the budget."""
     chosen, empty = _dict(run.metrics.get("chosen")), _dict(run.metrics.get("empty"))
-    budget = _dict(run.metrics.get("budget"))
+    budget, held = (_dict(run.metrics.get(name)) for name in ("budget", "held"))
     tiles = []
     for name, column, unit in (("Latency", "latency_ms", _ms), ("Peak memory", "peak_mb", _mb)):
         value, how = _value(chosen, f"{column}_measured"), "measured"
@@ -145,6 +145,9 @@ def _tiles(run: RunFolder) -> list[dict[str, Any]]:
         limit = _value(budget, "latency_ms" if column == "latency_ms" else "memory_mb")
         if value is not None:
             note = f"{how}; budget {unit(limit)}" if limit else f"{how}; no budget"
+            kept = _value(held, "latency_ms") if column == "latency_ms" and how != "measured" else None
+            if limit and kept and kept < limit:
+                note += f", held to {unit(kept)}"
             fill = None if not limit else value / limit
             tiles.append({"name": name, "value": unit(value), "note": note, "fill": fill})
     loss, without = _value(chosen, "loss"), _value(empty, "loss")
@@ -184,7 +187,8 @@ def _why(run: RunFolder) -> str:
 def _figures(run: RunFolder) -> dict[str, Any]:
     figures = {}
     if run.front:
-        figures["front"] = front_figure(run.front, _dict(run.metrics.get("budget")), run.sources.word)
+        budget, held = (_dict(run.metrics.get(name)) for name in ("budget", "held"))
+        figures["front"] = front_figure(run.front, budget, held, run.sources.word)
     if run.curves:
         losses = {"loss_video": "video", "loss_image": "images"}
         if not any(isinstance(row.get(name), int | float) for row in run.curves for name in losses):
