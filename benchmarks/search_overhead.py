@@ -38,7 +38,7 @@ from latency_tables.plan import Plan
 from latency_tables.table import Table, table_path
 from nas.config import SearchConfig
 from nas.search.problem import Problem
-from nas.search.samplers import POPULATION, distributions
+from nas.search.samplers import POPULATION
 from nas.search.study import search
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
@@ -79,7 +79,7 @@ class Bare:
             else optuna.storages.RDBStorage(where)
         )
         self._study = optuna.create_study(storage=storage, directions=["minimize"] * 2, sampler=sampler)
-        self._choices = distributions(problem)
+        self._choices = dict(problem.distributions)
 
     def run(self, trials: int) -> float:
         """Seconds outside the evaluations."""

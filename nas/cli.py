@@ -256,7 +256,7 @@ def search(
     parameters_min: Annotated[float | None, typer.Option(help="Least parameters of the network, e.g. 550e6.")] = None,
     parameters_max: Annotated[float | None, typer.Option(help="Most parameters of the network.")] = None,
     trials: Annotated[int | None, typer.Option(help="Search trials in all.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="surrogate, nsga2, tpe or random.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="surrogate, value, nsga2, tpe, gp or random.")] = None,
     workers: Workers = 1,
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study in --storage; space and device else.")] = None,

@@ -154,6 +154,8 @@ class SearchConfig(BaseModel):
         parameters_min, parameters_max: of the whole network.
         margin: error of a predicted latency, as a fraction, that the limit must survive; the table's own, from its
             whole networks, where it is not given. 0 takes predictions at their word.
+        objectives: what is minimised beside the loss: `latency_ms`, `peak_mb`, `parameters`, or `mes`, the Mobile
+            Efficiency Score of EfficientFormerV2 (one number of size and speed).
         trials: search trials; the hand-made designs are scored beside them.
         sampler: see `nas.search.samplers`. rescored: how many of the front are scored again on more clips.
         rescore_clips: clips for that.
@@ -168,6 +170,7 @@ class SearchConfig(BaseModel):
     parameters_min: int | None = Field(None, gt=0)
     parameters_max: int | None = Field(None, gt=0)
     margin: float | None = Field(None, ge=0.0, le=1.0)
+    objectives: tuple[Literal["latency_ms", "peak_mb", "parameters", "mes"], ...] = ("latency_ms",)
     trials: int = Field(100, ge=1)
     sampler: str = "surrogate"
     rescored: int = Field(8, ge=1)

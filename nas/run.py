@@ -395,7 +395,8 @@ def make_problem(config: RunConfig, out: Path, limits: Mapping[str, float | None
             f"the table of {device.name} is {costs.source}, not measured; say --set search.allow_estimated=true to let "
             "estimates drive the search"
         )
-    return Problem(space, costs, make_budget(config, costs, device.memory_limit_mb, limits or {}))
+    budget = make_budget(config, costs, device.memory_limit_mb, limits or {})
+    return Problem(space, costs, budget, config.search.objectives)
 
 
 def make_budget(

@@ -27,7 +27,7 @@ def run(problem: Problem, journal: Path, trials: int = 30, sampler: str = "surro
     return found, quality
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", sorted(set(SAMPLERS) - {"gp"}))  # gp takes seconds a trial: test_samplers.py
 def test_every_search_trial_is_feasible_and_new(sampler: str, tmp_path: Path) -> None:
     found, quality = run(tiny_problem(LIMITS), tmp_path / "study.journal", sampler=sampler)
     searched = [e for e in found if not e.is_reference]
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:
 
 
 def test_unknown_sampler_names_the_known_ones() -> None:
-    with pytest.raises(NasError, match="Known samplers: nsga2, random, surrogate, tpe"):
+    with pytest.raises(NasError, match="Known samplers: gp, nsga2, random, surrogate, tpe, value"):
         make_sampler("nsga3", tiny_problem(), 0)
 
 

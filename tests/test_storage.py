@@ -20,7 +20,6 @@ from nas.errors import NasError
 from nas.search.lease import BEAT, OWNER, Keeper, Owner
 from nas.search.ledger import GAVE_WAY, LOSSES, ledger_of
 from nas.search.problem import Problem
-from nas.search.samplers import distributions
 from nas.search.storage import Drafting, open_storage, shown
 from nas.search.study import Evaluation, open_study, search
 
@@ -228,7 +227,7 @@ def claimed(storage: Drafting, study: optuna.Study, problem: Problem, owner: Own
     choice = choices[problem.feasible(choices)][0]
     attributes = {"origin": "random", "feasible": True, OWNER: owner.to_json()}
     with storage.drafting([], attributes, {"fixed_params": problem.params(choice)}) as draft:
-        study.ask(dict(distributions(problem)))
+        study.ask(dict(problem.distributions))
         trial_id = draft.keep()
     return storage.get_trial(trial_id)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from nas.search.study import Evaluation
 from search_spaces.arrangement import Arrangement
 
@@ -15,12 +17,20 @@ FRONT_FILE = "front.csv"
 
 
 def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The feasible evaluations that no other feasible one beats in loss and latency, cheapest first."""
-    front: list[Evaluation] = []
-    for candidate in sorted((e for e in evaluations if e.feasible), key=lambda e: (e.latency_ms, e.loss)):
-        if not front or candidate.loss < front[-1].loss:
-            front.append(candidate)
-    return front
+    """The feasible evaluations that no other feasible one beats in the loss and every objective, cheapest first.
+
+    Of equal ones the first is taken.
+    """
+    fit = [e for e in evaluations if e.feasible]
+    values = np.array([(e.loss, *(e.objectives or (e.latency_ms,))) for e in fit])
+    front = []
+    for i, e in enumerate(fit):
+        no_worse = np.all(values <= values[i], axis=1)
+        better = np.any(values < values[i], axis=1)
+        earlier = np.arange(len(fit)) < i
+        if not np.any(no_worse & (better | earlier)):
+            front.append(e)
+    return sorted(front, key=lambda e: (e.latency_ms, e.loss))
 
 
 @dataclass(frozen=True)

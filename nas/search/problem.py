@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna.distributions import CategoricalDistribution
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel, Costs
@@ -18,6 +19,9 @@ from search_spaces.space import Space
 Indices = NDArray[np.int64]
 
 NO_LAYER = "none"
+MES = "mes"
+OBJECTIVES = ("latency_ms", "peak_mb", "parameters", MES)  # what may be minimised beside the loss
+MES_SCORE, MES_POWER, MES_UNITS = 100.0, 0.5, {"parameters": 10e6, "latency_ms": 1.0}
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,29 @@ class Problem:
         space: what may be chosen.
         costs: the cost model over the device's table; its options are the space's, in the same order.
         budget: limits in ms, MB and parameters.
+        objectives: of ``OBJECTIVES``, what is minimised beside the loss.
 
     Raises:
-        NasError: if the cost model describes other positions or options than the space.
+        NasError: if the cost model describes other positions or options than the space, or an objective is unknown.
     """
 
     space: Space
     costs: CostModel
     budget: Budget
+    objectives: tuple[str, ...] = ("latency_ms",)
 
     def __post_init__(self) -> None:
+        unknown = [name for name in self.objectives if name not in OBJECTIVES]
+        if unknown or not self.objectives or len(set(self.objectives)) < len(self.objectives):
+            raise NasError(
+                f"search.objectives must be one or more of {', '.join(OBJECTIVES)}, each once, but is "
+                f"{', '.join(self.objectives) or 'empty'}"
+            )
+        if self.costs.unknown_memory and "peak_mb" in self.objectives:
+            raise NasError(
+                f"search.objectives: the table does not know the memory of {self.costs.unknown_memory[0]}; measure it, "
+                "or leave peak_mb out"
+            )
         names = tuple(position.name for position in self.space.positions)
         if tuple(self.costs.positions) != names:
             raise NasError(
@@ -66,6 +83,11 @@ class Problem:
             name: tuple(" + ".join(v.label for v in option) or NO_LAYER for option in self.space.options(name))
             for name in self.positions
         }
+
+    @property
+    def distributions(self) -> dict[str, CategoricalDistribution]:
+        """Optuna's search space: one categorical parameter a position."""
+        return {name: CategoricalDistribution(labels) for name, labels in self.labels.items()}
 
     @cached_property
     def num_options(self) -> Indices:
@@ -101,6 +123,12 @@ class Problem:
     def violations(self, indices: Indices) -> dict[str, NDArray[np.float64]]:
         """Limit -> value / limit - 1 of (N, P) choices: zero or less is kept, as Optuna's constraints read it."""
         return self.budget.violations(self.cost(indices))
+
+    def objective_costs(self, indices: Indices) -> NDArray[np.float64]:
+        """What is minimised beside the loss, shape (N, objectives), of (N, P) choices."""
+        costs = self.cost(indices)
+        columns = [100.0 / mes(costs) if name == MES else getattr(costs, name) for name in self.objectives]
+        return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
 
     def excess(self, indices: Indices) -> NDArray[np.float64]:
         """Sum of the broken limits' shares over (N, P) choices; zero where feasible, infinite where nothing runs."""
@@ -141,3 +169,17 @@ class Problem:
             if tuple(v.block for v in option) == blocks:
                 return i
         return None
+
+
+def mes(costs: Costs) -> NDArray[np.float64]:
+    """The Mobile Efficiency Score of N arrangements; higher is better, and 100 is 10M parameters in 1 ms.
+
+    ``100 * (parameters / 10M) ** -0.5 * (latency / 1 ms) ** -0.5``: one number for size and speed. As an objective it
+    is minimised as ``100 / MES``.
+
+    Source: EfficientFormerV2 (Li et al., arXiv 2212.08059, section 3.3), its units and exponents.
+    """
+    score = np.full(len(costs), MES_SCORE)
+    for name, unit in MES_UNITS.items():
+        score *= (np.asarray(getattr(costs, name), dtype=np.float64) / unit) ** -MES_POWER
+    return score

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import NasError
 from nas.search.ledger import ledger_of
 from nas.search.problem import Indices, Problem
 from nas.search.surrogate import SurrogateSampler
+from nas.search.value import ValueSampler
 
 PROPOSALS = 8  # tries of the inner sampler before its last proposal is repaired
 POPULATION = 20  # small populations won on placement problems of this size; see benchmarks/search_regret.py
@@ -28,22 +29,23 @@ class FeasibleSampler(BaseSampler):
     """Wraps a sampler so that what it proposes fits the budget and was never evaluated.
 
     Costs come from the table, so feasibility is known before anything is paid for. A proposal that breaks a limit or
-    repeats a trial is asked again; after ``PROPOSALS`` tries it is repaired by the single-position change that is
+    repeats a trial is asked again; after ``proposals`` tries it is repaired by the single-position change that is
     feasible and new, or, while there is none, by the one that lowers the excess most.
 
     Args:
         inner: any Optuna sampler of independent or relative kind.
         problem: positions, costs and limits.
         seed: of the choice among equally good repairs.
+        proposals: how often the inner sampler is asked before its last proposal is repaired.
     """
 
-    def __init__(self, inner: BaseSampler, problem: Problem, seed: int) -> None:
-        self._inner = inner
+    def __init__(self, inner: BaseSampler, problem: Problem, seed: int, proposals: int = PROPOSALS) -> None:
+        self._inner, self._proposals = inner, proposals
         self._problem = problem
         self._rng = np.random.default_rng(seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return dict(distributions(self._problem))
+        return dict(self._problem.distributions)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -53,7 +55,7 @@ class FeasibleSampler(BaseSampler):
             return dict(fixed)
         seen = evaluated(study, self._problem)
         proposal = self._propose(study, trial, search_space)
-        for _ in range(PROPOSALS - 1):
+        for _ in range(self._proposals - 1):
             if tuple(proposal) not in seen and self._problem.feasible(proposal)[0]:
                 return self._problem.params(proposal)
             proposal = self._propose(study, trial, search_space)
@@ -82,11 +84,6 @@ class FeasibleSampler(BaseSampler):
     def reseed_rng(self) -> None:
         self._inner.reseed_rng()
         self._rng = np.random.default_rng()
-
-
-def distributions(problem: Problem) -> dict[str, CategoricalDistribution]:
-    """One categorical parameter a position."""
-    return {name: CategoricalDistribution(problem.labels[name]) for name in problem.positions}
 
 
 def evaluated(study: optuna.Study, problem: Problem) -> set[tuple[int, ...]]:
@@ -128,10 +125,21 @@ def _surrogate(problem: Problem, seed: int) -> BaseSampler:
     return FeasibleSampler(SurrogateSampler(problem, seed=seed), problem, seed)
 
 
+def _value(problem: Problem, seed: int) -> BaseSampler:
+    return FeasibleSampler(ValueSampler(problem, seed=seed), problem, seed)
+
+
+def _gp(problem: Problem, seed: int) -> BaseSampler:
+    """A Gaussian process over the choices as they are; the only one of these whose proposals take seconds."""
+    return FeasibleSampler(GPSampler(seed=seed), problem, seed, proposals=2)
+
+
 SAMPLERS: dict[str, Callable[[Problem, int], BaseSampler]] = {
     "surrogate": _surrogate,
     "nsga2": _nsga2,
     "tpe": _tpe,
+    "value": _value,
+    "gp": _gp,
     "random": _random,
 }
 

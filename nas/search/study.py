@@ -21,7 +21,7 @@ from nas.errors import NasError
 from nas.search.lease import LEASE, OWNER, Keeper, Owner
 from nas.search.ledger import GAVE_WAY, REFERENCE, Choice, Ledger, ledger_of
 from nas.search.problem import Problem
-from nas.search.samplers import SpaceExhausted, distributions, make_sampler
+from nas.search.samplers import SpaceExhausted, make_sampler
 from nas.search.storage import DRAFT, Drafting, open_storage, shown
 from search_spaces.arrangement import Arrangement
 
@@ -47,7 +47,11 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One finished trial, as the report and ``front.csv`` show it. Losses unitless, latency in ms, memory in MB."""
+    """One finished trial, as the report and ``front.csv`` show it. Losses unitless, latency in ms, memory in MB.
+
+    Attributes:
+        objectives: what the study minimises beside the loss, in the problem's order.
+    """
 
     trial: int
     choice: tuple[int, ...]
@@ -62,6 +66,7 @@ class Evaluation:
     weights_mb: float
     parameters: int
     feasible: bool
+    objectives: tuple[float, ...] = ()
 
     @property
     def is_reference(self) -> bool:
@@ -203,7 +208,7 @@ class _Worker:
             try:
                 # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
                 self.study.sampler = make_sampler(self._sampler, self.problem, seed=self._seed_of(ledger))
-                trial = self.study.ask(dict(distributions(self.problem)))
+                trial = self.study.ask(dict(self.problem.distributions))
             except SpaceExhausted:
                 self._exhausted = True
                 return None
@@ -292,7 +297,7 @@ class _Worker:
                 "train it again"
             )
         parts = {"loss_stderr": result.stderr, "velocity_loss": result.velocity_loss, "motion_loss": result.motion_loss}
-        values = [float(result.loss), float(self.problem.cost(choice).latency_ms[0])]
+        values = [float(result.loss), *map(float, self.problem.objective_costs(choice)[0])]
         trial.set_user_attr("score", {name: float(part) for name, part in parts.items()})
         try:
             self._storage.set_trial_user_attr(trial._trial_id, "score", trial.user_attrs["score"])
@@ -330,7 +335,7 @@ def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
 def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
     attributes = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
     choice = problem.indices(trial.params)
-    loss, latency = trial.values
+    loss, *objectives = trial.values
     return Evaluation(
         trial=trial.number,
         choice=tuple(int(i) for i in choice),
@@ -340,11 +345,12 @@ def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
         loss_stderr=attributes["loss_stderr"],
         velocity_loss=attributes["velocity_loss"],
         motion_loss=attributes["motion_loss"],
-        latency_ms=latency,
+        latency_ms=float(problem.cost(choice).latency_ms[0]),
         peak_mb=attributes["peak_mb"],
         weights_mb=attributes["weights_mb"],
         parameters=attributes["parameters"],
         feasible=attributes["feasible"],
+        objectives=tuple(objectives),
     )
 
 
@@ -379,6 +385,8 @@ def name_of(problem: Problem, study_name: str = "search") -> str:
     limits = [f"{name}={value:.9g}" for name, value in budget.given.items()]
     if budget.margin and budget.latency_ms is not None:
         limits.append(f"margin={budget.margin:.4g}")
+    if problem.objectives != ("latency_ms",):
+        limits.append(f"objectives={'+'.join(problem.objectives)}")
     return " ".join([study_name, *limits])
 
 
@@ -407,7 +415,8 @@ def open_study(
     if name in [other.study_name for other in storage.get_all_studies()]:
         study = optuna.load_study(**settings)
     else:
-        study = optuna.create_study(directions=["minimize", "minimize"], load_if_exists=True, **settings)
+        directions = ["minimize"] * (1 + len(problem.objectives))
+        study = optuna.create_study(directions=directions, load_if_exists=True, **settings)
     if "identity" not in study.user_attrs:
         if details:
             study.set_user_attr("details", {part: dict(rows) for part, rows in details.items()})

@@ -132,7 +132,7 @@ class SurrogateSampler(BaseSampler):
         self._fitted: tuple[int, Posterior] | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
+        return dict(self._problem.distributions)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]

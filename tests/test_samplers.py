@@ -1,0 +1,114 @@
+"""Every sampler: within the budget, never the same twice, seeded, and better than chance; and what is minimised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from search_problems import KnownQuality, tiny_problem
+
+from latency_tables.budget import Budget
+from nas.errors import NasError
+from nas.search.front import pareto_front
+from nas.search.problem import Problem, mes
+from nas.search.samplers import SAMPLERS
+from nas.search.study import Evaluation, search
+from nas.search.surrogate import SurrogateSampler
+from nas.search.value import ValueSampler, action_effects
+
+LIMIT = 110.0
+
+
+def run(problem: Problem, folder: Path, sampler: str, trials: int, seed: int = 0) -> list[Evaluation]:
+    quality = KnownQuality(problem)
+    return search(problem, quality, folder / "study.journal", identity={}, trials=trials, sampler=sampler, seed=seed)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_every_sampler_keeps_to_the_budget_and_repeats_nothing(name: str, tmp_path: Path) -> None:
+    problem = tiny_problem(Budget(latency_ms=LIMIT))
+    found = run(problem, tmp_path, name, 14)
+    searched = [e for e in found if not e.is_reference]
+    assert len(searched) == 14 and all(e.feasible and e.latency_ms <= LIMIT for e in searched)
+    assert len({e.arrangement.key for e in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", ["value", "gp"])
+def test_a_seed_is_a_study(name: str, tmp_path: Path) -> None:
+    problem = tiny_problem(Budget(latency_ms=LIMIT))
+    runs = [run(problem, tmp_path / str(i), name, 12, seed) for i, seed in enumerate((3, 3, 4))]
+    keys = [[e.arrangement.key for e in found] for found in runs]
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_value_finds_more_than_random_does(tmp_path: Path) -> None:
+    problem = tiny_problem(Budget(latency_ms=LIMIT))
+    best = {
+        name: np.mean(
+            [min(e.loss for e in run(problem, tmp_path / f"{name}{seed}", name, 60, seed)) for seed in (0, 1, 2)]
+        )
+        for name in ("value", "random")
+    }
+    assert best["value"] < best["random"] - 0.05
+
+
+@pytest.mark.parametrize("kind", [ValueSampler, SurrogateSampler])
+def test_a_sampler_works_in_anyone_s_study(kind: type[ValueSampler] | type[SurrogateSampler]) -> None:
+    problem = tiny_problem(Budget(latency_ms=LIMIT))
+    quality = KnownQuality(problem)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=kind(problem, seed=0))
+
+    def objective(trial: optuna.Trial) -> tuple[float, float]:
+        labels = problem.labels.items()
+        params = {name: trial.suggest_categorical(name, choices) for name, choices in labels}
+        choice = problem.indices(params)
+        return quality.loss(problem.arrangement(choice)), float(problem.cost(choice).latency_ms[0])
+
+    study.optimize(objective, n_trials=20)
+    assert all(trial.values[1] <= LIMIT for trial in study.trials)
+
+
+def test_effects_are_means_over_pairs_that_differ_in_one_choice() -> None:
+    effects = action_effects({(0, 0): 1.0, (1, 0): 0.8, (0, 1): 0.9, (1, 1): 0.6, (2, 2): 0.0})
+    assert effects[0, 0, 1] == pytest.approx(-0.25) and effects[0, 1, 0] == pytest.approx(0.25)
+    assert effects[1, 0, 1] == pytest.approx(-0.15) and (0, 0, 2) not in effects
+
+
+def test_memory_and_size_can_be_objectives(tmp_path: Path) -> None:
+    problem = replace(tiny_problem(Budget(latency_ms=LIMIT)), objectives=("latency_ms", "parameters"))
+    found = run(problem, tmp_path, "nsga2", 20)
+    for e in found:
+        assert e.objectives == (pytest.approx(e.latency_ms), e.parameters)
+    front = pareto_front(found)
+    for e in front:
+        beaten = [o for o in found if o.feasible and o.loss <= e.loss and o.latency_ms <= e.latency_ms]
+        assert not [o for o in beaten if o.parameters < e.parameters]
+    assert len(front) >= len(pareto_front([replace(e, objectives=(e.latency_ms,)) for e in found]))
+
+
+def test_the_mobile_efficiency_score_is_one_number_of_size_and_speed(tmp_path: Path) -> None:
+    problem = replace(tiny_problem(), objectives=("mes",))
+    choices = np.stack([np.zeros(6, dtype=np.int64), problem.num_options - 1])
+    costs = problem.cost(choices)
+    expected = 100 * (costs.parameters / 1e7) ** -0.5 * costs.latency_ms**-0.5
+    np.testing.assert_allclose(mes(costs), expected)
+    np.testing.assert_allclose(problem.objective_costs(choices)[:, 0], 100 / expected)
+    found = run(problem, tmp_path, "surrogate", 10)
+    assert all(len(e.objectives) == 1 for e in found) and pareto_front(found)
+
+
+def test_other_objectives_are_another_study(tmp_path: Path) -> None:
+    problem = tiny_problem()
+    run(problem, tmp_path, "random", 3)
+    found = run(replace(problem, objectives=("latency_ms", "peak_mb")), tmp_path, "random", 3)
+    assert len(found[0].objectives) == 2
+
+
+def test_objectives_that_mean_nothing_are_refused() -> None:
+    for objectives in ((), ("loss",), ("mes", "mes")):
+        with pytest.raises(NasError, match="search.objectives must be one or more of latency_ms"):
+            replace(tiny_problem(), objectives=objectives)
