@@ -223,6 +223,8 @@ def main() -> int:
                 result[f"{storage}_{workers}"] = round(value, 3)
                 if workers > 1:
                     result[f"{storage}_speedup_{workers}"] = round(value / best[1], 3)
+            if not args.kills:
+                continue
             name = f"{storage}_kill"
             outcome = kill(place(name), 10 * args.kills, passes, args.kills, folder / name)
             print(
@@ -233,7 +235,7 @@ def main() -> int:
             result |= {f"{storage}_{key}": value for key, value in outcome.items()}
     measured = [storage for storage in args.storages if f"{storage}_1" in result]
     for key in ("lost", "duplicates"):
-        result[key] = sum(int(result[f"{storage}_{key}"]) for storage in measured)
+        result[key] = sum(int(result[f"{storage}_{key}"]) for storage in measured if args.kills)
     result["speedup_2"] = min(result[f"{storage}_speedup_2"] for storage in measured)
     result["speedup_4"] = min(result[f"{storage}_speedup_4"] for storage in measured)
     print(json.dumps(result))

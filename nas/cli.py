@@ -260,6 +260,7 @@ def search(
     workers: Workers = 1,
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study in --storage; space and device else.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Say why: positions, limits, designs by hand.")] = False,
     helper_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
 ) -> None:
@@ -282,7 +283,22 @@ def search(
     if helper_of is not None:
         return
     emit(answer.to_json()) if as_json else typer.echo(answer.render())
+    if explain and answer.reasons and not as_json:
+        typer.echo(f"\n{answer.reasons}")
     raise typer.Exit(DONE if answer.feasible else NO)
+
+
+@app.command()
+def dashboard(
+    run: RunDir,
+    storage: Storage = None,
+    host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 is every one of this machine.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
+) -> None:
+    """The run's studies in a browser, through optuna-dashboard, until stopped."""
+    from nas.search.dashboard import serve
+
+    serve(storage or run / "study.journal", host, port, lambda at: typer.echo(f"{at}  stop it with Ctrl-C"))
 
 
 @app.command()
