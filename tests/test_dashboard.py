@@ -49,8 +49,8 @@ def test_the_dashboard_tells_feasible_from_infeasible_trials(journal: Path) -> N
         assert attributes["feasible"] == str(not breaks)
         if breaks:
             infeasible.add(attributes["origin"])
-    assert '"reference: all Conv1D + SelfAttention1D"' in infeasible
-    assert all(origin.startswith('"reference: ') for origin in infeasible)
+    assert "reference: all Conv1D + SelfAttention1D" in infeasible
+    assert all(origin.startswith("reference: ") for origin in infeasible)
     assert journal.read_bytes() == before
 
 
