@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from nas.search.study import Evaluation
 
 METRICS = "metrics.json"
+EXPLAIN = "explain.json"
 
 
 def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
@@ -180,6 +181,7 @@ class Answer:
     front: tuple[dict[str, Any], ...] = ()
     chosen: dict[str, Any] | None = None
     picture: str = ""
+    reasons: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -290,6 +292,7 @@ def search_arrangement(
 
 def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Evaluation], quality: Quality) -> Answer:
     """Choose from what a search has found, and write it down."""
+    from nas.search.explain import explain, render
     from nas.search.front import choose, pareto_front, write_front
     from search_spaces.picture import picture
 
@@ -301,13 +304,16 @@ def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Eva
     write_front(out / "front.csv", found, chosen.arrangement.key)
     chosen.arrangement.save(out / "arrangement.yaml")
     note_search(out, problem, found, choice, finer)
+    reasons = explain(problem, found, chosen, finer.paired_difference)
+    write_json(out / EXPLAIN, reasons.to_json())
     costs = problem.costs.breakdown(np.array(chosen.choice))
     drawn = picture(
         problem.space,
         chosen.arrangement,
         {row["position"]: row["latency_ms"] for row in costs if row["position"] != "backbone" and row["layers"]},
     )
-    return Answer(True, sentence(choice, problem), tuple(map(_row, front)), _row(chosen), drawn)
+    told = sentence(choice, problem)
+    return Answer(True, told, tuple(map(_row, front)), _row(chosen), drawn, render(reasons))
 
 
 def say_answer(answer: Answer) -> None:
@@ -599,9 +605,13 @@ def _sum(*values: float | None) -> float | None:
 
 def note(out: Path, **facts: Any) -> None:
     """Put facts into ``metrics.json``; written whole or not at all."""
-    path = out / METRICS
+    write_json(out / METRICS, {**read_metrics(out), **facts})
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Written whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**read_metrics(out), **facts}, indent=1, default=str))
+    partial.write_text(json.dumps(facts, indent=1, default=str))
     os.replace(partial, path)
 
 

@@ -1,0 +1,309 @@
+"""Why this arrangement: what each position contributes, what more would buy, what a search was worth."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency_tables.budget import Budget
+from latency_tables.optimum import extremes
+from nas.search.problem import NO_LAYER, Indices, Problem
+from nas.search.study import Evaluation
+from nas.search.surrogate import Features, Posterior, exact_front
+from search_spaces.arrangement import Arrangement
+
+DRAWS = 32  # models drawn from the posterior, for every interval here
+MORE_MS, MORE_MB = 50.0, 100.0
+Z = 1.645  # of a 90% interval
+
+Floats = NDArray[np.float64]
+Difference = Callable[[Arrangement, Arrangement], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What a position's layers do for the chosen arrangement.
+
+    Attributes:
+        layers: labels, joined.
+        loss, loss_stderr: the supernet's loss without them, less its loss with them, on the same clips and noise.
+        modelled, modelled_sd: the same by the additive model of all evaluations.
+        latency_ms, peak_mb, parameters: what they cost, by the table.
+    """
+
+    position: str
+    layers: str
+    loss: float
+    loss_stderr: float
+    modelled: float
+    modelled_sd: float
+    latency_ms: float
+    peak_mb: float
+    parameters: int
+
+    @property
+    def told_from_nothing(self) -> bool:
+        return abs(self.loss) > Z * self.loss_stderr
+
+
+@dataclass(frozen=True)
+class More:
+    """What a looser limit would buy, by the model: change of the least loss, and the 90% interval of it over models."""
+
+    what: str
+    loss: float
+    low: float
+    high: float
+    layers: str
+
+
+@dataclass(frozen=True)
+class Design:
+    """A design made by hand, on the same axes; differences are its loss less the chosen one's."""
+
+    name: str
+    loss: float
+    difference: float
+    difference_stderr: float
+    latency_ms: float
+    peak_mb: float
+    feasible: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that ``nas search --explain`` says.
+
+    Attributes:
+        key, loss, latency_ms, peak_mb: the chosen arrangement.
+        budget, held: limits as asked, and what predictions are held to.
+        reachable: column -> least and most in the whole space, exactly.
+        positions: what each position with layers contributes, the most useful first.
+        more: what looser limits would buy.
+        designs: hand-made designs.
+        regret, regret_high: how far the model thinks the chosen one is from the best within the budget, on average
+            over models and at most in 90% of them; not a bound, since the model may be wrong.
+        model_error: root mean square error of the model on evaluations it was not fitted on (five folds), beside the
+            standard deviation of the losses.
+    """
+
+    key: str
+    loss: float
+    latency_ms: float
+    peak_mb: float
+    budget: dict[str, float]
+    held: dict[str, float]
+    reachable: dict[str, tuple[float, float]]
+    positions: tuple[Contribution, ...]
+    more: tuple[More, ...]
+    designs: tuple[Design, ...]
+    regret: float
+    regret_high: float
+    model_error: float
+    loss_spread: float
+    evaluations: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def explain(problem: Problem, found: Sequence[Evaluation], chosen: Evaluation, difference: Difference) -> Explanation:
+    """The reasons for a choice.
+
+    Args:
+        found: all evaluations of the study. chosen: one of them.
+        difference: (a, b) -> mean and standard error of loss(a) - loss(b) on the supernet, on shared noise.
+    """
+    features = Features.of(problem)
+    choices = np.array([e.choice for e in found], dtype=np.int64)
+    losses = np.array([e.loss for e in found])
+    posterior = Posterior.fit(features(choices), losses)
+    rng = np.random.default_rng(0)
+    models = [posterior.draw(rng) for _ in range(DRAWS)]
+    own = np.array(chosen.choice, dtype=np.int64)
+    bests = [_best(problem, features, w)[0] for w in models]
+    regrets = [posterior.unit * max(0.0, _loss(features, w, own) - b) for w, b in zip(models, bests, strict=True)]
+    known = {e.arrangement.key: e for e in found}
+    return Explanation(
+        chosen.arrangement.key,
+        chosen.loss,
+        chosen.latency_ms,
+        chosen.peak_mb,
+        dict(problem.budget.given),
+        dict(problem.budget.bounds),
+        _reachable(problem),
+        _contributions(problem, features, models, posterior.unit, chosen, difference),
+        _more(problem, features, posterior, models, bests),
+        tuple(_designs(problem, known, chosen, difference)),
+        float(np.mean(regrets)),
+        float(np.quantile(regrets, 0.9)),
+        left_out_error(features, choices, losses),
+        float(losses.std()),
+        len(found),
+    )
+
+
+def left_out_error(features: Features, choices: Indices, losses: Floats, folds: int = 5) -> float:
+    """Root mean square error of the additive model on evaluations that it was not fitted on; nan for too few."""
+    if len(losses) < 2 * folds:
+        return float("nan")
+    order = np.random.default_rng(0).permutation(len(losses))
+    errors = np.empty(len(losses))
+    for fold in range(folds):
+        held = order[fold::folds]
+        rest = np.setdiff1d(order, held)
+        fitted = Posterior.fit(features(choices[rest]), losses[rest])
+        errors[held] = fitted.predict(features(choices[held])) - losses[held]
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+def _loss(features: Features, weights: Floats, choice: Indices) -> float:
+    return float((features(choice[None]) @ weights)[0])
+
+
+def _best(problem: Problem, features: Features, weights: Floats) -> tuple[float, Indices]:
+    """The least modelled loss within the budget (in the model's units), and its choice."""
+    front = exact_front(problem, features, weights)
+    fits = np.flatnonzero(problem.feasible(front.choices))
+    if not len(fits):  # limits on size alone, say, that the front along latency knows nothing of
+        return np.inf, np.zeros(len(problem.positions), dtype=np.int64)
+    values = features(front.choices[fits]) @ weights
+    best = int(np.argmin(values))
+    return float(values[best]), front.choices[fits[best]]
+
+
+def _reachable(problem: Problem) -> dict[str, tuple[float, float]]:
+    found = {}
+    for column, ends in extremes(problem.costs).items():
+        known = [end for end in (ends["min"], ends["max"]) if end is not None]
+        values = [float(getattr(problem.cost(end), column)[0]) for end in known]
+        found[column] = (min(values), max(values))
+    return found
+
+
+def _contributions(
+    problem: Problem,
+    features: Features,
+    models: Sequence[Floats],
+    unit: float,
+    chosen: Evaluation,
+    difference: Difference,
+) -> tuple[Contribution, ...]:
+    own = np.array(chosen.choice, dtype=np.int64)
+    cost = problem.cost(own)
+    found = []
+    for place, name in enumerate(problem.positions):
+        if own[place] == 0:
+            continue
+        without = own.copy()
+        without[place] = 0
+        loss, stderr = difference(problem.arrangement(without), chosen.arrangement)
+        drawn = [unit * (_loss(features, w, without) - _loss(features, w, own)) for w in models]
+        less = problem.cost(without)
+        found.append(
+            Contribution(
+                name,
+                problem.labels[name][own[place]],
+                loss,
+                stderr,
+                float(np.mean(drawn)),
+                float(np.std(drawn)),
+                float(cost.latency_ms[0] - less.latency_ms[0]),
+                float(cost.peak_mb[0] - less.peak_mb[0]),
+                int(cost.parameters[0] - less.parameters[0]),
+            )
+        )
+    return tuple(sorted(found, key=lambda entry: -entry.loss))
+
+
+def _more(
+    problem: Problem, features: Features, posterior: Posterior, models: Sequence[Floats], bests: Sequence[float]
+) -> tuple[More, ...]:
+    budget = problem.budget
+    wider: dict[str, Budget] = {}
+    if budget.latency_ms is not None:
+        wider[f"{MORE_MS:g} ms more"] = replace(budget, latency_ms=budget.latency_ms + MORE_MS)
+    if budget.memory_mb is not None:
+        wider[f"{MORE_MB:g} MB more"] = replace(budget, memory_mb=budget.memory_mb + MORE_MB)
+    if budget.latency_ms is not None and budget.memory_mb is not None:
+        latency, memory = budget.latency_ms + MORE_MS, budget.memory_mb + MORE_MB
+        wider["both"] = replace(budget, latency_ms=latency, memory_mb=memory)
+    found = []
+    for what, loosened in wider.items():
+        other = replace(problem, budget=loosened)
+        pairs = zip(models, bests, strict=True)
+        changes = [posterior.unit * (_best(other, features, w)[0] - best) for w, best in pairs]
+        low, high = np.quantile(changes, [0.05, 0.95])
+        best = _best(other, features, posterior.mean)[1]
+        found.append(More(what, float(np.mean(changes)), float(low), float(high), layers_text(problem, best)))
+    return tuple(found)
+
+
+def _designs(
+    problem: Problem, known: dict[str, Evaluation], chosen: Evaluation, difference: Difference
+) -> list[Design]:
+    found = []
+    for name, choice in problem.hand_made().items():
+        evaluation = known.get(problem.arrangement(choice).key)
+        if evaluation is None:
+            continue
+        same = evaluation.arrangement.key == chosen.arrangement.key
+        mean, stderr = (0.0, 0.0) if same else difference(evaluation.arrangement, chosen.arrangement)
+        costs = (evaluation.latency_ms, evaluation.peak_mb, evaluation.feasible)
+        found.append(Design(name, evaluation.loss, mean, stderr, *costs))
+    return sorted(found, key=lambda design: design.latency_ms)
+
+
+def layers_text(problem: Problem, choice: Indices) -> str:
+    """``down.0.0: Conv1D(kernel_size=3); up.1.0: ...``, or that there are none."""
+    labels = [(name, problem.labels[name][int(i)]) for name, i in zip(problem.positions, choice, strict=True)]
+    return "; ".join(f"{name}: {label}" for name, label in labels if label != NO_LAYER) or "no temporal layers"
+
+
+# For people ------------------------------------------------------------------------------------------
+
+
+def render(found: Explanation) -> str:
+    """The explanation as text for a terminal."""
+    asked = ", ".join(f"{name} {value:,.6g}" for name, value in found.budget.items()) or "no limits"
+    held = [f"{name} {value:,.6g}" for name, value in found.held.items() if value != found.budget[name]]
+    lines = [
+        f"chosen     {found.key}: loss {found.loss:.4f} at {found.latency_ms:.2f} ms and {found.peak_mb:.1f} MB",
+        f"budget     {asked}{'; predictions are held to ' + ', '.join(held) if held else ''}",
+    ]
+    for column, (low, high) in found.reachable.items():
+        lines.append(f"reachable  {column} {low:,.6g} to {high:,.6g}")
+    lines += [
+        f"distance   by the additive model the best within the budget is {found.regret:.4f} lower on average, at most "
+        f"{found.regret_high:.4f} in 90% of what the evaluations leave possible",
+        f"           (the model's own error on evaluations it had not seen: {found.model_error:.4f}; their spread: "
+        f"{found.loss_spread:.4f})",
+        "",
+        f"{'position':<10} {'gain':>8} {'+-':>7} {'model':>8} {'+-':>7} {'ms':>9} {'MB':>8} {'per ms':>9}  layers",
+    ]
+    for row in found.positions:
+        value = f"{row.loss / row.latency_ms:.5f}" if row.latency_ms > 0 else "-"
+        doubt = "" if row.told_from_nothing else "  (cannot be told from nothing)"
+        lines.append(
+            f"{row.position:<10} {row.loss:>8.4f} {row.loss_stderr:>7.4f} {row.modelled:>8.4f} {row.modelled_sd:>7.4f} "
+            f"{row.latency_ms:>9.3f} {row.peak_mb:>8.2f} {value:>9}  {row.layers}{doubt}"
+        )
+    if not found.positions:
+        lines.append("no position holds a layer")
+    lines.append("")
+    for more in found.more:
+        lines.append(f"{more.what:<12} {more.loss:+.4f} ({more.low:+.4f} to {more.high:+.4f}) by the model, with")
+        lines += textwrap.wrap(more.layers, 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
+    if found.designs:
+        lines += ["", f"{'design by hand':<30} {'loss':>8} {'more':>8} {'+-':>7} {'ms':>9} {'MB':>8}"]
+    for design in found.designs:
+        lines.append(
+            f"{design.name:<30} {design.loss:>8.4f} {design.difference:>+8.4f} {design.difference_stderr:>7.4f} "
+            f"{design.latency_ms:>9.2f} {design.peak_mb:>8.1f}{'' if design.feasible else '  over the budget'}"
+        )
+    return "\n".join(lines)
