@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -38,9 +39,7 @@ class _Tally:
     def copy(self) -> _Tally:
         return _Tally(dict(self.taken), {choice: list(lost) for choice, lost in self.failures.items()}, self.done)
 
-    def add(self, trial: FrozenTrial, choice: Choice | None) -> None:
-        if choice is None:
-            return
+    def add(self, trial: FrozenTrial, choice: Choice) -> None:
         if trial.state == TrialState.FAIL:
             if GAVE_WAY not in trial.user_attrs:
                 lost = self.failures.setdefault(choice, [])
@@ -60,6 +59,9 @@ class Ledger:
         taken: choice -> lowest number of the trials that hold it: finished, running, or waiting to be run.
         done: finished search trials; the hand-made designs are not counted.
         running, waiting: trials that somebody runs; that somebody has enqueued.
+        observed, recent: (choice, loss) of finished trials: those that are settled, in an order that only grows, and
+            those after a trial that still runs.
+        memo: whatever a reader of ``observed`` wants to find again when it has grown.
         lost: choice -> its latest failed trial: its worker died, and nobody has taken the choice since.
     """
 
@@ -70,19 +72,28 @@ class Ledger:
         self.trials: list[FrozenTrial] = []
         self._tail: list[FrozenTrial] = []
         self._now = self._settled
+        self.observed: list[tuple[Choice, float]] = []
+        self.recent: list[tuple[Choice, float]] = []
+        self.memo: dict[str, Any] = {}
 
     def refresh(self) -> Ledger:
         """Read what is new."""
         self.trials = trials = self._study.get_trials(deepcopy=False)
         while self._next < len(trials) and trials[self._next].state.is_finished():
-            trial = trials[self._next]
-            self._settled.add(trial, choice_of(trial, self._problem))
+            self._place(trials[self._next], self._settled, self.observed)
             self._next += 1
-        self._tail = trials[self._next :]
+        self._tail, self.recent = trials[self._next :], []
         self._now = self._settled.copy() if self._tail else self._settled
         for trial in self._tail:
-            self._now.add(trial, choice_of(trial, self._problem))
+            self._place(trial, self._now, self.recent)
         return self
+
+    def _place(self, trial: FrozenTrial, tally: _Tally, finished: list[tuple[Choice, float]]) -> None:
+        choice = choice_of(trial, self._problem)
+        if choice is not None:
+            tally.add(trial, choice)
+            if trial.state == TrialState.COMPLETE:
+                finished.append((choice, trial.values[0]))
 
     @property
     def taken(self) -> dict[Choice, int]:

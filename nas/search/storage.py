@@ -277,7 +277,8 @@ class Through(BaseStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return list(self._call("get_all_trials", study_id, deepcopy, states))
+        found: list[FrozenTrial] = self._call("get_all_trials", study_id, deepcopy, states)
+        return found
 
     def remove_session(self) -> None:
         self._call("remove_session")
@@ -328,6 +329,7 @@ class Drafting(Through):
         self._draft: FrozenTrial | None = None
         self._study_id = 0
         self._others: list[FrozenTrial] | None = None
+        self._by_state: dict[tuple[TrialState, ...], list[FrozenTrial]] = {}
         self._attrs: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
 
     @contextmanager
@@ -336,6 +338,7 @@ class Drafting(Through):
     ) -> Iterator[Drafting]:
         """Draft a trial beside all ``others`` of the study, from these attributes; what is not kept is forgotten."""
         self._others, self._attrs = others, (dict(user_attrs), dict(system_attrs))
+        self._by_state = {}
         try:
             yield self
         finally:
@@ -392,5 +395,10 @@ class Drafting(Through):
     ) -> list[FrozenTrial]:
         if self._others is None:
             return super().get_all_trials(study_id, deepcopy, states)
-        found = [trial for trial in self._others if states is None or trial.state in states]
+        found = self._others
+        if states is not None:
+            key = tuple(state for state in TrialState if state in states)
+            if key not in self._by_state:
+                self._by_state[key] = [trial for trial in found if trial.state in key]
+            found = self._by_state[key]
         return copy.deepcopy(found) if deepcopy else found

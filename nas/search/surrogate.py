@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +15,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from latency_tables.cost import CostModel
+from nas.search.ledger import Choice, Ledger, ledger_of
 from nas.search.problem import Indices, Problem
 
 Floats = NDArray[np.float64]
@@ -70,6 +74,38 @@ class Features:
         return np.asarray(total)
 
 
+@dataclass
+class Moments:
+    """All that a fit needs of the observations: it stays as small, and as quick, however many there are.
+
+    Attributes:
+        count: N. x: (F,) sum of features. xx: (F, F) of their products. y, yy: sums of losses and their squares.
+        xy: (F,) of features times losses.
+    """
+
+    count: int
+    x: Floats
+    xx: Floats
+    y: float
+    yy: float
+    xy: Floats
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats) -> Moments:
+        """Args: x (N, F) features, y (N,) losses; N may be 0."""
+        return cls(len(y), x.sum(0), x.T @ x, float(y.sum()), float(y @ y), x.T @ y)
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.count + other.count,
+            self.x + other.x,
+            self.xx + other.xx,
+            self.y + other.y,
+            self.yy + other.yy,
+            self.xy + other.xy,
+        )
+
+
 @dataclass(frozen=True)
 class Posterior:
     """Bayesian linear regression: w ~ N(0, scale I), loss = mean + features w + N(0, noise).
@@ -85,31 +121,51 @@ class Posterior:
     @classmethod
     def fit(cls, x: Floats, y: Floats) -> Posterior:
         """Args: x (N, F) features, y (N,) losses; N may be 0 (the prior)."""
-        size = x.shape[1]
-        offset = float(y.mean()) if len(y) else 0.0
-        unit = float(y.std()) if len(y) > 1 and y.std() > 0 else 1.0
-        z = (y - offset) / unit
-        kernel = x @ x.T
+        return cls.of(Moments.of(x, y - y.mean()) if len(y) else Moments.of(x, y), float(y.mean()) if len(y) else 0.0)
+
+    @classmethod
+    def of(cls, moments: Moments, base: float = 0.0) -> Posterior:
+        """The fit to observations known by their moments; ``base`` was taken off every loss before."""
+        count, size = moments.count, len(moments.x)
+        offset = moments.y / count if count else 0.0
+        variance = max(moments.yy / count - offset**2, 0.0) if count > 1 else 0.0
+        unit = math.sqrt(variance) if variance * count > 1e-12 * moments.yy else 1.0
+        xz = (moments.xy - offset * moments.x) / unit
+        zz = (moments.yy - count * offset**2) / unit**2
         best = (-np.inf, 0.1, 0.1)
-        if len(y):
-            values, vectors = np.linalg.eigh(kernel)
-            projected = (vectors.T @ z) ** 2
+        if count:
+            # Along the eigenvectors of x'x the observations are independent; what lies outside of them is noise.
+            values, vectors = np.linalg.eigh(moments.xx)
+            kept = values > 1e-9 * max(float(values[-1]), 1e-300)
+            values, projected = values[kept], (vectors[:, kept].T @ xz) ** 2 / values[kept]
+            outside, rest = count - len(values), max(zz - float(projected.sum()), 0.0)
             for scale in np.geomspace(1e-3, 1, 7):
                 for noise in np.geomspace(1e-3, 0.5, 7):
-                    variance = scale * np.maximum(values, 0) + noise
-                    evidence = -0.5 * (np.log(variance).sum() + (projected / variance).sum())
+                    spread = scale * values + noise
+                    explained = np.log(spread).sum() + (projected / spread).sum()
+                    evidence = -0.5 * (explained + outside * math.log(noise) + rest / noise)
                     best = max(best, (float(evidence), float(scale), float(noise)))
         _, scale, noise = best
-        precision = np.eye(size) / scale + x.T @ x / noise
+        precision = np.eye(size) / scale + moments.xx / noise
         factor = np.linalg.cholesky(precision)
-        mean: Floats = np.linalg.solve(precision, x.T @ z / noise).astype(np.float64)
-        return cls(offset, unit, mean, np.linalg.inv(factor).T.astype(np.float64))
+        mean: Floats = np.linalg.solve(precision, xz / noise).astype(np.float64)
+        return cls(base + offset, unit, mean, np.linalg.inv(factor).T.astype(np.float64))
 
     def draw(self, rng: np.random.Generator) -> Floats:
         return self.mean + self.root @ rng.standard_normal(len(self.mean))
 
     def predict(self, x: Floats) -> Floats:
         return self.offset + self.unit * (x @ self.mean)
+
+
+_FEATURES: weakref.WeakKeyDictionary[CostModel, Features] = weakref.WeakKeyDictionary()
+
+
+def _features_of(problem: Problem) -> Features:
+    """A problem's features; made once, while samplers are made for every trial."""
+    if problem.costs not in _FEATURES:
+        _FEATURES[problem.costs] = Features.of(problem)
+    return _FEATURES[problem.costs]
 
 
 class SurrogateSampler(BaseSampler):
@@ -128,7 +184,7 @@ class SurrogateSampler(BaseSampler):
         self._problem = problem
         self._rng = np.random.default_rng(seed)
         self._random = RandomSampler(seed=seed)
-        self._features = Features.of(problem)
+        self._features = _features_of(problem)
         self._fitted: tuple[int, Posterior] | None = None
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -145,17 +201,30 @@ class SurrogateSampler(BaseSampler):
         return self._problem.params(front.choices[within[np.argmin(front.quality[within])]])
 
     def _posterior(self, study: optuna.Study) -> Posterior:
-        trials = [
-            t
-            for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-            if len(t.params) == len(self._problem.positions)
-        ]
-        if self._fitted is None or self._fitted[0] != len(trials):
-            choices = np.array([self._problem.indices(t.params) for t in trials], dtype=np.int64)
-            choices = choices.reshape(len(trials), len(self._problem.positions))
-            losses = np.array([t.values[0] for t in trials], dtype=np.float64)
-            self._fitted = (len(trials), Posterior.fit(self._features(choices), losses))
+        """Fitted to what is finished; observations of before are not looked at again."""
+        ledger = ledger_of(study, self._problem)
+        observed = len(ledger.observed) + len(ledger.recent)
+        if self._fitted is None or self._fitted[0] != observed:
+            self._fitted = (observed, Posterior.of(self._moments(ledger), self._base(ledger)))
         return self._fitted[1]
+
+    def _moments(self, ledger: Ledger) -> Moments:
+        key, base = "moments of the surrogate", self._base(ledger)
+        count, known = ledger.memo.get(key, (0, None))
+        new = self._moments_of(ledger.observed[count:], base)
+        known = new if known is None else known + new
+        ledger.memo[key] = (len(ledger.observed), known)
+        return known + self._moments_of(ledger.recent, base) if ledger.recent else known
+
+    def _moments_of(self, rows: Sequence[tuple[Choice, float]], base: float) -> Moments:
+        choices = np.array([choice for choice, _ in rows], dtype=np.int64).reshape(-1, len(self._problem.positions))
+        losses = np.array([loss for _, loss in rows], dtype=np.float64)
+        return Moments.of(self._features(choices), losses - base)
+
+    @staticmethod
+    def _base(ledger: Ledger) -> float:
+        """A loss of this study, taken off all: sums of squares keep their digits."""
+        return ledger.observed[0][1] if ledger.observed else 0.0
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -208,36 +277,33 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
         np.where(np.isfinite(v), np.round(np.where(np.isfinite(v), v, 0) / step), grid + 1).astype(int) for v in extra
     ]
 
+    span = np.arange(grid + 1)
     best = np.full((grid + 1, 2), np.inf)
     best[0, 0] = 0.0
     back: list[NDArray[np.int64]] = []
     for p, unary in enumerate(features.unary):
-        own = unary @ weights
+        within = np.flatnonzero(bins[p] <= grid)
+        own = (unary @ weights)[within, None, None]
         pair = float(features.pair[p - 1] @ weights) if p else 0.0
-        new = np.full((grid + 1, 2), np.inf)
+        both = np.where((within > 0)[:, None, None], np.array([0.0, pair]), 0.0)
+        source = span - bins[p][within, None]
+        before = np.where(source[..., None] >= 0, best[np.maximum(source, 0)], np.inf)  # (options, bins, previous flag)
+        reach = before + own + both
+        best = np.full((grid + 1, 2), np.inf)
         taken = np.zeros((grid + 1, 2, 2), dtype=np.int64)  # (option, previous flag)
-        for option, shift in enumerate(bins[p]):
-            if shift > grid:
-                continue
-            held = int(option > 0)
-            for previous in (0, 1):
-                reach = best[: grid + 1 - shift, previous] + own[option] + (pair if held and previous else 0.0)
-                target = new[shift:, held]
-                better = reach < target
-                target[better] = reach[better]
-                taken[shift:, held][better] = (option, previous)
-        best = new
+        for held in (0, 1):
+            rows = np.flatnonzero((within > 0) == held)
+            if len(rows):
+                flat = reach[rows].transpose(1, 0, 2).reshape(grid + 1, -1)
+                first = flat.argmin(1)
+                best[:, held] = flat[span, first]
+                taken[:, held] = np.stack([within[rows[first // 2]], first % 2], axis=1)
         back.append(taken)
 
-    choices, quality = [], []
-    for held in (0, 1):
-        for end in np.flatnonzero(np.isfinite(best[:, held])):
-            b, flag = int(end), held
-            choice = np.zeros(len(problem.positions), dtype=np.int64)
-            for p in range(len(problem.positions) - 1, -1, -1):
-                choice[p], previous = back[p][b, flag]
-                b, flag = b - int(bins[p][choice[p]]), int(previous)
-            choices.append(choice)
-            quality.append(float(best[end, held]))
-    found = np.array(choices)
-    return Front(found, problem.cost(found).latency_ms, np.array(quality))
+    flag, at = np.nonzero(np.isfinite(best.T))
+    quality = best[at, flag]
+    found = np.zeros((len(at), len(problem.positions)), dtype=np.int64)
+    for p in range(len(problem.positions) - 1, -1, -1):
+        found[:, p], previous = back[p][at, flag].T
+        at, flag = at - bins[p][found[:, p]], previous
+    return Front(found, problem.cost(found).latency_ms, quality)
