@@ -24,6 +24,7 @@ from nas.report import write_report
 from nas.report.figures import curve_figure, front_figure, running_mean
 from nas.report.folder import read_run
 from nas.report.report import verdict
+from nas.report.searching import growth_figure, hypervolume, positions_figure
 from nas.report.strips import animated_strip, sheet
 from nas.report.unet import brief, skips, unet_svg
 from search_spaces.plan import Plan
@@ -82,6 +83,23 @@ def write_fake_run(path: Path, trials: int = 140, sources: tuple[str, ...] = ("m
         row = {"position": name, "layers": list(labels), "latency_ms": cost(labels, scales[name])}
         row |= {"weights_mb": 0.05 * len(labels), "live_mb": 2.4, "point_peak_mb": 30.2 if labels else 0.0}
         breakdown.append(row | {"parameters": 12000 * len(labels), "is_peak": name == "up.1.0" and bool(labels)})
+    positions = [
+        {"position": name, "layers": " + ".join(labels), "loss": 0.01 / (i + 1), "loss_stderr": 0.003, "modelled": 0.01}
+        | {"modelled_sd": 0.004, "latency_ms": cost(labels, scales[name]), "peak_mb": 0.2, "parameters": 9000}
+        for i, (name, labels) in enumerate(best.labels().items())
+        if labels
+    ]
+    design = {"name": "all Conv3D", "loss": 0.4, "difference": 0.02, "difference_stderr": 0.001, "latency_ms": 80.0}
+    explained = {
+        "evaluations": trials,
+        "regret": 0.001,
+        "regret_high": 0.003,
+        "model_error": 0.002,
+        "loss_spread": 0.01,
+    }
+    explained |= {"positions": positions, "designs": [design | {"peak_mb": 40.0, "feasible": False}]}
+    explained |= {"more": [{"what": "50 ms more", "loss": -0.01, "low": -0.02, "high": 0.0, "layers": "all"}]}
+    (path / "explain.json").write_text(json.dumps(explained))
     metrics = {
         "space": "tiny",
         "device": "fake_cpu",
@@ -201,6 +219,7 @@ def test_the_page_is_whole_and_loads_nothing(page: str) -> None:
         "Which temporal layers, where, at what cost",
         "Quality against latency",
         "The arrangement",
+        "Why this one",
         "Where the milliseconds and megabytes go",
         "Predicted against measured",
         "Training",
@@ -213,6 +232,29 @@ def test_the_page_is_whole_and_loads_nothing(page: str) -> None:
     assert all(image["alt"] for image in found.images)
     assert len(page) < 4_000_000
     assert 'class="absent"' not in page
+
+
+def test_the_reasons_stand_on_the_page(page: str) -> None:
+    assert "0.0010 lower in loss on average, and at most 0.0030 in 90%" in page
+    assert "cannot be told from nothing" in page and "0.0100 ± 0.0030" in page
+    assert "all Conv3D (over the budget)" in page and "50 ms more would change the least loss by -0.0100" in page
+
+
+def test_the_front_s_growth_ends_whole_and_never_shrinks(fake_run: Path) -> None:
+    line = growth_figure(read_run(fake_run).front)["data"][0]
+    assert line["y"] == sorted(line["y"]) and line["y"][-1] == pytest.approx(100.0)
+    assert hypervolume([(1.0, 2.0), (2.0, 1.0), (4.0, 0.0)], 3.0, 3.0) == pytest.approx(3.0)
+
+
+def test_parallel_lines_are_the_best_arrangements(fake_run: Path) -> None:
+    rows = read_run(fake_run).front
+    found = positions_figure(rows)["data"][0]
+    names = [dimension["label"] for dimension in found["dimensions"]]
+    assert names == [name for name, _ in rows[0].layers] + ["loss"]
+    losses = sorted(row["loss"] or 0.0 for row in rows if row.feasible)[: len(found["line"]["color"])]
+    assert found["line"]["color"] == losses
+    first = found["dimensions"][0]
+    assert set(first["values"]) == set(first["tickvals"]) and len(first["ticktext"]) == len(first["tickvals"])
 
 
 def test_the_verdict_says_where_what_and_how_much(fake_run: Path) -> None:

@@ -81,6 +81,7 @@ class RunFolder:
     path: Path
     metrics: Mapping[str, Any] = field(default_factory=dict)
     front: tuple[Row, ...] = ()
+    explained: Mapping[str, Any] = field(default_factory=dict)
     arrangement: Arrangement | None = None
     plan: Mapping[str, Any] | None = None
     fps: float = 8.0
@@ -117,13 +118,14 @@ def read_run(path: Path) -> RunFolder:
 
     run.metrics = part("metrics", "metrics.json", _mapping, f"nas run ... --out {path}") or {}
     run.front = part("front", "front.csv", _front, f"nas search {path}") or ()
+    run.explained = part("explained", "explain.json", _mapping, f"nas search {path}") or {}
     run.arrangement = part("arrangement", "arrangement.yaml", Arrangement.load, f"nas search {path}")
     run.curves = part("curves", "supernet/metrics.jsonl", _jsonl, f"nas train ... --out {path}") or ()
     tables = part("table", "table", _tables, f"nas run ... --out {path}")
     if tables is not None:
         run.headers, run.sources = tables
     run.samples = part("samples", "samples/samples.npz", _samples, f"nas run ... --out {path}")
-    if len(run.missing) == 6:
+    if len(run.missing) == 7:
         raise NasError(f"{path}: holds nothing of a run; make one with: nas run tiny --out {path}")
     name = run.metrics.get("space") or (run.arrangement.space if run.arrangement else None)
     if name:

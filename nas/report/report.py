@@ -13,6 +13,7 @@ from markupsafe import Markup
 from latency_tables.report.page import render_page, write_page
 from nas.report.figures import curve_figure, front_figure
 from nas.report.folder import KINDS, Row, RunFolder, read_run
+from nas.report.searching import growth_figure, positions_figure, reasons
 from nas.report.strips import animated_strip, sheet, still
 from nas.report.unet import FAMILIES, brief, unet_svg
 
@@ -54,6 +55,7 @@ def render(run: RunFolder) -> str:
         front_rows=sorted((row for row in run.front if row.on_front or row.is_empty), key=_latency),
         tally=_tally(run.front),
         why=_why(run),
+        reasons=reasons(run.explained),
         drawings=_drawings(run),
         families=_families(run),
         breakdown=_breakdown(run),
@@ -189,6 +191,8 @@ def _figures(run: RunFolder) -> dict[str, Any]:
     if run.front:
         budget, held = (_dict(run.metrics.get(name)) for name in ("budget", "held"))
         figures["front"] = front_figure(run.front, budget, held, run.sources.word)
+        figures["growth"] = growth_figure(run.front)
+        figures["positions"] = positions_figure(run.front)
     if run.curves:
         losses = {"loss_video": "video", "loss_image": "images"}
         if not any(isinstance(row.get(name), int | float) for row in run.curves for name in losses):
