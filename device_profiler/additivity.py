@@ -195,6 +195,11 @@ def check_additivity(
     )
     table = Table(Header(target.name, target.runtime, precision=target.precision), records)
     model = CostModel(CostPlan.from_json(Plan.load(loaded).to_json()), table, method=method)
+    for part in model.rows.values():
+        if not part.ok:
+            raise ProfileError(
+                f"{part.key} has no number to add up ({part.status}: {part.reason}); measure again on a quieter machine."
+            )
     indices = np.stack([model.encode(arrangement.labels()) for arrangement in chosen])
     costs = model.cost(indices)
     rows = []
