@@ -140,8 +140,8 @@ def main() -> int:
         )
     )
     good = [
-        told["mape"] < TARGET_MAPE and told["kendall_tau"] > TARGET_TAU and told["coverage"] >= TARGET_COVERAGE
-        for told in answer.values()
+        run["mape"] < TARGET_MAPE and run["kendall_tau"] > TARGET_TAU and run["coverage"] >= TARGET_COVERAGE
+        for run in answer.values()
     ]
     return 0 if all(good) and not failed else 1
 

@@ -198,7 +198,7 @@ def check_additivity(
     for part in model.rows.values():
         if not part.ok:
             raise ProfileError(
-                f"{part.key} has no number to add up ({part.status}: {part.reason}); measure again on a quieter machine."
+                f"{part.key}: no number to add up ({part.status}: {part.reason}); measure again on a quieter machine."
             )
     indices = np.stack([model.encode(arrangement.labels()) for arrangement in chosen])
     costs = model.cost(indices)

@@ -232,6 +232,8 @@ def search_arrangement(
     from nas.search.workers import Helpers, check_workers, helping, one_thread, one_writer
 
     check_workers(workers)
+    if trials is not None and trials < 1:
+        raise NasError(f"--trials must be 1 or more, but is {trials}; leave it out for the run's own number")
     config = load(out)
     limits = {
         "latency_ms": latency_ms,
@@ -284,6 +286,8 @@ def search_arrangement(
                 check=check,
                 progress=lambda done, wanted, e: report(done, wanted, f"loss {e.loss:.4f} at {e.latency_ms:.1f} ms"),
             )
+            if workers > 1:  # whoever had the last trial
+                report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")
     if helper_of is not None:
         return Answer(True, "")
     with one_writer(out):

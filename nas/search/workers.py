@@ -45,18 +45,18 @@ class Helpers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            for process in self._started:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGINT)
+        """Stop them: when the search is done there is nothing left that they could lose."""
+        if kind is None:
+            self.check()
+        for process in self._started:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
         for process in self._started:
             try:
                 process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        if kind is None:
-            self.check()
         for log in self._logs:
             log.close()
 
