@@ -370,3 +370,12 @@ def test_the_ledger_says_what_reading_all_trials_says(tmp_path: Path) -> None:
     storage.set_trial_state_values(gone._trial_id, TrialState.FAIL)
     choice = tuple(int(i) for i in problem.indices(gone.params))
     assert list(ledger_of(study, problem).lost) == [choice] and choice not in ledger.taken
+
+
+def test_trials_hold_one_copy_of_what_may_be_chosen(tmp_path: Path) -> None:
+    storage, study, problem = begin(tmp_path / "study.journal")
+    run(tmp_path / "study.journal", trials=3)
+    ledger = ledger_of(study, problem)
+    held = {id(trial.distributions[name].choices) for trial in ledger.trials for name in problem.positions}
+    assert len(held) == len(problem.positions)
+    assert [e.trial for e in run(tmp_path / "study.journal", trials=3)] == [t.number for t in ledger.trials]

@@ -81,6 +81,7 @@ class Ledger:
         self.trials = trials = self._study.get_trials(deepcopy=False)
         while self._next < len(trials) and trials[self._next].state.is_finished():
             self._place(trials[self._next], self._settled, self.observed)
+            _share(trials[self._next], self._problem)
             self._next += 1
         self._tail, self.recent = trials[self._next :], []
         self._now = self._settled.copy() if self._tail else self._settled
@@ -131,6 +132,17 @@ class Ledger:
         found = [trial.number for trial in self._tail if choice_of(trial, self._problem) == choice]
         lowest = self._now.taken.get(choice)
         return sorted({*found, *([] if lowest is None else [lowest])})
+
+
+def _share(trial: FrozenTrial, problem: Problem) -> None:
+    """Let all trials hold the same distributions.
+
+    A storage gives each trial its own copy of every choice at every position: half a megabyte a trial where a position
+    has hundreds of options.
+    """
+    ours = problem.distributions
+    if all(name in ours and held.choices == ours[name].choices for name, held in trial.distributions.items()):
+        trial.distributions = {name: ours[name] for name in trial.distributions}
 
 
 _LEDGERS: weakref.WeakKeyDictionary[optuna.Study, tuple[Problem, Ledger]] = weakref.WeakKeyDictionary()

@@ -84,7 +84,7 @@ class Problem:
             for name in self.positions
         }
 
-    @property
+    @cached_property
     def distributions(self) -> dict[str, CategoricalDistribution]:
         """Optuna's search space: one categorical parameter a position."""
         return {name: CategoricalDistribution(labels) for name, labels in self.labels.items()}
