@@ -10,7 +10,7 @@ from nas.report.figures import Figure, layers_text
 from nas.report.folder import Row
 from nas.report.unet import brief
 
-SHOWN = 40  # arrangements in the picture of what stands where: more lines hide each other
+SHOWN = 25  # arrangements in the picture of what stands where: more lines hide each other
 
 
 def growth_figure(rows: Sequence[Row]) -> Figure:
@@ -115,9 +115,18 @@ def positions_figure(rows: Sequence[Row]) -> Figure:
     }
 
 
+LETTERS = {"Conv": "C", "SelfAttention": "S", "CrossAttention": "X"}
+
+
 def short_option(text: str) -> str:
-    """``Conv1D(kernel_size=3) + SelfAttention1D(heads=4)`` as ``Conv1D k3 + Self1D h4``; ``none`` if empty."""
-    return " + ".join(brief(label).replace("Attention", "") for label in text.split(" + ")) if text else "none"
+    """``Conv1D(kernel_size=3) + SelfAttention3D(heads=4)`` as ``C1 k3 + S3 h4``; ``none`` if empty."""
+    return " + ".join(_letters(brief(label)) for label in text.split(" + ")) if text else "none"
+
+
+def _letters(label: str) -> str:
+    block, _, rest = label.partition(" ")
+    letter = LETTERS.get(block[:-2])
+    return label if letter is None else f"{letter}{block[-2]} {rest}".strip()
 
 
 def reasons(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +137,7 @@ def reasons(told: Mapping[str, Any]) -> dict[str, Any]:
     largest = max((abs(row["loss"]) for row in positions), default=0.0) or 1.0
     for row in positions:
         row["share"] = max(0.0, row["loss"]) / largest
-        row["short"] = short_option(row["layers"])
+        row["short"] = " + ".join(brief(label) for label in row["layers"].split(" + "))
         row["doubtful"] = abs(row["loss"]) <= 1.645 * row["loss_stderr"]
     distance = (
         f"By an additive model of the {told['evaluations']} evaluations, the best arrangement within the budget is "

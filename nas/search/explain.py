@@ -19,6 +19,7 @@ from search_spaces.arrangement import Arrangement
 
 DRAWS = 32  # models drawn from the posterior, for every interval here
 MORE_MS, MORE_MB = 50.0, 100.0
+TRIED = 5  # arrangements of each kind that are scored to see what a looser limit would buy
 Z = 1.645  # of a 90% interval
 
 Floats = NDArray[np.float64]
@@ -53,13 +54,22 @@ class Contribution:
 
 @dataclass(frozen=True)
 class More:
-    """What a looser limit would buy, by the model: change of the least loss, and the 90% interval of it over models."""
+    """What a looser limit would buy.
+
+    Attributes:
+        layers: the best of ``tried`` arrangements that need the looser limit, by the supernet; empty where none does.
+        loss, loss_stderr: its loss less the chosen one's, on the same clips and noise.
+        low, high: 90% interval over models of how the least loss within the limits would change. A layer that was
+            never evaluated is worth nothing to a model: that is why some are tried.
+    """
 
     what: str
+    layers: str
     loss: float
+    loss_stderr: float
+    tried: int
     low: float
     high: float
-    layers: str
 
 
 @dataclass(frozen=True)
@@ -125,9 +135,8 @@ def explain(problem: Problem, found: Sequence[Evaluation], chosen: Evaluation, d
     posterior = Posterior.fit(features(choices), losses)
     rng = np.random.default_rng(0)
     models = [posterior.draw(rng) for _ in range(DRAWS)]
-    own = np.array(chosen.choice, dtype=np.int64)
     bests = [_best(problem, features, w)[0] for w in models]
-    regrets = [posterior.unit * max(0.0, _loss(features, w, own) - b) for w, b in zip(models, bests, strict=True)]
+    regrets = [max(0.0, chosen.loss - posterior.offset - posterior.unit * best) for best in bests]
     known = {e.arrangement.key: e for e in found}
     return Explanation(
         chosen.arrangement.key,
@@ -138,7 +147,7 @@ def explain(problem: Problem, found: Sequence[Evaluation], chosen: Evaluation, d
         dict(problem.budget.bounds),
         _reachable(problem),
         _contributions(problem, features, models, posterior.unit, chosen, difference),
-        _more(problem, features, posterior, models, bests),
+        _more(problem, features, posterior, models, bests, chosen, choices, difference),
         tuple(_designs(problem, known, chosen, difference)),
         float(np.mean(regrets)),
         float(np.quantile(regrets, 0.9)),
@@ -222,7 +231,14 @@ def _contributions(
 
 
 def _more(
-    problem: Problem, features: Features, posterior: Posterior, models: Sequence[Floats], bests: Sequence[float]
+    problem: Problem,
+    features: Features,
+    posterior: Posterior,
+    models: Sequence[Floats],
+    bests: Sequence[float],
+    chosen: Evaluation,
+    seen: Indices,
+    difference: Difference,
 ) -> tuple[More, ...]:
     budget = problem.budget
     wider: dict[str, Budget] = {}
@@ -238,10 +254,38 @@ def _more(
         other = replace(problem, budget=loosened)
         pairs = zip(models, bests, strict=True)
         changes = [posterior.unit * (_best(other, features, w)[0] - best) for w, best in pairs]
-        low, high = np.quantile(changes, [0.05, 0.95])
-        best = _best(other, features, posterior.mean)[1]
-        found.append(More(what, float(np.mean(changes)), float(low), float(high), layers_text(problem, best)))
+        low, high = (float(value) for value in np.quantile(changes, [0.05, 0.95]))
+        candidates = _candidates(problem, other, features, posterior, np.array(chosen.choice, dtype=np.int64), seen)
+        told = [(*difference(problem.arrangement(row), chosen.arrangement), row) for row in candidates]
+        loss, stderr, row = min(told, key=lambda entry: entry[0], default=(0.0, 0.0, None))
+        layers = "" if row is None else layers_text(problem, row)
+        found.append(More(what, layers, loss, stderr, len(told), low, high))
     return tuple(found)
+
+
+def _candidates(
+    problem: Problem, wider: Problem, features: Features, posterior: Posterior, chosen: Indices, seen: Indices
+) -> list[Indices]:
+    """Arrangements worth trying that fit the wider limits and not the present ones.
+
+    The model's best; and the chosen one with one position changed: to choices that no evaluation had there, single
+    layers first and the cheapest of them, and to those that the model likes best.
+    """
+
+    def is_new(rows: Indices) -> NDArray[np.bool_]:
+        return wider.feasible(rows) & ~problem.feasible(rows)
+
+    best = _best(wider, features, posterior.mean)[1]
+    around = problem.neighbours(chosen)
+    around = around[is_new(around)]
+    places = (around != chosen).argmax(1)
+    unseen = np.array([not np.any(seen[:, p] == row[p]) for p, row in zip(places, around, strict=True)], dtype=np.bool_)
+    depth = [len(problem.space.options(problem.positions[p])[row[p]]) for p, row in zip(places, around, strict=True)]
+    order = sorted(np.flatnonzero(unseen), key=lambda i: (depth[i], problem.cost(around[i]).latency_ms[0]))[:TRIED]
+    if len(around):
+        order += list(np.argsort(features(around) @ posterior.mean, kind="stable")[:TRIED])
+    rows = [around[i] for i in dict.fromkeys(order)]
+    return [best, *rows] if is_new(best[None])[0] else rows
 
 
 def _designs(
@@ -297,7 +341,13 @@ def render(found: Explanation) -> str:
         lines.append("no position holds a layer")
     lines.append("")
     for more in found.more:
-        lines.append(f"{more.what:<12} {more.loss:+.4f} ({more.low:+.4f} to {more.high:+.4f}) by the model, with")
+        if not more.layers:
+            lines.append(f"{more.what:<12} lets in nothing that differs from the chosen one at one position")
+            continue
+        lines.append(
+            f"{more.what:<12} {more.loss:+.4f} +- {more.loss_stderr:.4f} with the best of {more.tried} that it lets in "
+            f"(the model expects {more.low:+.4f} to {more.high:+.4f}):"
+        )
         lines += textwrap.wrap(more.layers, 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
     if found.designs:
         lines += ["", f"{'design by hand':<30} {'loss':>8} {'more':>8} {'+-':>7} {'ms':>9} {'MB':>8}"]
