@@ -62,7 +62,8 @@ class Scored:
 def enumerate_truth(run: Path) -> None:
     """Score every arrangement of the sub-space on the run's supernet; some minutes."""
     from nas.config import load
-    from nas.run import commit, load_table, open_quality
+    from nas.run import commit, load_table
+    from nas.scores import open_quality
 
     config = load(run)
     quality, steps = open_quality(config, run)

@@ -42,6 +42,10 @@ Storage = Annotated[
     ),
 ]
 
+Scoring = Annotated[
+    str | None, typer.Option(help="path, or one_replaced (in place of search.scoring); see nas.ranking.scoring.")
+]
+
 DONE, NO, WRONG_USE, STOPPED = 0, 1, 2, 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # the base of whatever click typer is built on
 
@@ -260,6 +264,7 @@ def search(
     workers: Workers = 1,
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study in --storage; space and device else.")] = None,
+    scoring: Scoring = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: positions, limits, designs by hand.")] = False,
     helper_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
@@ -278,6 +283,7 @@ def search(
         workers=workers,
         storage=storage,
         study=study,
+        scoring=scoring,
         helper_of=helper_of,
     )
     if helper_of is not None:
@@ -299,6 +305,26 @@ def dashboard(
     from nas.search.dashboard import serve
 
     serve(storage or run / "study.journal", host, port, lambda at: typer.echo(f"{at}  stop it with Ctrl-C"))
+
+
+@app.command()
+def rank(
+    run: RunDir,
+    arrangements: Annotated[int, typer.Option(help="How many to train alone.")] = 12,
+    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 300,
+    scoring: Scoring = None,
+    as_json: Json = False,
+) -> None:
+    """Can the order of the scores be believed? Train some arrangements alone; exit code 1 if it may be chance."""
+    from nas.config import load
+    from nas.run import make_problem
+    from nas.scores import rank as rank_run
+    from nas.scores import with_scoring
+
+    config = with_scoring(load(run), scoring)
+    found = rank_run(config, run, make_problem(config, run), count=arrangements, steps=steps)
+    emit({**vars(found), "told_from_chance": found.told_from_chance}) if as_json else typer.echo(found.sentence)
+    raise typer.Exit(DONE if found.told_from_chance else NO)
 
 
 @app.command()

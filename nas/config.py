@@ -159,6 +159,9 @@ class SearchConfig(BaseModel):
         trials: search trials; the hand-made designs are scored beside them.
         sampler: see `nas.search.samplers`. rescored: how many of the front are scored again on more clips.
         rescore_clips: clips for that.
+        scoring: `path` scores an arrangement along its own path; `one_replaced` adds up what each of its choices
+            changes in a trained path; see `nas.ranking.scoring`.
+        adapt_steps: steps of training from inherited weights, on a copy, before an arrangement is scored.
         allow_estimated: let rows that were estimated, not measured, drive the search.
     """
 
@@ -175,6 +178,8 @@ class SearchConfig(BaseModel):
     sampler: str = "surrogate"
     rescored: int = Field(8, ge=1)
     rescore_clips: int = Field(64, ge=2)
+    scoring: Literal["path", "one_replaced"] = "path"
+    adapt_steps: int = Field(0, ge=0)
     allow_estimated: bool = False
 
 

@@ -59,7 +59,7 @@ class Quality:
         self.config = config
         self.device = torch.device(device)
         self.supernet = supernet.to(self.device).eval()
-        text = text.to(self.device).eval()
+        self.text = text = text.to(self.device).eval()
         self._known: dict[str, Score] = {}
         generator = torch.Generator().manual_seed(config.seed)
         items = [data[i] for i in range(min(config.clips, len(data)))]

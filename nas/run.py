@@ -20,11 +20,12 @@ from nas.config import CONFIG_FILE, RunConfig, load, store
 from nas.console import progress, say
 from nas.costs import cost_model, load_table, profile_space
 from nas.errors import AnswerIsNo, NasError
+from nas.scores import open_scorer, ranking_evidence, rescorer, scored_by, with_scoring
 
 if TYPE_CHECKING:
     from latency_tables.budget import Budget
     from latency_tables.cost import CostModel
-    from nas.quality import Quality
+    from nas.ranking.scoring import Scorer
     from nas.search.front import Choice
     from nas.search.problem import Problem
     from nas.search.study import Evaluation
@@ -214,6 +215,7 @@ def search_arrangement(
     workers: int = 1,
     storage: str | None = None,
     study: str | None = None,
+    scoring: str | None = None,
     helper_of: int | None = None,
 ) -> Answer:
     """Search the run's supernet under a budget, and write front.csv, arrangement.yaml and the metrics.
@@ -223,6 +225,7 @@ def search_arrangement(
     Args:
         workers: processes on this machine, this one included.
         storage: URL of a database that other machines search too; by default the run's own ``study.journal``.
+        scoring: in place of the configured one; each has a journal of its own.
         study: name of the study in it; by default it names the space and the device.
         helper_of: process that started this one beside it; it only evaluates, and writes no answer.
     """
@@ -234,7 +237,7 @@ def search_arrangement(
     check_workers(workers)
     if trials is not None and trials < 1:
         raise NasError(f"--trials must be 1 or more, but is {trials}; leave it out for the run's own number")
-    config = load(out)
+    config = with_scoring(load(out), scoring)
     limits = {
         "latency_ms": latency_ms,
         "memory_mb": memory_mb,
@@ -253,16 +256,15 @@ def search_arrangement(
 
         shown(storage)  # what is no URL is said before anything is loaded
     with one_thread(workers) if workers > 1 else nullcontext():
-        quality, steps = open_quality(config, out)
+        quality, steps = open_scorer(config, out)
         identity = {
             "space": problem.space.fingerprint,
             "table": table_digest(problem.costs),
-            "supernet": f"step {steps} ({weights_digest(out / 'supernet')})",
-            "quality": config.quality.model_dump_json(),
+            **scored_by(config, out, steps),
             "seed": str(config.seed),
         }
         words = ["search", str(out), "--trials", str(trials or config.search.trials), "--sampler", name]
-        for option, limit in {**limits, "study": study}.items():
+        for option, limit in {**limits, "study": study, "scoring": scoring}.items():
             words += [f"--{option.replace('_', '-')}", str(limit)] if limit is not None else []
         same_table = table_watch(config, out, problem)
         with Helpers(words, workers - 1, storage) as helpers, progress("search") as report:
@@ -276,7 +278,7 @@ def search_arrangement(
             found = search(
                 problem,
                 quality.score,
-                storage or out / "study.journal",
+                storage or out / (f"study.{scoring}.journal" if scoring else "study.journal"),
                 identity=identity,
                 details={"table": table_rows(problem.costs)},
                 trials=trials or config.search.trials,
@@ -294,7 +296,7 @@ def search_arrangement(
         return write_answer(config, out, problem, found, quality)
 
 
-def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Evaluation], quality: Quality) -> Answer:
+def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Evaluation], quality: Scorer) -> Answer:
     """Choose from what a search has found, and write it down."""
     from nas.search.explain import explain, render
     from nas.search.front import choose, pareto_front, write_front
@@ -307,7 +309,8 @@ def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Eva
     chosen = choice.chosen
     write_front(out / "front.csv", found, chosen.arrangement.key)
     chosen.arrangement.save(out / "arrangement.yaml")
-    note_search(out, problem, found, choice, finer)
+    evidence = ranking_evidence(config, out)
+    note_search(out, problem, found, choice, finer, evidence)
     reasons = explain(problem, found, chosen, finer.paired_difference)
     write_json(out / EXPLAIN, reasons.to_json())
     costs = problem.costs.breakdown(np.array(chosen.choice))
@@ -316,7 +319,7 @@ def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Eva
         chosen.arrangement,
         {row["position"]: row["latency_ms"] for row in costs if row["position"] != "backbone" and row["layers"]},
     )
-    told = sentence(choice, problem)
+    told = f"{sentence(choice, problem)}\nranking    {evidence}"
     return Answer(True, told, tuple(map(_row, front)), _row(chosen), drawn, render(reasons))
 
 
@@ -438,27 +441,6 @@ def problem_or_refuse(config: RunConfig, out: Path) -> Problem:
     return problem
 
 
-def open_quality(config: RunConfig, out: Path) -> tuple[Quality, int]:
-    """The run's score of quality, on its newest averaged weights, and their step."""
-    from nas.data import open_data
-    from nas.quality import Quality
-    from nas.trainer import load_supernet
-    from search_spaces.space import Space
-
-    space = Space.load(config.space)
-    supernet, text, steps = load_supernet(space, out / "supernet")
-    data = open_data(config.data, space.clip("training"), "validation", config.seed)
-    return Quality(supernet, text, data, config.quality, config.train.device), steps
-
-
-def rescorer(config: RunConfig, out: Path, quality: Quality) -> Quality:
-    """The same score on more clips, for the end of the search."""
-    if config.search.rescore_clips <= config.quality.clips:
-        return quality
-    more = config.quality.model_copy(update={"clips": config.search.rescore_clips})
-    return open_quality(config.model_copy(update={"quality": more}), out)[0]
-
-
 def table_digest(costs: CostModel) -> str:
     """12 hex characters of the rows that costs come from: a changed table is another question."""
     rows = [
@@ -508,14 +490,6 @@ def table_watch(config: RunConfig, out: Path, problem: Problem) -> Callable[[], 
     return check
 
 
-def weights_digest(supernet: Path) -> str:
-    """12 hex characters of the newest checkpoint's averaged weights: scores of other weights are other scores."""
-    from nas.checkpoint import list_checkpoints
-
-    with (list_checkpoints(supernet)[-1] / "average.safetensors").open("rb") as weights:
-        return hashlib.file_digest(weights, "sha256").hexdigest()[:12]
-
-
 def sentence(choice: Choice, problem: Problem) -> str:
     """Why this arrangement."""
     chosen, best = choice.chosen, choice.best
@@ -539,7 +513,9 @@ def sentence(choice: Choice, problem: Problem) -> str:
     )
 
 
-def note_search(out: Path, problem: Problem, found: list[Evaluation], choice: Choice, finer: Quality) -> None:
+def note_search(
+    out: Path, problem: Problem, found: list[Evaluation], choice: Choice, finer: Scorer, evidence: str
+) -> None:
     """What the report needs to know of a search."""
     costs, chosen = problem.costs, choice.chosen
     empty = problem.space.empty()
@@ -557,6 +533,7 @@ def note_search(out: Path, problem: Problem, found: list[Evaluation], choice: Ch
             "evaluated": len(everything),
             "references": len(found) - len(everything),
             "sentence": sentence(choice, problem),
+            "ranking": evidence,
             "tied": [e.arrangement.key for e in choice.tied],
             "sampler": everything[-1].origin if everything else "",
         },

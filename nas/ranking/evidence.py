@@ -1,0 +1,110 @@
+"""The evidence of a run: some of its arrangements trained alone, and how well the search's scores order them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nas.errors import NasError
+from nas.ranking.agreement import Agreement, agreement
+from nas.search.problem import Problem
+from search_spaces.arrangement import Arrangement
+
+ROWS, FILE = "rank.csv", "rank.json"
+LEAST = 6  # arrangements below which no order can be told from chance
+DRAWN = 20_000
+NOT_CHECKED = "not checked against arrangements trained alone; nas rank {run} does it"
+ADVICE = (
+    "; do not trust the order: train longer, or score by replacing one block at a time (search.scoring=one_replaced)"
+)
+
+Alone = Callable[[Arrangement], float]
+
+
+def arrangements(problem: Problem, count: int, seed: int) -> list[Arrangement]:
+    """Distinct arrangements within the budget, uniformly drawn: what a search has to tell apart.
+
+    Raises:
+        NasError: if fewer are found among ``DRAWN`` than wanted.
+    """
+    rng = np.random.default_rng([seed, 7])
+    drawn = problem.costs.random(DRAWN, rng)
+    fits = drawn[problem.feasible(drawn)]
+    _, first = np.unique(fits, axis=0, return_index=True)
+    rows = fits[np.sort(first)][:count]
+    if len(rows) < count:
+        raise NasError(
+            f"only {len(rows)} of {DRAWN:,} random arrangements meet the budget, {count} are wanted; loosen it, or ask "
+            "for fewer with --arrangements"
+        )
+    return [problem.arrangement(row) for row in rows]
+
+
+def collect(
+    out: Path,
+    chosen: Sequence[Arrangement],
+    alone: Alone,
+    identity: dict[str, Any],
+    progress: Callable[[int, int, float], None] | None = None,
+) -> dict[str, float]:
+    """Stand-alone losses by key; each is in ``rank.csv`` as soon as it is known, and is not made again.
+
+    Args:
+        identity: what the losses depend on; rows of another identity are dropped.
+    """
+    path, mark = out / ROWS, json.dumps(identity, sort_keys=True)
+    known = {row["key"]: float(row["loss"]) for row in _rows(path) if row["identity"] == mark}
+    _write(path, known, mark)
+    for arrangement in chosen:
+        if arrangement.key not in known:
+            known[arrangement.key] = alone(arrangement)
+            _write(path, known, mark)
+        if progress is not None:
+            progress(sum(a.key in known for a in chosen), len(chosen), known[arrangement.key])
+    return {a.key: known[a.key] for a in chosen}
+
+
+def conclude(out: Path, scores: Sequence[float], truth: Sequence[float], identity: dict[str, Any]) -> Agreement:
+    """Compare, and write ``rank.json``: what every later search of the run shows beside its answer."""
+    found = agreement(scores, truth)
+    facts = {**asdict(found), "identity": identity, "scores": list(scores), "alone": list(truth)}
+    partial = out / f".{FILE}.partial"
+    partial.write_text(json.dumps(facts, indent=1))
+    os.replace(partial, out / FILE)
+    return found
+
+
+def sentence(out: Path, identity: dict[str, Any]) -> str:
+    """The evidence in one line: what was found for this supernet and scoring, or that nobody has looked."""
+    try:
+        facts = json.loads((out / FILE).read_text())
+        if facts["identity"] != identity:
+            return NOT_CHECKED.format(run=out)
+        found = Agreement(*(facts[name] for name in ("tau", "low", "high", "chance", "count")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return NOT_CHECKED.format(run=out)
+    return found.sentence + ("" if found.told_from_chance else ADVICE)
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="") as handle:
+            return list(csv.DictReader(handle))
+    except OSError:
+        return []
+
+
+def _write(path: Path, known: dict[str, float], mark: str) -> None:
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(["key", "loss", "identity"])
+        writer.writerows((key, f"{loss:.8f}", mark) for key, loss in known.items())
+    os.replace(partial, path)

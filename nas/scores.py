@@ -1,0 +1,154 @@
+"""How a run's arrangements are scored, and the evidence that the scores rank them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nas.config import RunConfig
+from nas.console import progress
+from nas.errors import NasError
+
+if TYPE_CHECKING:
+    from nas.quality import Quality, Score
+    from nas.ranking.agreement import Agreement
+    from nas.ranking.scoring import Scorer
+    from nas.search.problem import Problem
+    from nas.supernet import Supernet
+    from nas.text import TextEncoder
+    from search_spaces.arrangement import Arrangement
+
+SCORINGS = ("path", "one_replaced")
+
+
+def open_quality(config: RunConfig, out: Path, nets: tuple[Supernet, TextEncoder] | None = None) -> tuple[Quality, int]:
+    """The run's score of quality, on its newest averaged weights (or the given ones), and their step."""
+    from nas.data import open_data
+    from nas.quality import Quality
+    from nas.trainer import load_supernet
+    from search_spaces.space import Space
+
+    space = Space.load(config.space)
+    supernet, text, steps = (*nets, 0) if nets is not None else load_supernet(space, out / "supernet")
+    data = open_data(config.data, space.clip("training"), "validation", config.seed)
+    return Quality(supernet, text, data, config.quality, config.train.device), steps
+
+
+def open_scorer(config: RunConfig, out: Path) -> tuple[Scorer, int]:
+    """What a search asks for scores, by ``search.scoring`` and ``search.adapt_steps``, and the supernet's step."""
+    from nas.ranking.scoring import Adapted, OneReplaced
+
+    quality, steps = open_quality(config, out)
+    wanted = config.search
+    if wanted.adapt_steps and wanted.scoring == "one_replaced":
+        raise NasError("search.adapt_steps trains whole paths; leave it 0 with search.scoring=one_replaced")
+    if wanted.scoring == "one_replaced":
+        from nas.trainer import fixed_paths
+
+        return OneReplaced(quality, fixed_paths(quality.supernet.space, 1)[0]), steps
+    if not wanted.adapt_steps:
+        return quality, steps
+    start = (quality.supernet, quality.text)
+
+    def adapt(arrangement: Arrangement) -> Score:
+        nets = alone(config, out, arrangement, start, wanted.adapt_steps, inherit=True)
+        return open_quality(config, out, nets)[0].score(arrangement)
+
+    return Adapted(adapt), steps
+
+
+def alone(
+    config: RunConfig,
+    out: Path,
+    arrangement: Arrangement,
+    start: tuple[Supernet, TextEncoder],
+    steps: int,
+    *,
+    inherit: bool,
+    seed: int = 0,
+) -> tuple[Supernet, TextEncoder]:
+    """One arrangement of the run trained by itself, on the run's own data."""
+    from nas.data import open_data
+    from nas.ranking.alone import train_alone
+    from search_spaces.space import Space
+
+    space = Space.load(config.space)
+    data = open_data(config.data, space.clip("training"), "train", config.seed)
+    return train_alone(space, data, config.train, arrangement, start, steps=steps, seed=seed, inherit=inherit)
+
+
+def rescorer(config: RunConfig, out: Path, quality: Scorer) -> Scorer:
+    """The same score on more clips, for the end of the search."""
+    if config.search.rescore_clips <= config.quality.clips:
+        return quality
+    more = config.quality.model_copy(update={"clips": config.search.rescore_clips})
+    return open_scorer(config.model_copy(update={"quality": more}), out)[0]
+
+
+def with_scoring(config: RunConfig, scoring: str | None) -> RunConfig:
+    """The configuration with another ``search.scoring``, where one is named.
+
+    Raises:
+        NasError: on an unknown one.
+    """
+    if scoring is None:
+        return config
+    if scoring not in SCORINGS:
+        raise NasError(f"--scoring {scoring}: must be one of {', '.join(SCORINGS)}")
+    return config.model_copy(update={"search": config.search.model_copy(update={"scoring": scoring})})
+
+
+def scored_by(config: RunConfig, out: Path, steps: int) -> dict[str, str]:
+    """What scores depend on: the supernet's weights and how they are asked."""
+    asked = config.quality.model_dump_json()
+    if config.search.scoring != "path" or config.search.adapt_steps:
+        asked += f" {config.search.scoring}, {config.search.adapt_steps} steps of adaptation"
+    return {"supernet": f"step {steps} ({weights_digest(out / 'supernet')})", "quality": asked}
+
+
+def ranking_evidence(config: RunConfig, out: Path) -> str:
+    """How well the run's scores are known to rank, in one line."""
+    from nas.ranking.evidence import sentence as told
+    from nas.trainer import load_supernet
+    from search_spaces.space import Space
+
+    steps = load_supernet(Space.load(config.space), out / "supernet")[2]
+    return told(out, scored_by(config, out, steps))
+
+
+def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: int) -> Agreement:
+    """Train some arrangements of the run alone, and write down how well its scores order them.
+
+    Each starts from the supernet's shared weights with temporal layers of its own, drawn anew.
+    """
+    from nas.ranking.evidence import LEAST, arrangements, collect, conclude
+
+    if count < LEAST:
+        raise NasError(f"--arrangements must be {LEAST} or more, so that an order can be told from chance, is {count}")
+    if steps < 1:
+        raise NasError(f"--steps must be 1 or more, but is {steps}")
+    quality, trained = open_quality(config, out)
+    scorer = open_scorer(config, out)[0]
+    chosen = arrangements(problem, count, config.seed)
+    start = (quality.supernet, quality.text)
+    identity = scored_by(config, out, trained)
+    weights = {"supernet": identity["supernet"], "quality": config.quality.model_dump_json(), "steps": steps}
+
+    def loss(arrangement: Arrangement) -> float:
+        nets = alone(config, out, arrangement, start, steps, inherit=False)
+        return open_quality(config, out, nets)[0].score(arrangement).loss
+
+    with progress("rank") as report:
+        told = lambda done, wanted, value: report(done, wanted, f"trained alone: loss {value:.4f}")  # noqa: E731
+        truth = collect(out, chosen, loss, weights, told)
+    scores = [scorer.score(a).loss for a in chosen]
+    return conclude(out, scores, [truth[a.key] for a in chosen], identity)
+
+
+def weights_digest(supernet: Path) -> str:
+    """12 hex characters of the newest checkpoint's averaged weights: scores of other weights are other scores."""
+    from nas.checkpoint import list_checkpoints
+
+    with (list_checkpoints(supernet)[-1] / "average.safetensors").open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()[:12]
