@@ -77,6 +77,7 @@ def test_a_database_that_is_not_there_yet_is_waited_for(server: Server) -> None:
         (("/postgres", "/nowhere"), 'database "nowhere" does not exist'),
         (("tester@", "nobody_here@"), 'role "nobody_here" does not exist'),
         (("+psycopg", "+nothing"), "its driver is not here"),
+        (("127.0.0.1", "nowhere.invalid"), "nowhere.invalid.*correct --storage"),
         (("postgresql+psycopg://", "host/"), "must be the URL of a database"),
     ],
 )

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -31,6 +32,8 @@ EXTRA = "pip install 'temporal-nas[postgres]'"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 # PostgreSQL's classes of SQLSTATE that pass: connection, resources, operator intervention; 40: deadlock, try again.
 PASSING = ("08", "53", "57", "40")
+
+UNKNOWN_HOST = re.compile("resolve host|translate host name|not known")  # a wrong URL, when it is the first call
 
 Say = Callable[[str], None]
 
@@ -93,7 +96,7 @@ def _open_database(url: str, tell: Say) -> Patient:
             if reason is None and "duplicate key" in str(error):
                 time.sleep(RETRY_FIRST)
                 continue
-            if reason is None or not url.startswith(("postgresql", "mysql")) or "translate host name" in reason:
+            if reason is None or not url.startswith(("postgresql", "mysql")) or UNKNOWN_HOST.search(reason):
                 raise NasError(f"{name}: {reason or _first_line(error)}; correct --storage") from None
             patience.wait(reason)
         except RuntimeError as error:  # Optuna on a schema of another version
