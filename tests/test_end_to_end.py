@@ -79,6 +79,26 @@ def test_another_budget_takes_neither_training_nor_measuring(run: Path, capsys: 
     assert [row["latency_ms"] for row in answer["front"]] == sorted(row["latency_ms"] for row in answer["front"])
 
 
+def test_an_answer_comes_with_its_reasons_and_with_what_is_known_of_the_ranking(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nas("search", str(run), "--explain") == 0
+    out = capsys.readouterr().out
+    assert "ranking    not checked against arrangements trained alone" in out
+    assert "design by hand" in out and "reachable  latency_ms" in out and "latency with a margin of 10.0%" in out
+    assert json.loads((run / "explain.json").read_text())["evaluations"] >= 4
+    assert nas("rank", str(run), "--arrangements", "6", "--steps", "1", "--json") in (0, 1)
+    assert json.loads(capsys.readouterr().out)["count"] == 6
+    assert nas("search", str(run)) == 0
+    assert "ranking    Kendall's tau" in capsys.readouterr().out
+    assert nas("search", str(run), "--scoring", "one_replaced") == 0
+    assert "ranking    not checked" in capsys.readouterr().out  # the evidence is of the other scoring
+    assert nas("search", str(run), "--scoring", "guess") == 2 and nas("rank", str(run), "--arrangements", "3") == 2
+    said = capsys.readouterr().err
+    assert "must be one of path, one_replaced" in said and "--arrangements must be 6 or more" in said
+    assert nas("search", str(run)) == 0  # leaves the run as the other tests know it
+
+
 def test_a_budget_below_the_backbone_is_answered_at_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (run / "arrangement.yaml").read_bytes()
     assert nas("search", str(run), "--latency-ms", "0.5") == 1
