@@ -33,7 +33,7 @@ class Owner:
 
     Attributes:
         machine: host, boot and process namespace: process numbers mean the same within it.
-        pid, born: the process and when it began, so that a number used again is not taken for it.
+        pid, born: the process and when it began, so that one with the same number is not taken for it.
         token: of this search, as a process may search more than once.
     """
 
@@ -44,7 +44,7 @@ class Owner:
 
     @classmethod
     def me(cls) -> Owner:
-        return cls(_machine(), os.getpid(), psutil.Process().create_time(), uuid.uuid4().hex[:8])
+        return cls(_machine(), os.getpid(), _born(os.getpid()) or 0.0, uuid.uuid4().hex[:8])
 
     def to_json(self) -> dict[str, Any]:
         return {"machine": self.machine, "pid": self.pid, "born": self.born, "token": self.token}
@@ -56,22 +56,34 @@ class Owner:
 
     def gone(self) -> bool:
         """Whether the process is known to have ended; False where that cannot be seen."""
-        if self.machine != _machine():
+        if self.machine != _machine() or _born(self.pid) == self.born:
             return False
         try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.born) > 1.0 or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-        except psutil.Error:
+            os.kill(self.pid, 0)
+        except PermissionError:  # another user's, and hidden from this one
             return False
+        except OSError:
+            pass
+        return True
+
+
+def _born(pid: int) -> float | None:
+    """When a process began, by a clock that nobody sets; ``None`` if it has ended."""
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        if Path("/proc/self/stat").exists():
+            state, *fields = stat.read_text().rsplit(")", 1)[1].split()
+            return None if state in "ZX" else float(fields[18])  # ticks from boot to its start
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time())
+    except (OSError, psutil.NoSuchProcess):
+        return None
 
 
 @cache
 def _machine() -> str:
-    parts = [platform.node()]
-    for path in (Path("/proc/sys/kernel/random/boot_id"),):
-        parts.append(path.read_text().strip() if path.exists() else str(int(psutil.boot_time())))
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    parts = [platform.node(), boot.read_text().strip() if boot.exists() else ""]
     try:
         parts.append(os.readlink("/proc/self/ns/pid"))
     except OSError:
