@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nas.search.front import Choice
     from nas.search.problem import Problem
     from nas.search.study import Evaluation
+    from search_spaces.arrangement import Arrangement
 
 METRICS = "metrics.json"
 EXPLAIN = "explain.json"
@@ -158,6 +159,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
                 f"{step.loader_frames_per_s:.0f} loadable, {step.memory_mb:.0f} MB",
             )
 
+        draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
         train(
             space,
             data,
@@ -167,10 +169,35 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             progress=told,
             warn=say,
             validation=validation,
+            draw=draw,
+            drawn_from=drawn_from,
         )
     best = read_best(out / "supernet")
     named = f"step {best['step']}, validation {best['loss']:.4f}" if best else "not validated"
     return {"run": str(out), "steps": config.train.steps, "best": named, "main": main}
+
+
+def draw_within(config: RunConfig, out: Path) -> tuple[Callable[[int], list[Arrangement]], str]:
+    """Paths of a step among the arrangements that meet the run's budget, and what they depend on.
+
+    Raises:
+        NasError: if the run has no table of the device, or nothing meets the budget.
+    """
+    from device_profiler.device import Device
+    from latency_tables.table import table_path
+    from nas.paths import WithinBudget
+
+    device = Device.load(config.device)
+    table = table_path(out / "table", device.name, device.runtime)
+    if not table.exists():
+        raise NasError(
+            f"train.paths=within_budget needs the costs of {device.name}, and {table} is not there; measure them with "
+            f"nas profile {config.space} --device {config.device} --table {out / 'table'}"
+        )
+    problem = make_problem(config, out)
+    paths = WithinBudget(problem)
+    limits = ", ".join(f"{name} {value:g}" for name, value in problem.budget.bounds.items())
+    return (lambda step: paths(config.seed, step)), f"{limits}; table {table_digest(problem.costs)}"
 
 
 @dataclass(frozen=True)

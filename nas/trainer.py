@@ -87,6 +87,8 @@ def train(
     progress: Callable[[Step], None] | None = None,
     warn: Callable[[str], None] = lambda message: None,
     validation: Dataset | None = None,
+    draw: Callable[[int], list[Arrangement]] | None = None,
+    drawn_from: str = "",
 ) -> None:
     """Train until ``config.steps``, from the newest checkpoint in ``folder`` if there is one.
 
@@ -100,6 +102,8 @@ def train(
         folder: receives checkpoints, ``metrics.jsonl`` and the tokenizer.
         progress: called after each step. warn: called with a sentence when a step is rolled back or skipped.
         validation: clips that the averaged weights are scored on every ``validate_every`` steps.
+        draw, drawn_from: the paths of a step in place of those that ``config.paths`` names, and what they depend on: a
+            checkpoint of other draws is not continued.
 
     Raises:
         NasError: if the data does not fit the space, the folder holds another training, a step goes wrong again and
@@ -112,7 +116,18 @@ def train(
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(space, data, config, folder, seed, warn, world=world, validation=validation)
+        trainer = Trainer(
+            space,
+            data,
+            config,
+            folder,
+            seed,
+            warn,
+            world=world,
+            validation=validation,
+            draw=draw,
+            drawn_from=drawn_from,
+        )
         with world.together():
             trainer.run(progress)
     except PeerLost:
@@ -166,9 +181,14 @@ class Trainer:
         world: World | None = None,
         validation: Dataset | None = None,
         draw: Callable[[int], list[Arrangement]] | None = None,
+        drawn_from: str = "",
     ) -> None:
-        """``draw``: the paths of a step, in place of those that ``config.paths`` names."""
+        if draw is None and config.paths not in PATHS:
+            raise NasError(
+                f"train.paths={config.paths} needs a table of costs; train with nas run, or after nas profile"
+            )
         self.draw = draw or (lambda step: PATHS[config.paths](space, seed, step))
+        self.drawn_from = drawn_from
         self.space, self.data, self.config, self.folder, self.seed = space, data, config, folder, seed
         self.world = world or World.open(config.device)
         self.warn = warn if self.world.main else lambda message: None
@@ -495,6 +515,7 @@ class Trainer:
             "seed": self.seed,
             "captions": captions,
             **self.text.facts,
+            **({"paths drawn from": self.drawn_from} if self.drawn_from else {}),
             "settings": _settings(self.config),
         }
 
