@@ -15,6 +15,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
 from nas.search.ledger import Choice, Ledger, ledger_of
 from nas.search.problem import Indices, Problem
@@ -257,7 +258,48 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
     ``grid`` bins between the bare backbone and the latency limit. Options that break the memory limit on their own
     are left out; limits that depend on several positions together are the caller's to check.
     """
+    bins, layers, sources = _grid_of(problem, grid)
+    span = np.arange(grid + 1)
+    nothing, held = np.full(grid + 1, np.inf), np.full(grid + 1, np.inf)  # best so far, by what the last position is
+    nothing[0] = 0.0
+    back: list[tuple[NDArray[np.bool_], NDArray[np.bool_], Indices]] = []
+    for p, unary in enumerate(features.unary):
+        own = unary @ weights
+        joined = held + (float(features.pair[p - 1] @ weights) if p else 0.0)
+        after, apart = joined < nothing, held < nothing  # is the better way here through a position with layers?
+        padded = np.concatenate([np.full(grid + 1, np.inf), np.where(after, joined, nothing)])
+        nothing = np.where(apart, held, nothing) + (own[0] if bins[p][0] == 0 else np.inf)
+        reach = padded[sources[p]] + own[layers[p], None]
+        first = reach.argmin(0) if len(layers[p]) else span * 0
+        held = reach[first, span] if len(layers[p]) else np.full(grid + 1, np.inf)
+        back.append((apart, after, layers[p][first] if len(layers[p]) else first))
+
+    ends = [np.flatnonzero(np.isfinite(best)) for best in (nothing, held)]
+    at, flag = np.concatenate(ends), np.repeat([0, 1], [len(found) for found in ends])
+    quality = np.concatenate([nothing[ends[0]], held[ends[1]]])
+    choices = np.zeros((len(at), len(problem.positions)), dtype=np.int64)
+    for p in range(len(problem.positions) - 1, -1, -1):
+        apart, after, option = back[p]
+        choices[:, p] = np.where(flag == 1, option[at], 0)
+        at = at - bins[p][choices[:, p]]
+        flag = np.where(flag == 1, after[at], apart[at]).astype(np.int64)
+    return Front(choices, problem.cost(choices).latency_ms, quality)
+
+
+_GRIDS: weakref.WeakKeyDictionary[CostModel, dict[tuple[Budget, int], tuple[list[Indices], ...]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _grid_of(problem: Problem, grid: int) -> tuple[list[Indices], ...]:
+    """For each position, its options' latencies in bins, which options with layers fit, and where each comes from.
+
+    The third, (layers, grid + 1), indexes costs behind ``grid + 1`` infinities. Made once for a budget.
+    """
     model, budget = problem.costs, problem.budget
+    known = _GRIDS.setdefault(model, {})
+    if (budget, grid) in known:
+        return known[budget, grid]
     base, room = model.backbone_latency_ms, np.inf if budget.memory_mb is None else budget.memory_mb
     allowed = [
         np.isfinite(option.latency_ms)
@@ -274,36 +316,11 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
     limit = min(budget.bounds.get("latency_ms", dearest), dearest)
     step = max((limit - base) / grid, 1e-9)
     bins = [
-        np.where(np.isfinite(v), np.round(np.where(np.isfinite(v), v, 0) / step), grid + 1).astype(int) for v in extra
+        np.where(np.isfinite(v), np.round(np.where(np.isfinite(v), v, 0) / step), grid + 1).astype(np.int64)
+        for v in extra
     ]
-
+    layers = [np.flatnonzero(shifts[1:] <= grid) + 1 for shifts in bins]
     span = np.arange(grid + 1)
-    best = np.full((grid + 1, 2), np.inf)
-    best[0, 0] = 0.0
-    back: list[NDArray[np.int64]] = []
-    for p, unary in enumerate(features.unary):
-        within = np.flatnonzero(bins[p] <= grid)
-        own = (unary @ weights)[within, None, None]
-        pair = float(features.pair[p - 1] @ weights) if p else 0.0
-        both = np.where((within > 0)[:, None, None], np.array([0.0, pair]), 0.0)
-        source = span - bins[p][within, None]
-        before = np.where(source[..., None] >= 0, best[np.maximum(source, 0)], np.inf)  # (options, bins, previous flag)
-        reach = before + own + both
-        best = np.full((grid + 1, 2), np.inf)
-        taken = np.zeros((grid + 1, 2, 2), dtype=np.int64)  # (option, previous flag)
-        for held in (0, 1):
-            rows = np.flatnonzero((within > 0) == held)
-            if len(rows):
-                flat = reach[rows].transpose(1, 0, 2).reshape(grid + 1, -1)
-                first = flat.argmin(1)
-                best[:, held] = flat[span, first]
-                taken[:, held] = np.stack([within[rows[first // 2]], first % 2], axis=1)
-        back.append(taken)
-
-    flag, at = np.nonzero(np.isfinite(best.T))
-    quality = best[at, flag]
-    found = np.zeros((len(at), len(problem.positions)), dtype=np.int64)
-    for p in range(len(problem.positions) - 1, -1, -1):
-        found[:, p], previous = back[p][at, flag].T
-        at, flag = at - bins[p][found[:, p]], previous
-    return Front(found, problem.cost(found).latency_ms, quality)
+    sources = [span + grid + 1 - shifts[fits, None] for shifts, fits in zip(bins, layers, strict=True)]
+    known[budget, grid] = (bins, layers, sources)
+    return known[budget, grid]
