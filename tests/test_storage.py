@@ -269,6 +269,17 @@ def test_a_worker_elsewhere_is_gone_when_its_beat_stands_still_for_a_lease(tmp_p
     thread.join()
 
 
+def test_the_last_trial_of_a_worker_elsewhere_is_waited_for_and_then_run_here(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("nas.search.study.PATIENCE", 0.1)
+    journal, said = tmp_path / "study.journal", []
+    storage, study, problem = begin(journal)
+    gone = claimed(storage, study, problem, elsewhere(1), 1)
+    found = run(journal, trials=3, lease=0.4, tell=said.append)
+    assert len([e for e in found if not e.is_reference]) == 3
+    assert tuple(int(i) for i in problem.indices(gone.params)) == found[-1].choice
+    assert said == ["search     waiting for the last 1 of other workers, or for their leases to end"]
+
+
 def test_a_watcher_that_saw_nothing_for_a_while_counts_from_then_on(tmp_path: Path, monkeypatch) -> None:
     """The storage was away, or this machine slept: nobody could beat, and nobody is taken for dead."""
     storage, study, problem = begin(tmp_path / "study.journal")

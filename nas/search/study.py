@@ -26,6 +26,7 @@ from nas.search.storage import DRAFT, Drafting, open_storage, shown
 from search_spaces.arrangement import Arrangement
 
 POLL = (0.02, 0.5)  # seconds between looks at others' trials once nothing is left to claim: doubled from first to last
+PATIENCE = 10.0  # seconds of that before it is said
 RETRY_OF = "retry_of"  # user attribute: number of the lost trial whose arrangement this one runs again
 
 Identity = Mapping[str, str]
@@ -160,13 +161,17 @@ class _Worker:
 
     def step(self) -> Evaluation | None:
         """Evaluate one arrangement; ``None`` when the study has all that were wanted."""
-        pause = POLL[0]
+        pause, since, told = POLL[0], time.monotonic(), False
         while True:
             self._bury()
             trial_id = self._claim()
             if trial_id is None:
                 if not self.ledger.running:
                     return None
+                if not told and time.monotonic() - since > PATIENCE:
+                    told = True
+                    count = len(self.ledger.running)
+                    self._tell(f"search     waiting for the last {count} of other workers, or for their leases to end")
                 time.sleep(pause)  # others' last trials: if a worker dies now, its arrangement is run here
                 pause = min(2 * pause, POLL[1])
                 self.ledger.refresh()
