@@ -13,7 +13,7 @@ help:  ## this list
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,samples,data,distributed,postgres,dashboard]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,samples,data,distributed,postgres,dashboard,compress]'
 	@touch $@
 
 install: $(STAMP)  ## a virtual environment with everything, CPU torch included

@@ -346,18 +346,56 @@ def build(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the package; MODEL/../coreml by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the packages; MODEL/../coreml by default.")] = None,
     clip: Annotated[str, typer.Option(help="The space's clip whose shape the package has.")] = "deployment",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FRAMESxHEIGHTxWIDTH", help="In place of a clip; several become functions of one package."
+        ),
+    ] = None,
+    parts: Annotated[str, typer.Option(help="Of network, text_encoder and decoder.")] = "network,text_encoder,decoder",
+    quantize: Annotated[
+        str | None, typer.Option(help="Weights in fewer bits: int8, palettize8, palettize6 or palettize4.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Whose table predicts the costs in the package's metadata.")
+    ] = None,
+    tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
     as_json: Json = False,
 ) -> None:
-    """A Core ML package of the whole network."""
+    """Core ML packages of the network, its text encoder and its decoder."""
+    from nas.console import say
     from nas.export import export_model
+    from nas.export.network import parse_shape
 
-    stats = export_model(model, out or model.parent / "coreml", clip)
-    emit(stats) if as_json else typer.echo(
-        f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "
-        f"{stats['weights_mb']:.2f} MB of weights, rank {stats['max_rank']}"
+    stats = export_model(
+        model,
+        out or model.parent / "coreml",
+        clip,
+        shapes=[parse_shape(text) for text in shape or ()],
+        parts=parts.split(","),
+        quantize=quantize,
+        device=device,
+        tables=tables,
+        tell=(lambda line: None) if as_json else say,
     )
+    if as_json:
+        emit(stats)
+        return
+    if "operations" in stats:
+        typer.echo(
+            f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "
+            f"{stats['weights_mb']:.2f} MB of weights, rank {stats['max_rank']}, {stats['seconds']} s, "
+            f"{stats['peak_host_mb']:.0f} MB of memory here"
+        )
+    for name in ("text_encoder", "decoder"):
+        if name in stats:
+            end = stats[name]
+            typer.echo(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
+    if stats["predicted"]:
+        told = stats["predicted"]
+        typer.echo(f"{told['device']}: {told['latency_ms']} ms, {told['peak_mb']} MB predicted, {told['source']}")
 
 
 @app.command()

@@ -64,14 +64,20 @@ class DecoderSpec:
 
 
 def _allegro() -> nn.Module:
-    """diffusers' decoder, written so that neither torch nor Core ML makes a tensor of more than five axes of it.
+    from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroDecoder3D
 
-    Upsampling along time is; and so is normalisation, which Core ML spells out with one axis more than its input has.
+    return portable_decoder(AllegroDecoder3D())
+
+
+def portable_decoder(decoder: nn.Module) -> nn.Module:
+    """Allegro's decoder, changed in place so that neither torch nor Core ML makes a tensor of over five axes of it.
+
+    Upsampling along time would; and so would normalisation, which Core ML spells out with one axis more than its input
+    has. What it computes stays the same.
     """
-    from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroDecoder3D, AllegroTemporalConvLayer
+    from diffusers.models.autoencoders.autoencoder_kl_allegro import AllegroTemporalConvLayer
     from torch import nn
 
-    decoder = AllegroDecoder3D()
     for layer in decoder.modules():
         if isinstance(layer, AllegroTemporalConvLayer) and layer.up_sample:
             vars(layer)["forward"] = partial(_twice_the_frames, layer)

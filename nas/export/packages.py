@@ -1,0 +1,237 @@
+"""The packages of a model: lowered, compressed, told what they are, and checked as far as this machine can."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.errors import NasError
+from nas.export import compress, ends, metadata
+from nas.export.network import NAMES, Shape, bound_at, function_name
+from nas.sample import latent_shape
+
+PACKAGE, FACTS = "unet.mlpackage", "export.json"
+PARTS = ("network", "text_encoder", "decoder")
+PARITY = 0.05  # of the largest output, float16 against float32
+
+
+def export_model(
+    model: Path,
+    out: Path,
+    clip: str = "deployment",
+    *,
+    shapes: Sequence[Shape] = (),
+    parts: Sequence[str] = PARTS,
+    quantize: str | None = None,
+    device: str | None = None,
+    tables: Path = Path("tables"),
+    tell: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Write ``out/unet.mlpackage`` (float16, iOS 18), those of its ends, and ``out/export.json`` beside them.
+
+    The exported program is compared with the network in torch everywhere; the package's own output only where Core ML
+    can predict (macOS), and ``parity`` says which of the two happened.
+
+    Args:
+        clip: of the space; its shape is the package's. shapes: in its place; several become functions of one package
+            that share their weights, named ``f16x512x512``, the first the default.
+        parts: of ``PARTS``; a space that works in pixels has no decoder.
+        quantize: weights in fewer bits: one of ``compress.BITS``. Outputs then differ, and are not held to ``PARITY``.
+        device, tables: whose table predicts the costs that the package's metadata states.
+        tell: called with a sentence before something long.
+
+    Returns:
+        Package path, operation counts, fused attentions, rank, sizes in MB, seconds, peak host memory, parity.
+
+    Raises:
+        NasError: if the folder holds no model, Core ML cannot express a part, or the outputs differ. TableError: if the
+            device has no table of the space.
+    """
+    from nas.sample import load_pipeline
+
+    compress.check(quantize)
+    unknown = [name for name in parts if name not in PARTS]
+    if unknown or not parts:
+        raise NasError(f"--parts {','.join(parts)}: must be of {', '.join(PARTS)}")
+    if out.exists() and not (out / FACTS).is_file() and any(out.iterdir()):
+        raise NasError(f"{out} is not empty and holds no export; give another --out")
+    pipeline = load_pipeline(model)
+    unet = pipeline.unet.eval()
+    known = unet.space.clip(clip)
+    wanted = list(dict.fromkeys(shapes)) or [(known.frames, known.height, known.width)]
+    latents = [latent_shape(unet.space, *shape) for shape in wanted]  # refused before anything is lowered
+    deployed = unet.space.clip("deployment")
+    if device is not None and (deployed.frames, deployed.height, deployed.width) not in wanted:
+        raise NasError(
+            f"--device {device}: its table is of {deployed.frames}x{deployed.height}x{deployed.width}, which is not "
+            "among the exported shapes; add it, or leave --device out"
+        )
+    predicted = None if device is None else metadata.predicted_costs(unet, device, tables)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    started = time.perf_counter()
+    try:
+        facts: dict[str, Any] = {"package": str(out / PACKAGE), "clip": clip, "quantize": quantize}
+        if "network" in parts:
+            facts |= _network(model, unet, wanted, quantize, partial, tell)
+            metadata.write(partial / PACKAGE, metadata.facts_of(unet, predicted))
+        facts["predicted"] = predicted
+        for name, part in (
+            ("text_encoder", ends.text_encoder(pipeline)),
+            ("decoder", ends.decoder(pipeline, latents[0])),
+        ):
+            if name in parts and part is not None:
+                tell(f"lowering the {name.replace('_', ' ')}")
+                facts[name] = _end(model, name, *part, quantize, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    facts["seconds"] = round(time.perf_counter() - started, 1)
+    facts["peak_host_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 0)
+    (partial / FACTS).write_text(json.dumps(facts, indent=1))
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(partial, out)
+    return facts
+
+
+def _network(
+    model: Path, unet: Any, shapes: Sequence[Shape], quantize: str | None, folder: Path, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """``unet.mlpackage`` in the folder, of one shape or of several functions; what is in it."""
+    sizes = [p.numel() for p in unet.parameters()]
+    expected = compress.predicted_mb(sizes, quantize)
+    if quantize is not None:
+        plain = compress.predicted_mb(sizes, None)
+        tell(f"{quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
+    single, stats = [], []
+    for shape in shapes:
+        tell(f"lowering the network at {'x'.join(map(str, shape))}")
+        bound, inputs = bound_at(unet, shape)
+        place = folder / function_name(shape)
+        place.mkdir()
+        stats.append(_lower(model, bound, inputs, NAMES, place))
+        package = place / stats[-1].pop("file")
+        if quantize is not None:
+            compress.compress(package, quantize)
+        single.append((package, parity(package, bound, NAMES, inputs, None if quantize else PARITY)))
+    if len(shapes) == 1:
+        os.replace(single[0][0], folder / PACKAGE)
+    else:
+        _join(
+            [(package, function_name(shape)) for (package, _), shape in zip(single, shapes, strict=True)],
+            folder / PACKAGE,
+        )
+    for shape in shapes:
+        shutil.rmtree(folder / function_name(shape))
+    first = stats[0]
+    return {
+        "functions": [function_name(shape) for shape in shapes] if len(shapes) > 1 else [],
+        "shapes": ["x".join(map(str, shape)) for shape in shapes],
+        "inputs": {name: list(x.shape) for name, x in zip(NAMES, bound_at(unet, shapes[0])[1], strict=True)},
+        "parameters": sum(sizes),
+        "fused_attention": first.pop("attention_ops"),
+        **first,
+        "weights_mb": weights_mb(folder / PACKAGE),
+        "weights_mb_expected": round(expected, 3),
+        "package_mb": package_mb(folder / PACKAGE),
+        "parity": single[0][1],
+    }
+
+
+def _end(
+    model: Path,
+    name: str,
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    names: tuple[str, ...],
+    quantize: str | None,
+    folder: Path,
+) -> dict[str, Any]:
+    place = folder / name
+    place.mkdir()
+    stats = _lower(model, module, inputs, names, place)
+    package = place / stats.pop("file")
+    if quantize is not None:
+        compress.compress(package, quantize)
+    told = parity(package, module, names, inputs, None if quantize else PARITY)
+    os.replace(package, folder / f"{name}.mlpackage")
+    shutil.rmtree(place)
+    return {
+        "inputs": {key: list(x.shape) for key, x in zip(names, inputs, strict=True)},
+        "operations": stats["operations"],
+        "weights_mb": weights_mb(folder / f"{name}.mlpackage"),
+        "package_mb": package_mb(folder / f"{name}.mlpackage"),
+        "parity": told,
+    }
+
+
+def _lower(
+    model: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], folder: Path
+) -> dict[str, Any]:
+    from device_profiler.errors import WorkloadError
+    from device_profiler.lowering.coreml import lower
+
+    try:
+        return lower(module, inputs, names, "fused", "fp16", folder)
+    except WorkloadError as error:
+        raise NasError(f"{model}: cannot be exported to Core ML: {error}") from error
+
+
+def _join(packages: Sequence[tuple[Path, str]], target: Path) -> None:
+    """One package whose functions share their weights."""
+    from device_profiler.lowering.coreml import quiet
+
+    with quiet():
+        import coremltools as ct
+
+        functions = ct.utils.MultiFunctionDescriptor()
+        for package, name in packages:
+            functions.add_function(str(package), src_function_name="main", target_function_name=name)
+        functions.default_function_name = packages[0][1]
+        ct.utils.save_multifunction(functions, str(target))
+
+
+def weights_mb(package: Path) -> float:
+    return round(sum(file.stat().st_size for file in package.rglob("weight.bin")) / 1e6, 6)
+
+
+def package_mb(package: Path) -> float:
+    return round(sum(file.stat().st_size for file in package.rglob("*") if file.is_file()) / 1e6, 6)
+
+
+def parity(
+    package: Path, module: nn.Module, names: tuple[str, ...], inputs: tuple[Tensor, ...], limit: float | None = PARITY
+) -> str:
+    """How far the package's prediction is from torch's, where Core ML can predict; else a sentence.
+
+    Raises:
+        NasError: if it is off by more than ``limit`` of the largest output.
+    """
+    if platform.system() != "Darwin":
+        return "not checked: Core ML predicts on macOS only; the exported program equals the module in torch"
+    import coremltools as ct
+    import numpy as np
+
+    loaded = ct.models.MLModel(str(package), compute_units=ct.ComputeUnit.CPU_ONLY)
+    fed = {
+        name: x.numpy().astype(np.float16 if x.is_floating_point() else np.int32)
+        for name, x in zip(names, inputs, strict=True)
+    }
+    got = torch.from_numpy(np.asarray(loaded.predict(fed)["y"], dtype=np.float32))
+    with torch.no_grad():
+        expected = module(*inputs)
+    off = float((got - expected).abs().max() / expected.abs().max())
+    if limit is not None and not off <= limit:
+        raise NasError(f"{package}: Core ML's output is off by {off:.2g} of the largest, over {limit}; do not ship it")
+    return f"within {off:.1e} of torch"
