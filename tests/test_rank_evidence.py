@@ -58,7 +58,7 @@ def test_a_search_says_what_is_known_of_its_ranking(tmp_path: Path) -> None:
     assert "not checked" in sentence(tmp_path, {**IDENTITY, "supernet": "trained on"})
     conclude(tmp_path, truth, list(np.random.default_rng(0).permutation(truth)), IDENTITY)
     assert "cannot be told from chance" in sentence(tmp_path, IDENTITY)
-    assert "search.scoring=one_replaced" in sentence(tmp_path, IDENTITY)
+    assert "train.spatial_rate=0" in sentence(tmp_path, IDENTITY)
     (tmp_path / "rank.json").write_text("{")
     assert "not checked" in sentence(tmp_path, IDENTITY)
 
