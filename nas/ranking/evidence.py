@@ -22,8 +22,8 @@ LEAST = 6  # arrangements below which no order can be told from chance
 DRAWN = 20_000
 NOT_CHECKED = "not checked against arrangements trained alone; nas rank {run} does it"
 ADVICE = (
-    "; do not trust the order: train longer, or with frozen spatial layers (train.spatial_rate=0); another way to score "
-    "is replacing one block at a time (--scoring one_replaced)"
+    "; do not trust the order: train longer, or with frozen spatial layers (train.spatial_rate=0); or score by "
+    "replacing one block at a time (--scoring one_replaced)"
 )
 
 Alone = Callable[[Arrangement], float]
