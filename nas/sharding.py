@@ -29,6 +29,16 @@ def shard(supernet: Supernet, text: nn.Module, world: World) -> None:
         fully_shard(text, mesh=mesh)
 
 
+def split_again(*modules: nn.Module) -> None:
+    """Give up gathered weights: what gets no gradient, such as frozen layers, would keep them after the step."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this process holds a part only."""
     from torch.distributed.tensor import DTensor

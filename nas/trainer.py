@@ -35,7 +35,7 @@ from nas.errors import NasError
 from nas.loader import Batch, Loader
 from nas.optimizers import build_optimizer, pack_state, set_rates, unpack_state
 from nas.paths import PATHS
-from nas.sharding import is_sharded, like, shard, whole
+from nas.sharding import is_sharded, like, shard, split_again, whole
 from nas.supernet import Supernet, compile_blocks
 from nas.text import TextEncoder, drop_captions, open_text, text_encoder_of
 from search_spaces.arrangement import Arrangement
@@ -295,6 +295,8 @@ class Trainer:
             loss = (1 - share) * video_loss + share * image_loss
             if loss.requires_grad:
                 self.scaler.scale(loss / config.accumulate).backward()
+        if config.shard and self.world.size > 1:
+            split_again(self.supernet, self.text)
         loss_video, loss_image = self.world.mean([statistics.fmean(videos), statistics.fmean(images)])
         total = (1 - share) * loss_video + share * loss_image
         norm = self._gradient_norm()

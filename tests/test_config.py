@@ -39,7 +39,7 @@ def test_the_papers_recipe_is_there_by_name_and_freezes_and_evolves(
         ("trian.steps=3", "trian: unknown key. Did you mean train?"),
         ("train.steps=abc", "train.steps: .*'abc'"),
         ("train.steps=0", "train.steps: .*greater than or equal to 1, but is 0"),
-        ("train.paths=best", "train.paths: .*'uniform', 'fair' or 'sandwich'"),
+        ("train.paths=best", "train.paths: .*'uniform', 'fair', 'sandwich' or 'within_budget'"),
         ("steps", "must be KEY=VALUE"),
         (".steps=1", "must be KEY=VALUE"),
     ],

@@ -104,7 +104,9 @@ def close(one: list[tuple[int, float, float]], other: list[tuple[int, float, flo
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("settings", [{}, {"paths": "sandwich", "accumulate": 2}, {"shard": True}])
+@pytest.mark.parametrize("settings", [{}, {"paths": "sandwich", "accumulate": 2}, {"shard": True},
+     {"shard": True, "spatial_rate": 0.1}],
+)  # fmt: skip
 def test_two_processes_make_the_losses_of_one_with_the_same_batch(settings: dict[str, Any], tmp_path: Path) -> None:
     config = short(**settings, steps=4)
     together(tmp_path / "two", config)

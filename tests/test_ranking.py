@@ -42,7 +42,14 @@ def test_chance_is_as_often_as_it_says() -> None:
 
 @pytest.fixture(scope="module")
 def parts() -> tuple:
-    sets = ["data.source=moving_shapes", "train.clips=2", "train.images=2", "train.workers=0", "train.trackers=[]"]
+    sets = [
+        "data.source=moving_shapes",
+        "train.spatial_rate=0.1",
+        "train.clips=2",
+        "train.images=2",
+        "train.workers=0",
+        "train.trackers=[]",
+    ]
     config = resolve("tiny", None, None, sets)
     space = Space.load("tiny")
     data = open_data(config.data, space.clip("training"), "train", 0)
