@@ -83,6 +83,16 @@ def test_estimates_are_called_so_at_the_top() -> None:
     assert "Whole networks were not measured" in page and "estimated rows have no spread" in page
 
 
+def test_placement_is_drawn_where_rows_state_it() -> None:
+    table = load_table(MEASURED)
+    first, *rest = table
+    placed = replace(first, placement_ane=0.75, placement_gpu=0.0, placement_cpu=0.25)
+    traces = {
+        t["name"]: t["x"] for t in figures(render_table(Table(table.header, [placed, *rest])))["placement"]["data"]
+    }
+    assert traces == {"Neural Engine": [75.0], "GPU": [0.0], "CPU": [25.0]}
+
+
 def test_two_devices_side_by_side_share_their_workloads_whatever_the_precision() -> None:
     drawn = figures(render_table(load_table(MEASURED), beside=load_table(ESTIMATED)))
     points = sum(len(trace["x"]) for trace in drawn["beside"]["data"] if trace["mode"] == "markers")
