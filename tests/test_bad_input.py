@@ -138,7 +138,7 @@ def test_a_budget_below_the_bare_backbone(shell: Shell, run: Path, capsys: pytes
         main(["search", str(run), "--latency-ms", "1"])
     out = capsys.readouterr().out
     assert stopped.value.code == 1
-    assert "latency_ms 1.000 ms is missed: nearest is 40.000 ms (39.000 ms over" in out
+    assert "latency_ms 1.000 ms is missed: nearest is 44.000 ms (43.000 ms over" in out  # 40 and the margin
     assert files(run) == before
 
 
