@@ -195,8 +195,15 @@ class _Run:
             self._submit(rows[start : start + group]): rows[start : start + group]
             for start in range(0, len(rows), group)
         }
+        # dask blames every task queued on a worker that dies, so suspects are tried one by one, with nothing beside.
+        suspects: list[profiling.Wanted] = []
+        on_trial: Any = None
         seen = time.monotonic()
-        while waiting:
+        while waiting or suspects:
+            if not waiting:
+                suspect = suspects.pop(0)
+                on_trial = self._submit([suspect])
+                waiting[on_trial] = [suspect]
             self._write(0.2)
             for future in [future for future in waiting if future.done()]:
                 asked = waiting.pop(future)
@@ -205,10 +212,10 @@ class _Run:
                     continue
                 self._catch_up()
                 left = [row for row in asked if row.primary_key not in self.done]
-                if isinstance(error, KilledWorker) and len(asked) == 1 and left:
+                if isinstance(error, KilledWorker) and future is on_trial and left:
                     self._take(_killed(left[0], str(error.last_worker and error.last_worker.name), error))
                 elif isinstance(error, KilledWorker):
-                    waiting.update({self._submit([row]): [row] for row in left})
+                    suspects.extend(left)
                 else:
                     raise error if isinstance(error, ProfileError) else ProfileError(f"a worker could not: {error}")
             if self._workers():

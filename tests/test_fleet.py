@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -108,6 +109,28 @@ def wait_for(count: int, scheduler: str) -> None:
         client.wait_for_workers(count, timeout=60)
 
 
+@contextmanager
+def kept_alive(start: Start, device: Device, count: int) -> Iterator[None]:
+    """As many workers of the device, each started anew when it dies."""
+    running = [start(device) for _ in range(count)]
+    stop = threading.Event()
+
+    def relight() -> None:
+        while not stop.is_set():
+            for at, process in enumerate(running):
+                if process.poll() is not None:
+                    running[at] = start(device)
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=relight)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def untimed(table: Table) -> list[dict[str, object]]:
     return [{name: value for name, value in asdict(row).items() if name not in TIMED} for row in table]
 
@@ -148,27 +171,22 @@ def test_a_workload_that_takes_every_worker_is_a_row_and_the_run_goes_on(
     scheduler: str, start: Start, tmp_path: Path
 ) -> None:
     deadly = board(notes="Conv3D(kernel_size=3)/c32")
-    running = [start(deadly) for _ in range(2)]
-    stop = threading.Event()
-
-    def relight() -> None:
-        while not stop.is_set():
-            for at, process in enumerate(running):
-                if process.poll() is not None:
-                    running[at] = start(deadly)
-            time.sleep(0.1)
-
-    wait_for(2, scheduler)
-    thread = threading.Thread(target=relight)
-    thread.start()
-    try:
+    with kept_alive(start, deadly, 2):
+        wait_for(2, scheduler)
         table = profile_fleet("tiny", board(), tmp_path, scheduler, limits=LIMITS, group=3)
-    finally:
-        stop.set()
-        thread.join()
     failed = [row for row in table if row.status == "failed"]
     assert [row.key for row in failed] == ["Conv3D(kernel_size=3)/c32/t8/24x24/b1@fp32"]
     assert "every worker that took it died" in failed[0].reason and len(table) == 12
+
+
+def test_a_workload_queued_behind_a_deadly_one_is_not_blamed(scheduler: str, start: Start, tmp_path: Path) -> None:
+    """With one workload a task all of them queue on the one worker, and dask holds each death against all."""
+    deadly = board(notes="Conv3D(kernel_size=3)/c32")
+    with kept_alive(start, deadly, 1):
+        wait_for(1, scheduler)
+        table = profile_fleet("tiny", board(), tmp_path, scheduler, limits=LIMITS, group=1)
+    assert [row.key for row in table if row.status == "failed"] == ["Conv3D(kernel_size=3)/c32/t8/24x24/b1@fp32"]
+    assert len(table) == 12
 
 
 def test_without_a_worker_or_with_a_wrong_one_the_remedy_is_named(scheduler: str, start: Start, tmp_path: Path) -> None:
