@@ -1,7 +1,7 @@
 """How near the true front does each sampler get, and how soon? On a part of `tiny` that was scored whole, once.
 
 The truth (loss of every arrangement on a trained supernet, cost from the table measured beside it) is kept in
-benchmarks/data/subspace_truth.csv with its provenance; --enumerate RUN makes it anew from a run folder. Each sampler
+benchmarks/data/subspace_truth.csv, clip by clip, with its provenance; --enumerate RUN makes it anew from a run folder. Each sampler
 then searches the same problem with the truth as its score. Hypervolume is over (loss, latency) within the budget,
 against the reference point of the budget's latency and the empty arrangement's loss, as a share of the true front's.
 Runs that do not get there are censored at the cap.
@@ -30,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+from numpy.typing import NDArray
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
@@ -72,11 +73,11 @@ def enumerate_truth(run: Path) -> None:
     names = [position.name for position in space.positions]
     whole = Space.load(config.space)
     total = int(np.prod([len(o) for o in options]))
-    lines = [f"# space {config.space}, step {steps}, seed {config.seed}, commit {commit()}", "choice,loss"]
+    lines = [f"# space {config.space}, step {steps}, seed {config.seed}, commit {commit()}", "choice,loss,loss_by_clip"]
     for done, choice in enumerate(itertools.product(*(range(len(o)) for o in options))):
         layers = {name: options[p][i] for p, (name, i) in enumerate(zip(names, choice, strict=True))}
         score = quality.score(whole.arrange(layers))
-        lines.append(f"{''.join(map(str, choice))},{score.loss:.6f}")
+        lines.append(f"{''.join(map(str, choice))},{score.loss:.6f},{' '.join(f'{x:.6f}' for x in score.samples)}")
         if done % 200 == 0:
             print(f"{done}/{total}", file=sys.stderr)
     TRUTH.write_text("\n".join(lines) + "\n")
@@ -91,9 +92,15 @@ def load_problem() -> tuple[Problem, dict[tuple[int, ...], float]]:
     budget = Budget(latency_ms=RATIO * costs.backbone_latency_ms)
     truth = {}
     for line in TRUTH.read_text().splitlines()[2:]:
-        choice, loss = line.split(",")
+        choice, loss, _ = line.split(",")
         truth[tuple(int(c) for c in choice)] = float(loss)
     return Problem(space, costs, budget), truth
+
+
+def load_samples() -> dict[tuple[int, ...], NDArray[np.float64]]:
+    """Choice -> its loss on each clip."""
+    rows = (line.split(",") for line in TRUTH.read_text().splitlines()[2:])
+    return {tuple(map(int, choice)): np.array(by_clip.split(), dtype=float) for choice, _, by_clip in rows}
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:

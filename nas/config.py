@@ -140,7 +140,7 @@ class QualityConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     clips: int = Field(32, ge=2)
-    batch: int = Field(16, ge=1)
+    batch: int = Field(8, ge=1)
     repeats: int = Field(1, ge=1)
     motion_weight: float = Field(0.5, ge=0.0, le=1.0)
     seed: int = 2024
@@ -163,6 +163,9 @@ class SearchConfig(BaseModel):
         rescore_clips: clips for that.
         scoring: `path` scores an arrangement along its own path; `one_replaced` adds up what each of its choices
             changes in a trained path; see `nas.ranking.scoring`.
+        halving: stop scoring an arrangement that a cheaper one clearly beats on the first clips.
+        together: arrangements that a worker proposes and scores at a time: a GPU is then busier, and each proposal
+            knows of fewer scores.
         adapt_steps: steps of training from inherited weights, on a copy, before an arrangement is scored.
         allow_estimated: let rows that were estimated, not measured, drive the search.
     """
@@ -181,6 +184,8 @@ class SearchConfig(BaseModel):
     rescored: int = Field(8, ge=1)
     rescore_clips: int = Field(64, ge=2)
     scoring: Literal["path", "one_replaced"] = "path"
+    halving: bool = False
+    together: int = Field(1, ge=1)
     adapt_steps: int = Field(0, ge=0)
     allow_estimated: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ from nas.flow import mix, velocity
 from nas.supernet import Supernet
 from nas.text import TextEncoder
 from search_spaces.arrangement import Arrangement
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Score:
     stderr: float
     velocity_loss: float
     motion_loss: float
-    samples: NDArray[np.float64]
+    samples: Floats
 
 
 class Quality:
@@ -61,6 +64,8 @@ class Quality:
         self.supernet = supernet.to(self.device).eval()
         self.text = text = text.to(self.device).eval()
         self._known: dict[str, Score] = {}
+        self._parts: dict[str, list[tuple[Floats, Floats]]] = {}  # by batch: velocity and motion errors
+        self._room = 0  # arrangements that fit into memory together, where that was found out
         generator = torch.Generator().manual_seed(config.seed)
         items = [data[i] for i in range(min(config.clips, len(data)))]
         if len(items) < 2:
@@ -83,16 +88,20 @@ class Quality:
                 batch = (mix(video, noise, level), level, velocity(video, noise))
                 self._batches.append((*(t.to(self.device) for t in batch), context))
 
-    @torch.no_grad()
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Numbers of batches at which losses so far are worth a comparison: a quarter, a half, all."""
+        count = len(self._batches)
+        return tuple(sorted({math.ceil(count / 4), math.ceil(count / 2), count}))
+
     def score(self, arrangement: Arrangement) -> Score:
         """The score of one arrangement; asked twice, answered from memory."""
         if arrangement.key not in self._known:
-            parts = [self._errors(arrangement, *batch) for batch in self._batches]
+            self.prepare([arrangement])
+            parts = self._parts[arrangement.key]
             repeats = self.config.repeats  # drawn repeat by repeat, all clips each time
-            plain = np.concatenate([part[0] for part in parts]).reshape(repeats, -1).mean(0)
-            motion = np.concatenate([part[1] for part in parts]).reshape(repeats, -1).mean(0)
-            weight = self.config.motion_weight
-            samples = (1 - weight) * plain + weight * motion
+            plain, motion = (np.concatenate(errors).reshape(repeats, -1).mean(0) for errors in zip(*parts, strict=True))
+            samples = self._weigh(plain, motion)
             self._known[arrangement.key] = Score(
                 loss=float(samples.mean()),
                 stderr=float(samples.std(ddof=1) / math.sqrt(len(samples))),
@@ -102,15 +111,52 @@ class Quality:
             )
         return self._known[arrangement.key]
 
+    def samples(self, arrangement: Arrangement) -> Floats:
+        """Losses of an arrangement on the clips (repeat by repeat) that it was scored on so far."""
+        parts = self._parts.get(arrangement.key, [])
+        return self._weigh(*(np.concatenate(errors) for errors in zip(*parts, strict=True))) if parts else np.empty(0)
+
+    def _weigh(self, plain: Floats, motion: Floats) -> Floats:
+        weight = self.config.motion_weight
+        weighed: Floats = (1 - weight) * plain + weight * motion
+        return weighed
+
+    def prepare(self, arrangements: Sequence[Arrangement], batches: int | None = None) -> None:
+        """Score arrangements on the first batches (all for ``None``), together where a GPU's memory allows.
+
+        Together they differ from one by one in the last digits, as kernels differ by batch size.
+        """
+        wanted = {arrangement.key: arrangement for arrangement in arrangements}
+        for turn, batch in enumerate(self._batches[:batches]):
+            due = [a for a in wanted.values() if len(self._parts.setdefault(a.key, [])) == turn]
+            while due:
+                group = due[: self._room] if self._room else due
+                try:
+                    errors = self._errors(group, *batch)
+                except torch.cuda.OutOfMemoryError:
+                    if len(group) == 1:
+                        raise
+                    self._room = len(group) // 2
+                    continue
+                for arrangement, found in zip(group, errors, strict=True):
+                    self._parts[arrangement.key].append(found)
+                due = due[len(group) :]
+
+    @torch.no_grad()
     def _errors(
-        self, arrangement: Arrangement, noisy: Tensor, level: Tensor, target: Tensor, context: Tensor
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        frames = noisy.shape[1]
-        out = self.supernet(noisy.flatten(0, 1), 1000.0 * level, context, frames, arrangement)
-        error = (out.unflatten(0, (-1, frames)) - target).double()
-        plain = error.square().flatten(1).mean(1)
-        motion = error.diff(dim=1).square().flatten(1).mean(1) / 2
-        return plain.cpu().numpy(), motion.cpu().numpy()
+        self, arrangements: Sequence[Arrangement], noisy: Tensor, level: Tensor, target: Tensor, context: Tensor
+    ) -> list[tuple[Floats, Floats]]:
+        """Velocity and motion errors (B,) of each arrangement on one batch."""
+        frames, times = noisy.shape[1], len(arrangements)
+        inputs = [torch.cat([tensor] * times) for tensor in (noisy.flatten(0, 1), 1000.0 * level, context)]
+        out = self.supernet(*inputs, frames, arrangements if times > 1 else arrangements[0])
+        found = []
+        for answer in out.unflatten(0, (times, -1, frames)):
+            error = (answer - target).double()
+            plain = error.square().flatten(1).mean(1)
+            motion = error.diff(dim=1).square().flatten(1).mean(1) / 2
+            found.append((plain.cpu().numpy(), motion.cpu().numpy()))
+        return found
 
     def paired_difference(self, a: Arrangement, b: Arrangement) -> tuple[float, float]:
         """Mean of loss(a) - loss(b) over the same clips, noise and levels, and its standard error."""

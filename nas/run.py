@@ -257,6 +257,7 @@ def search_arrangement(
         helper_of: process that started this one beside it; it only evaluates, and writes no answer.
     """
     from latency_tables.budget import nearest
+    from nas.quality import Quality
     from nas.search.samplers import SAMPLERS
     from nas.search.study import search
     from nas.search.workers import Helpers, check_workers, helping, one_thread, one_writer
@@ -313,7 +314,10 @@ def search_arrangement(
                 seed=config.seed,
                 study_name=study or (f"{config.space} on {config.device}" if storage else "search"),
                 check=check,
-                progress=lambda done, wanted, e: report(done, wanted, f"loss {e.loss:.4f} at {e.latency_ms:.1f} ms"),
+                progress=lambda done, wanted, e: report(done, wanted, evaluation_line(e)),
+                gradual=quality if isinstance(quality, Quality) else None,
+                halving=config.search.halving,
+                together=config.search.together,
             )
             if workers > 1:  # whoever had the last trial
                 report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")
@@ -348,6 +352,12 @@ def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Eva
     )
     told = f"{sentence(choice, problem)}\nranking    {evidence}"
     return Answer(True, told, tuple(map(_row, front)), _row(chosen), drawn, render(reasons))
+
+
+def evaluation_line(e: Evaluation) -> str:
+    """An evaluation as the progress line shows it."""
+    early = f", stopped after {e.clips} clips" if e.pruned else ""
+    return f"loss {e.loss:.4f} at {e.latency_ms:.1f} ms{early}"
 
 
 def say_answer(answer: Answer) -> None:
@@ -559,6 +569,7 @@ def note_search(
         search={
             "evaluated": len(everything),
             "references": len(found) - len(everything),
+            "stopped_early": sum(e.pruned for e in found),
             "sentence": sentence(choice, problem),
             "ranking": evidence,
             "tied": [e.arrangement.key for e in choice.tied],

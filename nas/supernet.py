@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +70,20 @@ class Supernet(nn.Module):
         return found
 
     def forward(
-        self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int, arrangement: Arrangement
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        num_frames: int,
+        arrangement: Arrangement | Sequence[Arrangement],
     ) -> Tensor:
-        """The velocity along one path, whatever the supernet was trained to predict.
+        """The velocity along one path, whatever the supernet was trained to predict; or along several.
 
         Args:
             x: (B*T, C, H, W), on the straight line of flow matching. timestep: (B,) in 0..1000, 1000 times the level.
             context: (B, L, D). num_frames: T.
-            arrangement: of this space.
+            arrangement: of this space. Of several, each gets an equal part of the batch, one after the other: the
+                backbone runs once for all of them.
 
         Returns:
             (B*T, C, H, W).
@@ -93,19 +99,30 @@ class Supernet(nn.Module):
         return self.diffusion.as_velocity(videos, timestep / TIMESTEPS, predict).flatten(0, 1)
 
     def predict(
-        self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int, arrangement: Arrangement
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        num_frames: int,
+        arrangement: Arrangement | Sequence[Arrangement],
     ) -> Tensor:
         """One evaluation of the network itself: samples, timesteps and answers of its own ``prediction``."""
-        layers = self.path(arrangement)
+        paths = [self.path(a) for a in ([arrangement] if isinstance(arrangement, Arrangement) else arrangement)]
         again = self.activation_checkpoints and self.training and torch.is_grad_enabled()
 
-        def temporal(position: str, x: Tensor) -> Tensor:
-            for layer in layers.get(position, ()):
+        def along(layers: Sequence[nn.Module], x: Tensor, context: Tensor) -> Tensor:
+            for layer in layers:
                 if again and num_frames > 1:
                     x = checkpoint(layer, x, num_frames, context, use_reentrant=False)
                 else:
                     x = layer(x, num_frames, context)
             return x
+
+        def temporal(position: str, x: Tensor) -> Tensor:
+            if len(paths) == 1:
+                return along(paths[0].get(position, ()), x, context)
+            parts = zip(paths, x.chunk(len(paths)), context.chunk(len(paths)), strict=True)
+            return torch.cat([along(path.get(position, ()), *part) for path, *part in parts])
 
         return self._run(self.unet, x, timestep, context, num_frames, temporal)
 

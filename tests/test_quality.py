@@ -12,6 +12,7 @@ from nas.errors import NasError
 from nas.quality import Quality
 from nas.supernet import Supernet
 from nas.text import TextEncoder
+from search_spaces.arrangement import Arrangement
 
 CONFIG = QualityConfig(clips=6, batch=3)
 
@@ -120,3 +121,44 @@ def test_one_clip_is_refused_for_it_has_no_standard_error(parts: tuple[Supernet,
 
     with pytest.raises(NasError, match="data.validation_clips"):
         Quality(*parts, One(), CONFIG)  # type: ignore[arg-type]
+
+
+def test_instalments_add_up_to_the_score(parts: tuple[Supernet, TextEncoder]) -> None:
+    arrangement = tiny().sample(np.random.default_rng(1))
+    part, whole = quality(parts, batch=2, repeats=2), quality(parts, batch=2, repeats=2)
+    assert part.rungs == (2, 3, 6)
+    part.prepare([arrangement], 2)
+    first = part.samples(arrangement)
+    assert len(first) == 4 and len(whole.samples(arrangement)) == 0
+    assert part.score(arrangement) is part.score(arrangement)
+    assert np.array_equal(part.score(arrangement).samples, whole.score(arrangement).samples)
+    assert np.array_equal(part.samples(arrangement)[:4], first) and len(part.samples(arrangement)) == 12
+
+
+def test_arrangements_scored_together_get_the_scores_they_get_alone(parts: tuple[Supernet, TextEncoder]) -> None:
+    rng = np.random.default_rng(2)
+    several = [tiny().sample(rng) for _ in range(3)] + [tiny().empty()]
+    together, alone = quality(parts), quality(parts)
+    together.prepare([*several, several[0]])
+    for arrangement in several:
+        assert together.score(arrangement).samples == pytest.approx(alone.score(arrangement).samples, rel=1e-4)
+
+
+def test_what_does_not_fit_into_memory_together_is_scored_in_smaller_groups(
+    parts: tuple[Supernet, TextEncoder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    several = [tiny().sample(rng) for _ in range(5)]
+    score = quality(parts)
+    errors, sizes = score._errors, []
+
+    def small(arrangements: list[Arrangement], *batch: torch.Tensor) -> object:
+        sizes.append(len(arrangements))
+        if len(arrangements) > 2:
+            raise torch.cuda.OutOfMemoryError("full")
+        return errors(arrangements, *batch)
+
+    monkeypatch.setattr(score, "_errors", small)
+    score.prepare(several)
+    assert sizes == [5, 2, 2, 1, 2, 2, 1], "what was found out is kept"
+    assert all(len(score.samples(one)) == 6 for one in several)

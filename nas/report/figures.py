@@ -25,10 +25,12 @@ def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], held: Mapping[s
     named = [row for row in usable if row.chosen or row.is_empty]
     others = [row for row in usable if row not in named]
     searched = [row for row in others if not row.is_reference]
+    within = [row for row in searched if row.feasible and not row.on_front]
     front = sorted((row for row in usable if row.on_front), key=lambda row: row["latency_ms"] or 0.0)
     data = [
         _points("over budget", [row for row in searched if not row.feasible], "x-thin", "$faint", 7, line=1.4),
-        _points("within budget", [row for row in searched if row.feasible and not row.on_front], "circle", "$muted", 7),
+        _points("stopped early", [row for row in within if row.is_pruned], "circle-open", "$muted", 7),
+        _points("within budget", [row for row in within if not row.is_pruned], "circle", "$muted", 7),
         _points("hand-made design", [row for row in others if row.is_reference], "square-open", "$ink", 8, line=1.4),
         {
             "type": "scatter",
@@ -168,7 +170,8 @@ def _points(name: str, rows: Sequence[Row], symbol: str, colour: str, size: int,
 def _hover(row: Row) -> str:
     memory = "" if row["peak_mb"] is None else f", {row['peak_mb']:.1f} MB"
     origin = f"<br><i>{html.escape(row.origin.removeprefix('reference: '))}</i>" if row.origin else ""
-    verdict = "" if row.feasible else "<br>over budget"
+    verdict = "<br>estimated: scoring was stopped early" if row.is_pruned else ""
+    verdict += "" if row.feasible else "<br>over budget"
     return f"<b>loss {row['loss']:.4f}</b><br>{row['latency_ms']:.2f} ms{memory}{verdict}<br>{layers_text(row)}{origin}"
 
 

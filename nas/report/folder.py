@@ -22,6 +22,7 @@ Part = TypeVar("Part")
 
 KINDS = ("real", "noised", "one_step", "sampled")
 NUMBERS = ("loss", "loss_stderr", "velocity_loss", "motion_loss", "latency_ms", "peak_mb", "weights_mb", "parameters")
+SEEN = "clips_seen"  # of a row whose scoring was stopped early
 FLAGS = ("feasible", "on_front", "chosen")
 
 
@@ -43,6 +44,11 @@ class Row:
     @property
     def is_empty(self) -> bool:
         return not any(text for _, text in self.layers)
+
+    @property
+    def is_pruned(self) -> bool:
+        """Beaten on the first clips, so its loss is an estimate."""
+        return self.numbers.get(SEEN) is not None
 
     @property
     def is_reference(self) -> bool:
@@ -160,13 +166,13 @@ def _front(path: Path) -> tuple[Row, ...]:
     if not rows:
         raise ValueError("holds no rows")
     columns = list(rows[0])
-    positions = [name for name in columns if name not in (*NUMBERS, *FLAGS, "trial", "origin", "key")]
+    positions = [name for name in columns if name not in (*NUMBERS, *FLAGS, SEEN, "trial", "origin", "key")]
     return tuple(
         Row(
             key=row["key"],
             origin=row.get("origin") or "",
             layers=tuple((name, row[name] or "") for name in positions),
-            numbers={name: _number(row.get(name)) for name in NUMBERS},
+            numbers={name: _number(row.get(name)) for name in (*NUMBERS, SEEN)},
             **{name: str(row.get(name)).strip().lower() in ("1", "true") for name in FLAGS},
         )
         for row in rows

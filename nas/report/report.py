@@ -167,7 +167,9 @@ def _tally(rows: Sequence[Row]) -> str:
         return ""
     front = [row for row in rows if row.on_front]
     feasible = sum(row.feasible for row in rows)
-    return f"{len(rows)} arrangements evaluated, {feasible} within the budget, {len(front)} on the front."
+    stopped = sum(row.is_pruned for row in rows)
+    early = f" {stopped} were clearly beaten on the first clips and stopped there." if stopped else ""
+    return f"{len(rows)} arrangements evaluated, {feasible} within the budget, {len(front)} on the front.{early}"
 
 
 def _why(run: RunFolder) -> str:

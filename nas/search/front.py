@@ -21,7 +21,7 @@ def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
 
     Of equal ones the first is taken.
     """
-    fit = [e for e in evaluations if e.feasible]
+    fit = [e for e in evaluations if e.feasible and not e.pruned]
     values = np.array([(e.loss, *(e.objectives or (e.latency_ms,))) for e in fit])
     front = []
     for i, e in enumerate(fit):
@@ -82,7 +82,8 @@ def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) 
     """One CSV row for each evaluation, in trial order; written whole or not at all.
 
     Columns: trial, origin, key, one per position (labels joined by `` + ``), loss, loss_stderr, velocity_loss,
-    motion_loss, latency_ms, peak_mb, weights_mb, parameters, feasible, on_front, chosen.
+    motion_loss, latency_ms, peak_mb, weights_mb, parameters, feasible, on_front, chosen, clips_seen. The last is
+    empty but for a row that was stopped early: the losses it was scored on; its loss is an estimate.
     """
     on_front = {e.arrangement.key for e in pareto_front(evaluations)}
     positions = [name for name, _ in evaluations[0].arrangement.layers]
@@ -91,7 +92,9 @@ def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) 
         writer = csv.writer(handle, lineterminator="\n")
         losses = ["loss", "loss_stderr", "velocity_loss", "motion_loss"]
         costs = ["latency_ms", "peak_mb", "weights_mb", "parameters"]
-        writer.writerow(["trial", "origin", "key", *positions, *losses, *costs, "feasible", "on_front", "chosen"])
+        writer.writerow(
+            ["trial", "origin", "key", *positions, *losses, *costs, "feasible", "on_front", "chosen", "clips_seen"]
+        )
         for e in evaluations:
             layers = [" + ".join(v.label for v in variants) for _, variants in e.arrangement.layers]
             writer.writerow(
@@ -106,6 +109,7 @@ def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) 
                     int(e.feasible),
                     int(e.arrangement.key in on_front),
                     int(e.arrangement.key == chosen_key),
+                    e.clips or "",
                 ]
             )
         handle.flush()

@@ -92,7 +92,7 @@ def _machine() -> str:
 
 
 class Keeper:
-    """A thread that beats for this worker's trial and watches the beats of others.
+    """A thread that beats for this worker's trials and watches the beats of others.
 
     Args:
         storage: of the study; its calls may wait. study_id: in it.
@@ -102,7 +102,7 @@ class Keeper:
     def __init__(self, storage: BaseStorage, study_id: int, owner: Owner, lease: float = LEASE) -> None:
         self._storage, self._study_id = storage, study_id
         self.owner, self._lease = owner, lease
-        self._mine: int | None = None
+        self._mine: tuple[int, ...] = ()
         self._beat = 0
         self._seen: dict[int, tuple[Any, float]] = {}  # trial id -> its beat, and since when that stands still
         self._looked = time.monotonic()
@@ -118,16 +118,16 @@ class Keeper:
         self._stop.set()
         self._thread.join(timeout=1.0)  # a storage that is away keeps it; it is a daemon
 
-    def hold(self, trial_id: int | None) -> None:
-        """Beat for this trial from now on, and for no other."""
+    def hold(self, trial_ids: Iterable[int]) -> None:
+        """Beat for these trials from now on, and for no other."""
         with self._lock:
-            self._mine, self._beat = trial_id, 0
+            self._mine, self._beat = tuple(trial_ids), 0
 
     def dead(self, trial: FrozenTrial) -> bool:
         """Whether nobody runs a running trial any more."""
         owner = Owner.of(trial)
         if owner == self.owner:
-            return trial._trial_id != self._mine  # written twice by a call that was repeated
+            return trial._trial_id not in self._mine  # written twice by a call that was repeated
         if owner is not None and owner.gone():
             return True
         with self._lock:
@@ -161,12 +161,11 @@ class Keeper:
             mine = self._mine
             self._beat += 1
             beat = self._beat
-        if mine is None:
-            return
-        try:
-            self._storage.set_trial_user_attr(mine, BEAT, beat)
-        except optuna.exceptions.UpdateFinishedTrialError:
-            return  # it ended just now
+        for trial_id in mine:
+            try:
+                self._storage.set_trial_user_attr(trial_id, BEAT, beat)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                continue  # it ended just now
 
 
 def _beat_of(trial: FrozenTrial) -> Any:

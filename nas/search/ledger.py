@@ -15,11 +15,22 @@ Choice = tuple[int, ...]
 
 REFERENCE = "reference: "  # origin of the hand-made designs; never counted as search trials
 GAVE_WAY = "gave_way"  # user attribute of a failed trial that was never evaluated: why
+SAMPLES = "samples"  # in a trial's score: the loss of each clip
+ESTIMATE = "estimate"  # in the score of a pruned trial: its loss, as far as it was scored
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)  # scored, whole or as far as was needed
 LOSSES = 5  # workers that an arrangement may take down with it before it is left alone
 
 
 def is_reference(trial: FrozenTrial) -> bool:
     return str(trial.user_attrs.get("origin", "")).startswith(REFERENCE)
+
+
+def loss_of(trial: FrozenTrial) -> float | None:
+    """The loss of a finished trial, estimated where it was pruned; ``None`` of any other."""
+    if trial.state == TrialState.COMPLETE:
+        return float(trial.values[0])
+    estimate = trial.user_attrs.get("score", {}).get(ESTIMATE) if trial.state == TrialState.PRUNED else None
+    return None if estimate is None else float(estimate)
 
 
 def choice_of(trial: FrozenTrial, problem: Problem) -> Choice | None:
@@ -48,7 +59,7 @@ class _Tally:
                     self.taken.setdefault(choice, trial.number)
             return
         self.taken.setdefault(choice, trial.number)
-        self.done += trial.state == TrialState.COMPLETE and not is_reference(trial)
+        self.done += trial.state in FINISHED and not is_reference(trial)
 
 
 class Ledger:
@@ -59,8 +70,8 @@ class Ledger:
         taken: choice -> lowest number of the trials that hold it: finished, running, or waiting to be run.
         done: finished search trials; the hand-made designs are not counted.
         running, waiting: trials that somebody runs; that somebody has enqueued.
-        observed, recent: (choice, loss) of finished trials: those that are settled, in an order that only grows, and
-            those after a trial that still runs.
+        observed, recent: (choice, loss) of finished trials, estimated where pruned: those that are settled, in an order
+            that only grows, and those after a trial that still runs.
         memo: whatever a reader of ``observed`` wants to find again when it has grown.
         lost: choice -> its latest failed trial: its worker died, and nobody has taken the choice since.
     """
@@ -93,8 +104,9 @@ class Ledger:
         choice = choice_of(trial, self._problem)
         if choice is not None:
             tally.add(trial, choice)
-            if trial.state == TrialState.COMPLETE:
-                finished.append((choice, trial.values[0]))
+            loss = loss_of(trial)
+            if loss is not None:
+                finished.append((choice, loss))
 
     @property
     def taken(self) -> dict[Choice, int]:
@@ -123,7 +135,7 @@ class Ledger:
 
     def searched_before(self, number: int | None) -> int:
         """Search trials, finished or running, with a lower number (all for ``None``); it must not be settled."""
-        states = (TrialState.RUNNING, TrialState.COMPLETE)
+        states = (TrialState.RUNNING, *FINISHED)
         counted = [t for t in self._tail if t.state in states and not is_reference(t)]
         return self._settled.done + sum(number is None or t.number < number for t in counted)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from nas.console import say
 from nas.errors import NasError
+from nas.search.halving import Gradual, Race, Verdict, stored
 from nas.search.lease import LEASE, OWNER, Keeper, Owner
-from nas.search.ledger import GAVE_WAY, REFERENCE, Choice, Ledger, ledger_of
+from nas.search.ledger import ESTIMATE, FINISHED, GAVE_WAY, REFERENCE, SAMPLES, Choice, Ledger, ledger_of, loss_of
 from nas.search.problem import Problem
 from nas.search.samplers import SpaceExhausted, make_sampler
 from nas.search.storage import DRAFT, Drafting, open_storage, shown
@@ -52,6 +53,8 @@ class Evaluation:
 
     Attributes:
         objectives: what the study minimises beside the loss, in the problem's order.
+        clips: 0 if it was scored whole; else the losses it was scored on before it was beaten, and ``loss`` is an
+            estimate.
     """
 
     trial: int
@@ -68,6 +71,11 @@ class Evaluation:
     parameters: int
     feasible: bool
     objectives: tuple[float, ...] = ()
+    clips: int = 0
+
+    @property
+    def pruned(self) -> bool:
+        return self.clips > 0
 
     @property
     def is_reference(self) -> bool:
@@ -89,6 +97,9 @@ def search(
     check: Callable[[], None] | None = None,
     lease: float = LEASE,
     tell: Callable[[str], None] = say,
+    gradual: Gradual | None = None,
+    halving: bool = False,
+    together: int = 1,
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
@@ -109,6 +120,10 @@ def search(
         study_name: before the limits in the study's name.
         check: called before each trial; what it raises ends this worker.
         lease: seconds without a beat after which a worker elsewhere is gone.
+        gradual: the same score in instalments, where it can be had so: for halving, and to score several at once.
+        halving: stop an arrangement that a cheaper one clearly beats on the first clips (see ``nas.search.halving``).
+            Hand-made designs, and what somebody enqueued, are scored whole.
+        together: arrangements that a worker proposes and scores at a time.
 
     Raises:
         NasError: if the study is another's, or the storage cannot be read.
@@ -119,7 +134,8 @@ def search(
     with closing(storage):
         study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
         with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
-            worker = _Worker(study, problem, score, sampler, seed, trials, keeper, tell)
+            asked = _Asked(score, gradual, halving and gradual is not None, together)
+            worker = _Worker(study, problem, asked, sampler, seed, trials, keeper, tell)
             looked = 0.0
             while True:
                 if check is not None:
@@ -127,11 +143,26 @@ def search(
                 if time.monotonic() - looked > 1.0:
                     looked = time.monotonic()
                     _refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
-                evaluation = worker.step()
-                if evaluation is None:
+                found = worker.step()
+                if found is None:
                     return evaluations(study, problem)
                 if progress is not None:
-                    progress(worker.ledger.done, trials, evaluation)
+                    for evaluation in found:
+                        progress(worker.ledger.done, trials, evaluation)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How scores are asked for: see ``search``."""
+
+    score: Callable[[Arrangement], Scored]
+    gradual: Gradual | None
+    halving: bool
+    together: int
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        return self.gradual.rungs if self.gradual is not None and self.halving else ()
 
 
 class _Worker:
@@ -141,7 +172,7 @@ class _Worker:
         self,
         study: optuna.Study,
         problem: Problem,
-        score: Callable[[Arrangement], Scored],
+        asked: _Asked,
         sampler: str,
         seed: int,
         trials: int,
@@ -150,7 +181,8 @@ class _Worker:
     ) -> None:
         self.study, self.problem, self.keeper = study, problem, keeper
         self.ledger: Ledger = ledger_of(study, problem)
-        self._score, self._sampler, self._seed, self._trials, self._tell = score, sampler, seed, trials, tell
+        self._asked, self._sampler, self._seed, self._trials, self._tell = asked, sampler, seed, trials, tell
+        self._race = Race(problem)
         self._storage: Drafting = study._storage
         self._known = known_scores(study)
         self._exhausted = False
@@ -159,13 +191,21 @@ class _Worker:
             if np.isfinite(problem.cost(choice).latency_ms[0]):
                 self._references.setdefault(tuple(int(i) for i in choice), REFERENCE + name)
 
-    def step(self) -> Evaluation | None:
-        """Evaluate one arrangement; ``None`` when the study has all that were wanted."""
+    def step(self) -> list[Evaluation] | None:
+        """Evaluate one arrangement, or as many as go together; ``None`` when the study has all that were wanted."""
         pause, since, told = POLL[0], time.monotonic(), False
         while True:
             self._bury()
-            trial_id = self._claim()
-            if trial_id is None:
+            held: list[int] = []
+            try:
+                found = self._evaluate(self._claim_some(held))
+            except BaseException:
+                for trial_id in held:
+                    self._release(trial_id)
+                raise
+            finally:
+                self.keeper.hold(())
+            if not held:
                 if not self.ledger.running:
                     return None
                 if not told and time.monotonic() - since > PATIENCE:
@@ -176,18 +216,9 @@ class _Worker:
                 pause = min(2 * pause, POLL[1])
                 self.ledger.refresh()
                 continue
-            self.keeper.hold(trial_id)
-            try:
-                trial = self._stands(trial_id)
-                evaluation = self._evaluate(trial) if trial is not None else None
-            except BaseException:
-                self._release(trial_id)
-                raise
-            finally:
-                self.keeper.hold(None)
             self.ledger.refresh()
-            if evaluation is not None:
-                return evaluation
+            if found:
+                return found
             pause = POLL[0]
 
     # Claiming --------------------------------------------------------------------------------------------
@@ -199,6 +230,20 @@ class _Worker:
             self._fail(trial._trial_id)
         if dead:
             self.ledger.refresh()
+
+    def _claim_some(self, held: list[int]) -> list[FrozenTrial]:
+        """Claim what is evaluated next; ``held`` gets the ids of all that were claimed, also of those that give way."""
+        standing = []
+        while len(held) < self._asked.together:
+            trial_id = self._claim()
+            if trial_id is None:
+                break
+            held.append(trial_id)
+            self.keeper.hold(held)
+            trial = self._stands(trial_id)
+            if trial is not None:
+                standing.append(trial)
+        return standing
 
     def _claim(self) -> int | None:
         """The id of a running trial that is this worker's, with all that is known before its score; or ``None``.
@@ -289,12 +334,67 @@ class _Worker:
 
     # Scoring ---------------------------------------------------------------------------------------------
 
-    def _evaluate(self, trial: FrozenTrial) -> Evaluation | None:
-        """Score the arrangement and tell; ``None`` if the trial was taken from this worker meanwhile."""
+    def _evaluate(self, trials: Sequence[FrozenTrial]) -> list[Evaluation]:
+        """Score the arrangements and tell; without those that were taken from this worker meanwhile."""
+        verdicts = self._scored_together(trials)
+        found = [self._tell_score(trial, verdicts.get(trial.number)) for trial in trials]
+        return [evaluation for evaluation in found if evaluation is not None]
+
+    def _scored_together(self, trials: Sequence[FrozenTrial]) -> dict[int, Verdict]:
+        """Score what is not known, rung by rung; trial number -> verdict, of those that were stopped."""
+        asked, gradual = self._asked, self._asked.gradual
+        going = {t.number: t for t in trials if self._arrangement(t).key not in self._known}
+        verdicts: dict[int, Verdict] = {}
+        if gradual is None or not going:
+            return verdicts
+        if asked.halving:
+            self._race.learn(self.ledger.trials)
+        for batches in asked.rungs or (None,):
+            gradual.prepare([self._arrangement(trial) for trial in going.values()], batches)
+            for number, trial in list(going.items()) if asked.halving else ():
+                if "fixed_params" in trial.system_attrs:  # somebody wants this one's score
+                    continue
+                samples = np.array(stored(gradual.samples(self._arrangement(trial))))
+                verdict = self._race.judge(self.problem.indices(trial.params), samples)
+                if verdict is not None:
+                    verdicts[number] = verdict
+                    del going[number]
+        return verdicts
+
+    def _arrangement(self, trial: FrozenTrial) -> Arrangement:
+        return self.problem.arrangement(self.problem.indices(trial.params))
+
+    def _tell_score(self, trial: FrozenTrial, verdict: Verdict | None) -> Evaluation | None:
+        """Put down a score, or why there is none; ``None`` if the trial was taken over."""
+        state, values, score = TrialState.PRUNED, None, {}
+        if verdict is not None:
+            score = {
+                ESTIMATE: verdict.estimate,
+                "loss_stderr": verdict.stderr,
+                "clips": verdict.clips,
+                "rival": verdict.rival,
+            }
+        else:
+            state = TrialState.COMPLETE
+            values, score = self._whole_score(trial)
+        trial.set_user_attr("score", score)
+        try:
+            self._storage.set_trial_user_attr(trial._trial_id, "score", score)
+            self.study.sampler.after_trial(self.study, trial, state, values)
+            self._storage.set_trial_state_values(trial._trial_id, state, values)
+        except UpdateFinishedTrialError:  # by this very call, repeated after an outage, or by who took it over
+            if self._storage.get_trial(trial._trial_id).state not in FINISHED:
+                self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
+                return None
+        trial.values, trial.state = values, state
+        return _evaluation(trial, self.problem)
+
+    def _whole_score(self, trial: FrozenTrial) -> tuple[list[float], dict[str, Any]]:
+        """Values of a trial, and what its score is made of."""
         choice = self.problem.indices(trial.params)
         arrangement = self.problem.arrangement(choice)
         if arrangement.key not in self._known:
-            self._known[arrangement.key] = self._score(arrangement)
+            self._known[arrangement.key] = self._asked.score(arrangement)
         result = self._known[arrangement.key]
         if not np.isfinite(result.loss):
             raise NasError(
@@ -302,18 +402,11 @@ class _Worker:
                 "train it again"
             )
         parts = {"loss_stderr": result.stderr, "velocity_loss": result.velocity_loss, "motion_loss": result.motion_loss}
-        values = [float(result.loss), *map(float, self.problem.objective_costs(choice)[0])]
-        trial.set_user_attr("score", {name: float(part) for name, part in parts.items()})
-        try:
-            self._storage.set_trial_user_attr(trial._trial_id, "score", trial.user_attrs["score"])
-            self.study.sampler.after_trial(self.study, trial, TrialState.COMPLETE, values)
-            self._storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, values)
-        except UpdateFinishedTrialError:  # by this very call, repeated after an outage, or by who took it over
-            if self._storage.get_trial(trial._trial_id).state != TrialState.COMPLETE:
-                self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
-                return None
-        trial.values = values
-        return _evaluation(trial, self.problem)
+        score: dict[str, Any] = {name: float(part) for name, part in parts.items()}
+        samples = getattr(result, SAMPLES, None)
+        if self._asked.halving and samples is not None:
+            score[SAMPLES] = stored(samples)
+        return [float(result.loss), *map(float, self.problem.objective_costs(choice)[0])], score
 
     def _release(self, trial_id: int) -> None:
         """This worker ends: others may run its trial at once."""
@@ -333,14 +426,16 @@ class _Worker:
 
 
 def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
-    """Every completed trial of the study, in the order of their numbers."""
-    return [_evaluation(t, problem) for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
+    """Every scored trial of the study, pruned ones included, in the order of their numbers."""
+    trials = study.get_trials(deepcopy=False, states=FINISHED)
+    return [_evaluation(trial, problem) for trial in trials if loss_of(trial) is not None]
 
 
 def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
     attributes = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
     choice = problem.indices(trial.params)
-    loss, *objectives = trial.values
+    loss = loss_of(trial)
+    assert loss is not None
     return Evaluation(
         trial=trial.number,
         choice=tuple(int(i) for i in choice),
@@ -348,14 +443,15 @@ def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
         origin=attributes["origin"],
         loss=loss,
         loss_stderr=attributes["loss_stderr"],
-        velocity_loss=attributes["velocity_loss"],
-        motion_loss=attributes["motion_loss"],
+        velocity_loss=attributes.get("velocity_loss", float("nan")),
+        motion_loss=attributes.get("motion_loss", float("nan")),
         latency_ms=float(problem.cost(choice).latency_ms[0]),
         peak_mb=attributes["peak_mb"],
         weights_mb=attributes["weights_mb"],
         parameters=attributes["parameters"],
         feasible=attributes["feasible"],
-        objectives=tuple(objectives),
+        objectives=tuple(map(float, problem.objective_costs(choice)[0])),
+        clips=attributes.get("clips", 0),
     )
 
 
@@ -367,6 +463,7 @@ class _Known:
     stderr: float
     velocity_loss: float
     motion_loss: float
+    samples: tuple[float, ...] = ()
 
 
 def known_scores(study: optuna.Study) -> dict[str, Scored]:
@@ -378,9 +475,8 @@ def known_scores(study: optuna.Study) -> dict[str, Scored]:
             continue
         for trial in storage.get_all_trials(other._study_id, deepcopy=False, states=(TrialState.COMPLETE,)):
             have = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
-            found[have["key"]] = _Known(
-                trial.values[0], have["loss_stderr"], have["velocity_loss"], have["motion_loss"]
-            )
+            parts = have["loss_stderr"], have["velocity_loss"], have["motion_loss"]
+            found[have["key"]] = _Known(trial.values[0], *parts, tuple(have.get(SAMPLES, ())))
     return found
 
 

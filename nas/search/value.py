@@ -11,6 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from nas.search.ledger import FINISHED, choice_of, loss_of
 from nas.search.problem import Indices, Problem
 
 GROUP = 3  # actions taken together at most
@@ -63,9 +64,12 @@ class ValueSampler(BaseSampler):
         return problem.params(self._group(start, known, effects))
 
     def _losses(self, study: optuna.Study) -> dict[tuple[int, ...], float]:
-        trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        whole = (trial for trial in trials if len(trial.params) == len(self._problem.positions))
-        return {tuple(int(i) for i in self._problem.indices(trial.params)): trial.values[0] for trial in whole}
+        losses = {}
+        for trial in study.get_trials(deepcopy=False, states=FINISHED):
+            choice, loss = choice_of(trial, self._problem), loss_of(trial)
+            if choice is not None and loss is not None:
+                losses[choice] = loss
+        return losses
 
     def _start(self, losses: dict[tuple[int, ...], float]) -> Indices:
         """A member of the front within the budget, at random; the empty arrangement while there is none."""
