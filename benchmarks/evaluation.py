@@ -2,7 +2,8 @@
 
 Halving: each sampler searches the part of `tiny` whose losses are known clip by clip (benchmarks/data, see
 search_regret.py), once scoring everything whole and once stopping what a cheaper arrangement clearly beats, with the
-same seeds. Printed: the share of clips scored, how often the best arrangement found is the same or one as good, how
+same seeds; a search leaves halving out for nsga2 and gp, and the first shows why. Printed: the share of clips scored,
+how often the best arrangement found is the same or one as good, how
 many members of the true front were stopped, and the front's hypervolume as a share of the true one.
 
 Together: passes over several arrangements of an untrained supernet of `tiny`, interleaved with the same arrangements

@@ -1,10 +1,10 @@
 """How near the true front does each sampler get, and how soon? On a part of `tiny` that was scored whole, once.
 
 The truth (loss of every arrangement on a trained supernet, cost from the table measured beside it) is kept in
-benchmarks/data/subspace_truth.csv, clip by clip, with its provenance; --enumerate RUN makes it anew from a run folder. Each sampler
-then searches the same problem with the truth as its score. Hypervolume is over (loss, latency) within the budget,
-against the reference point of the budget's latency and the empty arrangement's loss, as a share of the true front's.
-Runs that do not get there are censored at the cap.
+benchmarks/data/subspace_truth.csv, clip by clip, with its provenance; --enumerate RUN makes it anew from a run folder.
+Each sampler then searches the same problem with the truth as its score. Hypervolume is over (loss, latency) within the
+budget, against the reference point of the budget's latency and the empty arrangement's loss, as a share of the true
+front's. Runs that do not get there are censored at the cap.
 
 Twice: with the truth as it is, and with a random term for every pair of choices at neighbouring positions, half as
 large as the truth's own spread, so that a sum over positions is wrong. Then the default sampler under five random

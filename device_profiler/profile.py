@@ -116,6 +116,31 @@ def profile_operator(
     return _fill(wanted, target, table_dir, "", retry, limits, seed, progress, cache_dir), workload
 
 
+def profile_backbone(
+    space: str | Path | Space,
+    device: str | Path | Device,
+    table_dir: str | Path,
+    *,
+    retry: bool = False,
+    limits: Limits | None = None,
+    seed: int = 0,
+    progress: OnProgress | None = None,
+) -> Record:
+    """The row of a space's bare backbone, measured if the device's table lacks it; the rest of the space is left out.
+
+    Raises:
+        ProfileError: as ``profile``.
+    """
+    loaded = Space.load(space)
+    target = device if isinstance(device, Device) else Device.load(device)
+    workload = loaded.backbone_workload(target.precision)
+    wanted = wanted_rows([workload], target, (), None)
+    table = _fill(wanted, target, table_dir, _origin(space, loaded), retry, limits, seed, progress, None)
+    row = table.get(workload.key)
+    assert row is not None
+    return row
+
+
 def operator_workload(block: str, shape: str, precision: str, context: str = "") -> Workload:
     """The workload of one block at a stated shape; see ``profile_operator``."""
     from search_spaces.blocks import block_spec, complete

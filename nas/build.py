@@ -1,23 +1,18 @@
-"""Arrangement and supernet to a plain model folder: what the search found, with the weights it was scored with."""
+"""A plain model folder of an arrangement: with the weights that the search scored, or anew over an image backbone."""
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nas.checkpoint import disk_is_full
 from nas.config import load
 from nas.data.cached import CachedText, load_autoencoder
 from nas.errors import NasError
 from nas.model import VideoUNet
-from nas.pipeline import TextToVideoPipeline
-from nas.sample import no_bars
+from nas.pipeline import INDEX, TextToVideoPipeline, save_pipeline
 from nas.supernet import Supernet
-from nas.trainer import load_supernet
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
@@ -35,7 +30,7 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     Raises:
         NasError: if no arrangement was chosen yet, or the built model does not equal the supernet's path.
     """
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from nas.trainer import load_supernet
 
     space = Space.load(load(run).space)
     chosen = run / "arrangement.yaml"
@@ -48,30 +43,83 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     if not difference <= TOLERANCE:  # not a number is a difference too
         raise NasError(f"{out}: the built model differs from the supernet's path by {difference:.1e}, over {TOLERANCE}")
     vae = load_autoencoder(text.cache.header).model if isinstance(text, CachedText) else None
-    pipeline = TextToVideoPipeline(model, text.model, text.tokenizer, FlowMatchEulerDiscreteScheduler(), vae)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with no_bars():
-            pipeline.save_pretrained(str(partial))
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not disk_is_full(error):
-            raise
-        raise NasError(f"{out}: the disk is full; free some space and run the same command again") from error
-    if out.exists():
-        if not (out / "model_index.json").is_file() and any(out.iterdir()):
-            shutil.rmtree(partial)
-            raise NasError(f"{out} is not empty and holds no model; give another --out")
-        shutil.rmtree(out)
-    os.replace(partial, out)
-    return {
-        "model": str(out),
-        "arrangement": arrangement.key,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "difference": difference,
-        "supernet_step": step,
-    }
+    _save(model, text.model, text.tokenizer, vae, out)
+    return {**_facts(model, out), "difference": difference, "supernet_step": step}
+
+
+def build_anew(
+    space: str | Path,
+    arrangement: Path,
+    out: Path,
+    *,
+    text: str,
+    autoencoder: str | None = None,
+    init: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Build an arrangement into ``out`` without a supernet: its temporal layers start as the identity.
+
+    Args:
+        arrangement: its YAML. text: CLIP text model and tokenizer, hub id or folder.
+        autoencoder: for a space of latents, hub id or folder. init: UNet whose weights the backbone takes over.
+        seed: of the weights that start anew.
+
+    Returns:
+        Path and parameters, and what came over from ``init``.
+
+    Raises:
+        NasError: if the text model, autoencoder or UNet cannot be loaded, or does not fit the space. SpaceError: if the
+            arrangement does not.
+    """
+    from nas.autoencoder import VideoAutoencoder
+    from nas.text import TextEncoder
+    from nas.weights import init_backbone
+
+    loaded = Space.load(space)
+    chosen = Arrangement.load(arrangement)
+    loaded.check(chosen)
+    _check_free(out)
+    factors = (loaded.autoencoder.time, loaded.autoencoder.space)
+    if (autoencoder is None) != (factors == (1, 1)):
+        raise NasError(
+            f"space {loaded.name} works in pixels; leave --autoencoder out"
+            if autoencoder is not None
+            else f"space {loaded.name} works in latents; name its autoencoder with --autoencoder"
+        )
+    words = TextEncoder.pretrained(text)
+    if (words.width, words.max_tokens) != (loaded.text.dim, loaded.text.tokens):
+        raise NasError(
+            f"{text}: gives {words.max_tokens} tokens of width {words.width}, but space {loaded.name} reads "
+            f"{loaded.text.tokens} of {loaded.text.dim}; name another text model"
+        )
+    vae = None
+    if autoencoder is not None:
+        found = VideoAutoencoder.load(autoencoder)
+        found.check_fits(loaded)
+        vae = found.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = VideoUNet(loaded.to_json(), chosen.to_json()).eval()
+    told = init_backbone(model.network.unet, init).sentence() if init is not None else ""
+    _save(model, words.model, words.tokenizer, vae, out)
+    return {**_facts(model, out), "init": told}
+
+
+def _facts(model: VideoUNet, out: Path) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return {"model": str(out), "arrangement": model.arrangement.key, "parameters": parameters}
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not (out / INDEX).is_file() and any(out.iterdir()):
+        raise NasError(f"{out} is not empty and holds no model; give another --out")
+
+
+def _save(model: VideoUNet, text: Any, tokenizer: Any, vae: Any, out: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    _check_free(out)
+    save_pipeline(TextToVideoPipeline(model, text, tokenizer, FlowMatchEulerDiscreteScheduler(), vae), out)
 
 
 @torch.no_grad()

@@ -222,6 +222,43 @@ def cache(
 
 
 @app.command()
+def prune(
+    source: Annotated[str, typer.Argument(metavar="UNET", help="diffusers UNet or pipeline: hub id or folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pruned UNet; one that was begun is continued.")],
+    space: Annotated[
+        str, typer.Option(help="Latents, text and clips; without a target, the backbone too.")
+    ] = "snapgen_v",
+    parameters: Annotated[float | None, typer.Option(help="Target, e.g. 330e6.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Target: latency of the backbone on --device.")] = None,
+    device: Annotated[str, typer.Option(help="Whose latency: a shipped device's name, or a YAML.")] = "host_cpu",
+    table: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("tables"),
+    text: Annotated[str | None, typer.Option(help="CLIP text model, where the data is no cache.")] = None,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """A small backbone from a large UNet: cut what it misses least, then recover by distillation."""
+    from nas.config import settle
+    from nas.prune import prune_unet
+    from nas.prune.config import PruneSettings
+    from nas.prune.prune import render
+
+    settings = settle(PruneSettings, {}, config, set_)
+    told = prune_unet(
+        source,
+        space,
+        out,
+        settings,
+        parameters=parameters,
+        latency_ms=latency_ms,
+        device=device,
+        table=table,
+        text=text,
+    )
+    emit(told) if as_json else typer.echo(render(told))
+
+
+@app.command()
 def train(
     space: Annotated[str, typer.Argument(help="A shipped space's name, or a YAML.")],
     out: Out,
@@ -329,13 +366,36 @@ def rank(
 
 @app.command()
 def build(
-    run: RunDir,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run folder, for its supernet's weights.")] = None,
     out: Annotated[Path | None, typer.Option(help="Model folder; RUN/model by default.")] = None,
+    space: Annotated[str | None, typer.Option(help="Without a run: a shipped space's name, or a YAML.")] = None,
+    arrangement: Annotated[Path | None, typer.Option(help="Without a run: the arrangement's YAML.")] = None,
+    text: Annotated[str | None, typer.Option(help="Without a run: CLIP text model, hub id or folder.")] = None,
+    autoencoder: Annotated[str | None, typer.Option(help="Without a run, for latents: hub id or folder.")] = None,
+    init: Annotated[str | None, typer.Option(help="Without a run: the UNet that the backbone starts from.")] = None,
     as_json: Json = False,
 ) -> None:
-    """The chosen arrangement with the supernet's weights, as a plain diffusers model."""
-    from nas.build import build_model
+    """An arrangement as a plain diffusers model: a run's chosen one with its weights, or any over an image backbone."""
+    from nas.build import build_anew, build_model
 
+    anew = {"--space": space, "--arrangement": arrangement, "--text": text}
+    if run is None:
+        missing = [name for name, value in {**anew, "--out": out}.items() if value is None]
+        if space is None or arrangement is None or text is None or out is None:
+            raise NasError(
+                f"build takes a RUN, or all of --space, --arrangement, --text and --out; add {', '.join(missing)}"
+            )
+        summary = build_anew(space, arrangement, out, text=text, autoencoder=autoencoder, init=init)
+        emit(summary) if as_json else typer.echo(
+            f"{summary['model']}: {summary['parameters']:,} parameters, temporal layers start as the identity"
+            + (f"\n{summary['init']}" if summary["init"] else "")
+        )
+        return
+    given = [
+        name for name, value in {**anew, "--autoencoder": autoencoder, "--init": init}.items() if value is not None
+    ]
+    if given:
+        raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
     summary = build_model(run, out or run / "model")
     emit(summary) if as_json else typer.echo(
         f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "

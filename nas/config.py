@@ -163,7 +163,8 @@ class SearchConfig(BaseModel):
         rescore_clips: clips for that.
         scoring: `path` scores an arrangement along its own path; `one_replaced` adds up what each of its choices
             changes in a trained path; see `nas.ranking.scoring`.
-        halving: stop scoring an arrangement that a cheaper one clearly beats on the first clips.
+        halving: stop scoring an arrangement that a cheaper one clearly beats on the first clips. Samplers that do not
+            learn from a stopped one, `nsga2` and `gp`, go without.
         together: arrangements that a worker proposes and scores at a time: a GPU is then busier, and each proposal
             knows of fewer scores.
         adapt_steps: steps of training from inherited weights, on a copy, before an arrangement is scored.
@@ -184,7 +185,7 @@ class SearchConfig(BaseModel):
     rescored: int = Field(8, ge=1)
     rescore_clips: int = Field(64, ge=2)
     scoring: Literal["path", "one_replaced"] = "path"
-    halving: bool = False
+    halving: bool = True
     together: int = Field(1, ge=1)
     adapt_steps: int = Field(0, ge=0)
     allow_estimated: bool = False

@@ -21,6 +21,7 @@ from nas.errors import NasError
 from nas.model import VideoUNet
 
 INDEX = "model_index.json"
+SHARD = "2GB"  # of weights in one file
 
 
 @dataclass
@@ -207,7 +208,7 @@ def save_pipeline(pipeline: TextToVideoPipeline, out: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with no_bars():
-            pipeline.save_pretrained(str(partial))
+            pipeline.save_pretrained(str(partial), max_shard_size=SHARD)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         if not disk_is_full(error):

@@ -258,7 +258,7 @@ def search_arrangement(
     """
     from latency_tables.budget import nearest
     from nas.quality import Quality
-    from nas.search.samplers import SAMPLERS
+    from nas.search.samplers import NEED_WHOLE_SCORES, SAMPLERS
     from nas.search.study import search
     from nas.search.workers import Helpers, check_workers, helping, one_thread, one_writer
 
@@ -316,7 +316,7 @@ def search_arrangement(
                 check=check,
                 progress=lambda done, wanted, e: report(done, wanted, evaluation_line(e)),
                 gradual=quality if isinstance(quality, Quality) else None,
-                halving=config.search.halving,
+                halving=config.search.halving and name not in NEED_WHOLE_SCORES,
                 together=config.search.together,
             )
             if workers > 1:  # whoever had the last trial

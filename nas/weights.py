@@ -47,7 +47,7 @@ def check_unet(source: str) -> None:
 
 
 def load_unet(source: str, weights: bool = True) -> Any:
-    """A ``UNet2DConditionModel`` by hub id or folder; of a pipeline its ``unet`` is taken.
+    """A ``UNet2DConditionModel``, or what ``nas prune`` made of one, by hub id or folder; of a pipeline its ``unet``.
 
     Raises:
         NasError: if it cannot be loaded.
@@ -55,18 +55,20 @@ def load_unet(source: str, weights: bool = True) -> Any:
     from diffusers import UNet2DConditionModel
 
     from nas.sample import no_bars
+    from search_spaces.backbones.narrow import NarrowUNet
 
     try:
         check_source(source)
         part = {"subfolder": "unet"} if has_part(source, "unet") else {}
         with no_bars():
             kind = UNet2DConditionModel.load_config(source, **part).get("_class_name")
-            if kind != "UNet2DConditionModel":
+            known = {one.__name__: one for one in (UNet2DConditionModel, NarrowUNet)}
+            if kind not in known:
                 raise NasError(
                     f"{source}: holds a {kind or 'model of no stated kind'}, not a UNet2DConditionModel such as "
                     "Stable Diffusion 1.5's"
                 )
-            return UNet2DConditionModel.from_pretrained(source, **part) if weights else None
+            return known[kind].from_pretrained(source, **part) if weights else None
     except LOADING_ERRORS as error:
         if isinstance(error, NasError):
             raise
@@ -90,7 +92,7 @@ def init_backbone(backbone: Any, source: str) -> Mapped:
     blocks: dict[str, str] = {}
     fresh: list[str] = []
     copied = 0
-    for name, wanted, candidates in _pairs(backbone, given):
+    for name, wanted, candidates in pairs(backbone, given):
         found = next(((other, module) for other, module in candidates if _same_shapes(wanted, module)), None)
         if found is None:
             fresh.append(name)
@@ -115,7 +117,7 @@ def init_backbone(backbone: Any, source: str) -> Mapped:
 Candidates = list[tuple[str, nn.Module]]
 
 
-def _pairs(backbone: Any, given: Any) -> Iterable[tuple[str, nn.Module, Candidates]]:
+def pairs(backbone: Any, given: Any) -> Iterable[tuple[str, nn.Module, Candidates]]:
     """Each part of the backbone, and what may be copied into it, the best first."""
     for name in ("conv_in", "time_embedding", "conv_norm_out", "conv_out"):
         wanted, other = getattr(backbone, name), getattr(given, name)

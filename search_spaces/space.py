@@ -581,7 +581,7 @@ def _parse_backbone(data: Any) -> Backbone:
         spec = backbone_spec(name)
     except SpaceError as error:
         raise SpaceError(f"backbone.name: {error}") from None
-    changes = _mapping(fields.get("config") or {}, "backbone.config", (), tuple(spec.config))
+    changes = _mapping(fields.get("config") or {}, "backbone.config", (), (*spec.config, *spec.extras))
     backbone = Backbone(name, {**spec.config, **changes})
     try:
         spec.layout(backbone.config)

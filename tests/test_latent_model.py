@@ -11,14 +11,17 @@ import torch
 from latent_fixtures import save_allegro, save_text, small_space, video_folder
 from training_fixtures import short
 
-from nas.build import build_model
+from nas.build import build_anew, build_model
 from nas.cache import CacheConfig, build_cache
+from nas.cli import main
 from nas.config import DataConfig, QualityConfig, RunConfig, SamplesConfig, store
 from nas.data import open_data
+from nas.model import VideoUNet
 from nas.quality import Quality
 from nas.sample import load_pipeline
 from nas.showcase import write_samples
 from nas.trainer import load_supernet, train
+from search_spaces.backbones import build_backbone
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
@@ -53,3 +56,67 @@ def test_a_supernet_trained_on_a_cache_is_scored_built_and_sampled(prediction: A
     write_samples(config, run)
     shown = np.load(run / "samples" / "samples.npz")
     assert all(shown[name].shape == (2, 8, 32, 32, 3) for name in ("real", "noised", "one_step", "sampled"))
+
+
+def test_a_model_is_built_without_a_run_over_an_image_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Temporal layers start as the identity, so a video's frames are what the image UNet makes of each."""
+    space = small_space(tmp_path)
+    arrangement = space.arrange({"down.0.0": ["SelfAttention1D(heads=2)"], "up.1.1": ["Conv1D(kernel_size=3)"]})
+    arrangement.save(tmp_path / "arrangement.yaml")
+    backbone: Any = build_backbone(space)
+    backbone.save_pretrained(str(tmp_path / "unet"))
+    words = [
+        "build",
+        "--space",
+        str(tmp_path / "small_latents.yaml"),
+        "--arrangement",
+        str(tmp_path / "arrangement.yaml"),
+    ]
+    words += ["--text", save_text(tmp_path / "text"), "--autoencoder", save_allegro(tmp_path / "vae")]
+    words += ["--init", str(tmp_path / "unet"), "--out", str(tmp_path / "model")]
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 0 and "100%" in capsys.readouterr().out
+    pipeline = load_pipeline(tmp_path / "model")
+    assert pipeline.unet.arrangement == arrangement and pipeline.vae is not None
+    video, context = torch.randn(1, 4, 2, 4, 4), torch.randn(1, 8, 16)
+    with torch.no_grad():
+        found = pipeline.unet(video, 300.0, context).sample
+        frames = backbone.eval()(video[0].transpose(0, 1), torch.tensor(300.0), context.expand(2, -1, -1)).sample
+    assert torch.allclose(found[0].transpose(0, 1), frames, atol=1e-5)
+    output = pipeline("a red ball", num_inference_steps=2, generator=torch.Generator().manual_seed(0))
+    assert output.frames.shape == (1, 8, 32, 32, 3)
+
+    def refused(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["build", *arguments])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "add --arrangement, --text, --out" in refused("--space", "tiny")
+    assert "leave --init out" in refused(str(tmp_path), "--init", "unet")
+    assert "name its autoencoder" in refused(*words[1:7], "--out", str(tmp_path / "other"))
+    wide = save_text(tmp_path / "wide", width=32)
+    assert "of width 32" in refused(*words[1:5], "--text", wide, *words[7:9], "--out", str(tmp_path / "other"))
+
+
+def test_large_weights_come_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = small_space(tmp_path)
+    space.empty().save(tmp_path / "arrangement.yaml")
+    monkeypatch.setattr("nas.pipeline.SHARD", "100KB")
+    build_anew(
+        space,
+        tmp_path / "arrangement.yaml",
+        tmp_path / "model",
+        text=save_text(tmp_path / "text"),
+        autoencoder=save_allegro(tmp_path / "vae"),
+        seed=3,
+    )
+    shards = list((tmp_path / "model" / "unet").glob("*.safetensors"))
+    assert (
+        len(shards) > 1 and (tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    )
+    first = load_pipeline(tmp_path / "model").unet.state_dict()
+    torch.manual_seed(3)
+    again = VideoUNet(space.to_json(), space.empty().to_json()).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in again)

@@ -15,12 +15,11 @@ from nas.errors import NasError
 FOLDER = "finetune"  # inside the model folder that is made: checkpoints, log and configuration
 
 
-class StageConfig(BaseModel):
-    """What both stages share.
+class LoopConfig(BaseModel):
+    """What every training of the loop shares.
 
     Attributes:
-        steps: optimiser steps. clips, images: videos and single frames a step. image_share: weight of the images' loss.
-        learning_rate: peak, after `ramp_steps`. text_rate: the share of it that the text encoder gets; 0 freezes it.
+        steps: optimiser steps. learning_rate: peak, after `ramp_steps`.
         ema_decay: of the averaged weights, which become the result.
         precision: autocast of the forward pass. gradient_clip: largest norm of a gradient.
         checkpoint_every, keep: steps between checkpoints, and how many stay.
@@ -31,13 +30,9 @@ class StageConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: int = Field(1000, ge=1)
-    clips: int = Field(8, ge=1)
-    images: int = Field(4, ge=0)
-    image_share: float = Field(0.2, ge=0.0, lt=1.0)
     learning_rate: float = Field(1e-4, gt=0.0)
     ramp_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.01, ge=0.0)
-    text_rate: float = Field(0.0, ge=0.0, le=1.0)
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_clip: float = Field(1.0, gt=0.0)
@@ -46,6 +41,20 @@ class StageConfig(BaseModel):
     spike: float = Field(8.0, gt=1.0)
     device: str = "cpu"
     threads: int = Field(0, ge=0)
+
+
+class StageConfig(LoopConfig):
+    """What both stages share.
+
+    Attributes:
+        clips, images: videos and single frames a step. image_share: weight of the images' loss.
+        text_rate: the share of the learning rate that the text encoder gets; 0 freezes it.
+    """
+
+    clips: int = Field(8, ge=1)
+    images: int = Field(4, ge=0)
+    image_share: float = Field(0.2, ge=0.0, lt=1.0)
+    text_rate: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class JointConfig(StageConfig):

@@ -28,7 +28,7 @@ from nas.checkpoint import (
 from nas.distributed import World
 from nas.errors import AnswerIsNo, NasError
 from nas.finetune.batches import Draws
-from nas.finetune.config import StageConfig
+from nas.finetune.config import LoopConfig
 from nas.trainer import METRICS, cut_metrics
 
 ROLLBACKS = 3  # of one step; more, and it will not get better
@@ -46,7 +46,7 @@ class Stage(Protocol):
     """
 
     @property
-    def config(self) -> StageConfig: ...
+    def config(self) -> LoopConfig: ...
     @property
     def modules(self) -> Mapping[str, nn.Module]: ...
     @property
@@ -255,13 +255,13 @@ class Loop:
         self.rows = deque(state["rows"], maxlen=self.rows.maxlen)
 
 
-def warmed_rate(config: StageConfig, step: int) -> float:
+def warmed_rate(config: LoopConfig, step: int) -> float:
     """Share of the learning rate at a step: a linear ramp, then a cosine to a tenth."""
     ramp = min(1.0, (step + 1) / config.ramp_steps) if config.ramp_steps else 1.0
     return ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-def _settings(config: StageConfig) -> dict[str, Any]:
+def _settings(config: LoopConfig) -> dict[str, Any]:
     """The settings that shape the result; how often to save, and where to run, do not."""
     free = {"checkpoint_every", "keep", "threads", "device", "spike"}
     return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}

@@ -144,6 +144,11 @@ SAMPLERS: dict[str, Callable[[Problem, int], BaseSampler]] = {
 }
 
 
+# Optuna's NSGA-II and GP read completed trials alone: of an arrangement stopped early they would learn nothing, and the
+# first fills no generation with it (measured: benchmarks/evaluation.py).
+NEED_WHOLE_SCORES = frozenset({"nsga2", "gp"})
+
+
 def make_sampler(name: str, problem: Problem, seed: int) -> BaseSampler:
     """A sampler by name; made anew for every trial from a seed of its own, so that a resumed study goes on exactly."""
     if name not in SAMPLERS:

@@ -49,6 +49,7 @@ class BackboneSpec:
         config: its arguments; a space may override them, key by key.
         tokens: length of the text that its measured workload reads.
         layout: the torch-free reading of a config.
+        extras: further keys that a space's config may have.
         summary: one phrase for people.
     """
 
@@ -58,6 +59,7 @@ class BackboneSpec:
     tokens: int
     layout: Callable[[Mapping[str, Any]], Layout]
     summary: str
+    extras: tuple[str, ...] = ()
 
 
 def unet_layout(config: Mapping[str, Any]) -> Layout:
@@ -65,6 +67,7 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
 
     ``down.i.j`` and ``up.i.j`` count stages and pairs as diffusers' ``down_blocks`` and ``up_blocks`` do, so ``up.0``
     is the lowest resolution. An up stage has one pair more than a down stage: it also consumes the stage's input.
+    ``layers_per_block`` is one number, or one a stage from the highest resolution down.
 
     Raises:
         SpaceError: if stages are not as many as channels, or heads or norm groups do not divide them; diffusers would
@@ -73,12 +76,14 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
     channels, layers = config["block_out_channels"], config["layers_per_block"]
     down_types, up_types = config["down_block_types"], config["up_block_types"]
     heads, groups = config["attention_head_dim"], config["norm_num_groups"]
-    sizes = {"layers_per_block": layers, "attention_head_dim": heads, "norm_num_groups": groups}
+    sizes = {"attention_head_dim": heads, "norm_num_groups": groups}
     for name in ("in_channels", "cross_attention_dim"):
         sizes[name] = config[name]
     if not all(isinstance(item, list | tuple) for item in (channels, down_types, up_types)):
         raise SpaceError("block_out_channels, down_block_types and up_block_types must be lists, one item a stage")
-    for name, size in [*sizes.items(), *(("block_out_channels", size) for size in channels)]:
+    depths = list(layers) if isinstance(layers, list | tuple) else [layers] * len(channels)
+    lists = {"block_out_channels": channels, "layers_per_block": depths}
+    for name, size in [*sizes.items(), *((name, size) for name, found in lists.items() for size in found)]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise SpaceError(f"{name} must be whole and above 0, but is {size!r}")
     stages = len(channels)
@@ -87,6 +92,8 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
             f"block_out_channels, down_block_types and up_block_types must be equally many, but are {stages}, "
             f"{len(down_types)} and {len(up_types)}"
         )
+    if len(depths) != stages:
+        raise SpaceError(f"layers_per_block must be one number, or one for each of {stages} stages, but is {layers}")
     for stage, size in enumerate(channels):
         attends = "CrossAttn" in f"{down_types[stage]} {up_types[-1 - stage]}"
         for name, divisor, needed in (("attention_head_dim", heads, attends), ("norm_num_groups", groups, True)):
@@ -95,9 +102,11 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
                     f"{name} must divide every stage's channels, but stage {stage} has {size} and {name} is {divisor}; "
                     f"choose a divisor of {math.gcd(*channels)}"
                 )
-    down = [Place(f"down.{i}.{j}", channels[i], 2**i) for i in range(stages) for j in range(layers)]
+    down = [Place(f"down.{i}.{j}", channels[i], 2**i) for i in range(stages) for j in range(depths[i])]
     up = [
-        Place(f"up.{i}.{j}", channels[-1 - i], 2 ** (stages - 1 - i)) for i in range(stages) for j in range(layers + 1)
+        Place(f"up.{i}.{j}", channels[-1 - i], 2 ** (stages - 1 - i))
+        for i in range(stages)
+        for j in range(depths[-1 - i] + 1)
     ]
     return Layout(config["in_channels"], config["cross_attention_dim"], tuple(down + up))
 
@@ -122,6 +131,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         tokens=77,
         layout=unet_layout,
         summary="Stable Diffusion 1.5's UNet cut to three stages, one layer a block, no mid block",
+        extras=("widths",),
     ),
     "tiny": BackboneSpec(
         "search_spaces.backbones.unet:build_unet",
@@ -142,6 +152,7 @@ BACKBONES: dict[str, BackboneSpec] = {
         tokens=16,
         layout=unet_layout,
         summary="the same kind of UNet in pixel space, small enough for two cores",
+        extras=("widths",),
     ),
 }
 

@@ -9,13 +9,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from search_spaces.backbones.narrow import NarrowUNet
+
 #: Called with a moment's name, the running tensor and the skips alive then, as (name, tensor).
 Watch = Callable[[str, Tensor, Sequence[tuple[str, Tensor]]], None]
 
 
 def build_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    """A freshly initialised UNet."""
-    return UNet2DConditionModel(**config)
+    """A freshly initialised UNet; with ``widths``, one whose attentions are narrower than diffusers makes them."""
+    return NarrowUNet(**config) if config.get("widths") else UNet2DConditionModel(**config)
 
 
 def per_frame(x: Tensor, num_frames: int) -> Tensor:

@@ -1,0 +1,162 @@
+"""The full model: `snapgen_v` built at about 0.6 billion parameters, evaluated once, exported to Core ML.
+
+The arrangement is the cheapest one of 0.55 to 0.65 billion parameters in the table of iphone16_pro_max_roofline
+(estimates), found exactly. Weights are random; a small CLIP stands in for the text encoder, which is not exported. Each
+stage is a process of its own, so that peak memory is that stage's. Prints a table and one JSON line; exit code 1 if a
+stage fails, parameters are outside the range, or a stage's peak is over 12 GB.
+
+    python benchmarks/full_model.py [--frames 8] [--height 256] [--width 256] [--keep FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SPACE, DEVICE = "snapgen_v", "iphone16_pro_max_roofline"
+LEAST, MOST = 0.55e9, 0.65e9
+PEAK_GB = 12.0
+
+
+def choose() -> Any:
+    """The cheapest arrangement of the range, and its costs."""
+    from latency_tables.cost import CostModel
+    from latency_tables.lookup import find_table
+    from latency_tables.optimum import Limits, optimum
+    from latency_tables.plan import Plan as TablePlan
+    from latency_tables.table import Table
+    from search_spaces.plan import Plan
+    from search_spaces.space import Space
+
+    space = Space.load(SPACE)
+    model = CostModel(TablePlan.from_json(Plan.load(space).to_json()), Table.load(find_table(DEVICE)))
+    found = optimum(model, "latency_ms", Limits(parameters_min=LEAST, parameters_max=MOST))
+    assert found is not None
+    layers = {name: space.options(name)[int(i)] for name, i in zip(model.positions, found, strict=True)}
+    costs = model.cost(found[None])
+    return space.arrange(layers), float(costs.latency_ms[0]), int(costs.parameters[0])
+
+
+def small_text(folder: Path) -> str:
+    """A CLIP text model of the space's width and length, one layer deep."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from nas.text import word_tokenizer
+
+    tokenizer = word_tokenizer(["a cat runs"], 77)
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=768, num_hidden_layers=1, **ends)
+    CLIPTextModel(config).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return str(folder)
+
+
+def small_autoencoder(folder: Path) -> str:
+    """A narrow Allegro: its factors are the space's, its cost is not."""
+    from diffusers import AutoencoderKLAllegro
+
+    AutoencoderKLAllegro(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4).save_pretrained(folder)
+    return str(folder)
+
+
+def build(folder: Path) -> dict[str, Any]:
+    from nas.build import build_anew
+
+    arrangement, latency_ms, expected = choose()
+    arrangement.save(folder / "arrangement.yaml")
+    text, vae = small_text(folder / "text"), small_autoencoder(folder / "vae")
+    told = build_anew(SPACE, folder / "arrangement.yaml", folder / "model", text=text, autoencoder=vae)
+    size = sum(path.stat().st_size for path in (folder / "model" / "unet").rglob("*") if path.is_file())
+    return {
+        "parameters": told["parameters"],
+        "parameters_planned": expected,
+        "layers": {name: [v.label for v in variants] for name, variants in arrangement.layers if variants},
+        "latency_ms_estimated": round(latency_ms, 1),
+        "model_gb": round(size / 1e9, 2),
+    }
+
+
+def forward(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
+    import torch
+
+    from nas.sample import latent_shape, load_pipeline
+
+    unet = load_pipeline(folder / "model").unet.eval()
+    frames, height, width = latent_shape(unet.space, *shape)
+    video = torch.randn(1, unet.space.latent_channels, frames, height, width)
+    context = torch.randn(1, unet.space.text.tokens, unet.space.text.dim)
+    with torch.no_grad():
+        started = time.perf_counter()
+        out = unet(video, 500.0, context).sample
+    return {"seconds_forward": round(time.perf_counter() - started, 1), "finite": bool(out.isfinite().all())}
+
+
+def export(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
+    from nas.export import export_model
+
+    facts = export_model(folder / "model", folder / "coreml", shapes=[shape], parts=["network"], tell=print_note)
+    package = folder / "coreml" / "unet.mlpackage"
+    size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    kept = ("operations", "fused_attention", "max_rank", "peak_host_mb")
+    return {**{name: facts[name] for name in kept}, "package_gb": round(size / 1e9, 3), "shape": facts["shapes"][0]}
+
+
+def print_note(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def stage(name: str, folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Run a stage in a process of its own."""
+    started = time.perf_counter()
+    words = [sys.executable, __file__, "--stage", name, "--keep", str(folder)]
+    words += ["--frames", str(shape[0]), "--height", str(shape[1]), "--width", str(shape[2])]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} failed with exit code {done.returncode}")
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    told["seconds"] = round(time.perf_counter() - started, 1)
+    print(
+        f"{name:<8} {told['seconds']:>7.1f} s {told['peak_gb']:>6.2f} GB at most  "
+        + ", ".join(f"{key} {value}" for key, value in told.items() if key not in ("seconds", "peak_gb", "layers")),
+        flush=True,
+    )
+    return told
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=8, help="of the clip that is evaluated and exported, in pixels")
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--keep", type=Path, help="folder of the model and package; a temporary one by default")
+    parser.add_argument("--stage", choices=("build", "forward", "export"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    shape = (args.frames, args.height, args.width)
+    if args.stage:
+        told = build(args.keep) if args.stage == "build" else globals()[args.stage](args.keep, shape)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        print(json.dumps({**told, "peak_gb": round(peak, 2)}))
+        return 0
+    folder = args.keep or Path(tempfile.mkdtemp(prefix="full-model-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        stages = {name: stage(name, folder, shape) for name in ("build", "forward", "export")}
+    finally:
+        if args.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    parameters, peak = stages["build"]["parameters"], max(told["peak_gb"] for told in stages.values())
+    print(json.dumps({"parameters": parameters, "peak_gb": peak, **stages}))
+    good = LEAST <= parameters <= MOST and peak <= PEAK_GB and stages["forward"]["finite"]
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,49 @@
+"""What pruning can be told."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nas.config import DataConfig
+from nas.finetune.config import LoopConfig
+
+Unit = Literal["blocks", "heads", "channels"]
+
+
+class PruneConfig(LoopConfig):
+    """How a UNet is cut, and how what is left recovers.
+
+    Attributes:
+        units: what may be taken out: `blocks` (a stage, a layer of a stage, a stage's attention, the mid block),
+            `heads` of attentions, inner `channels` of feed-forward layers.
+        share: of all heads, or channels, that one cut takes.
+        calibration: images that the sensitivity is measured on. batch: of them at a time.
+        prediction: what the UNet answers; Stable Diffusion 1.5 predicts `epsilon`.
+        images: a step of recovery; `steps` 0 leaves it out.
+        distillation: weight of following the uncut UNet; the rest is the UNet's own training loss.
+        feature_weight: of the stages' outputs, beside the network's own, in following it.
+        caption_dropout: share of captions replaced by the empty one.
+    """
+
+    steps: int = Field(2000, ge=0)
+    units: tuple[Unit, ...] = ("blocks",)
+    share: float = Field(1 / 16, gt=0.0, le=0.5)
+    calibration: int = Field(16, ge=1)
+    batch: int = Field(4, ge=1)
+    prediction: Literal["epsilon", "v", "velocity"] = "epsilon"
+    images: int = Field(8, ge=1)
+    distillation: float = Field(0.8, ge=0.0, le=1.0)
+    feature_weight: float = Field(0.5, ge=0.0)
+    caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
+
+
+class PruneSettings(BaseModel):
+    """Everything that a pruning depends on; stored in its folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(0, ge=0)
+    data: DataConfig = DataConfig()
+    prune: PruneConfig = PruneConfig()

@@ -1,0 +1,138 @@
+"""What can be taken out of a UNet: a stage, a layer of a stage, a stage's attention, the mid block, heads, channels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from nas.prune.config import Unit
+from nas.weights import pairs
+from search_spaces.backbones.narrow import NarrowUNet, keep, prunable, width
+
+PLAIN = {"CrossAttnDownBlock2D": "DownBlock2D", "CrossAttnUpBlock2D": "UpBlock2D"}
+A_STAGE = ("layers_per_block", "attention_head_dim", "num_attention_heads", "transformer_layers_per_block")
+
+Scores = Mapping[str, Tensor]  # module -> how much each of its heads, or channels, matters
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One thing less.
+
+    Attributes:
+        name: for people, and to find it again. make: a UNet -> a copy of it without that, the rest of its weights kept.
+        changed: what it changes of the configuration, where it takes out a whole block.
+    """
+
+    name: str
+    make: Callable[[Any], Any]
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def block_cuts(config: Mapping[str, Any]) -> list[Cut]:
+    """Whole blocks that a UNet of this configuration can do without, each alone."""
+    down, up = list(config["down_block_types"]), list(config["up_block_types"])
+    stages, found = len(down), []
+    depths = _a_stage(config, "layers_per_block")
+    if stages > 1:
+        changed: dict[str, Any] = {"down_block_types": down[:-1], "up_block_types": up[1:]}
+        changed["block_out_channels"] = list(config["block_out_channels"])[:-1]
+        for key in A_STAGE:
+            if isinstance(config.get(key), list | tuple):
+                changed[key] = list(config[key])[:-1]
+        found.append(_structural(f"lowest of {stages} stages", changed))
+    if config.get("mid_block_type") is not None:
+        found.append(_structural("mid block", {"mid_block_type": None}))
+    for stage, depth in enumerate(depths):
+        if depth > 1:
+            fewer = [*depths[:stage], depth - 1, *depths[stage + 1 :]]
+            found.append(_structural(f"layer {depth} of stage {stage}", {"layers_per_block": fewer}))
+    for key, types in (("down_block_types", down), ("up_block_types", up)):
+        for place, kind in enumerate(types):
+            if kind in PLAIN:
+                plain = [*types[:place], PLAIN[kind], *types[place + 1 :]]
+                found.append(_structural(f"attention of {key.removesuffix('_block_types')}.{place}", {key: plain}))
+    return found
+
+
+def _a_stage(config: Mapping[str, Any], key: str) -> list[int]:
+    value = config[key]
+    return list(value) if isinstance(value, list | tuple) else [value] * len(config["block_out_channels"])
+
+
+def _structural(name: str, changed: Mapping[str, Any]) -> Cut:
+    return Cut(name, lambda unet: without(unet, changed), changed)
+
+
+def without(unet: Any, changed: Mapping[str, Any]) -> Any:
+    """A copy of a UNet in another structure; every module that has a counterpart is that one, however narrow.
+
+    What has none (a stage's first layer that other channels now come into) starts fresh.
+    """
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key != "widths"}
+    with torch.device("meta"):
+        made: Any = UNet2DConditionModel(**{**config, **changed})
+    for name, wanted, candidates in list(pairs(made, unet)):
+        found = next((module for _, module in candidates if _interchangeable(wanted, module)), None)
+        made.set_submodule(name, _fresh(wanted, unet.device) if found is None else copy.deepcopy(found))
+    return narrowed(made).train(unet.training)
+
+
+def _fresh(module: nn.Module, device: torch.device) -> nn.Module:
+    """A module that was made without memory, with memory and newly drawn weights."""
+    module.to_empty(device=device)
+    for part in module.modules():
+        reset: Any = getattr(part, "reset_parameters", None)
+        if reset is not None:
+            reset()
+    return module
+
+
+def _interchangeable(wanted: Any, module: Any) -> bool:
+    """Whether one module may stand for another: the same parameters, but for the widths inside of attentions."""
+    mine, theirs = dict(wanted.named_parameters()), dict(module.named_parameters())
+    inner = [name for name, _ in prunable(wanted)]
+    outside = [name for name in mine if not any(name.startswith(f"{part}.") for part in inner)]
+    return mine.keys() == theirs.keys() and all(mine[name].shape == theirs[name].shape for name in outside)
+
+
+def narrowed(unet: Any) -> Any:
+    """A UNet whose configuration tells its widths, so that it can be stored: a ``NarrowUNet`` where it has any."""
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_") and key != "widths"}
+    with torch.device("meta"):
+        plain = UNet2DConditionModel(**config)
+    usual = {name: width(module) for name, module in prunable(plain)}
+    widths = {name: width(module) for name, module in prunable(unet) if width(module) != usual[name]}
+    if not widths:
+        return unet
+    with torch.device("meta"):
+        made: Any = NarrowUNet(widths=widths, **config)
+    made.load_state_dict(unet.state_dict(), assign=True)
+    return made
+
+
+def width_cut(unit: Unit, scores: Scores, share: float) -> Cut:
+    """The least sensitive share of all heads, or of all feed-forward channels; every module keeps at least one."""
+
+    def make(unet: Any) -> Any:
+        made = copy.deepcopy(unet)
+        modules = {n: m for n, m in prunable(made) if isinstance(m, Attention) == (unit == "heads")}
+        entries = [(float(score), name, at) for name in modules for at, score in enumerate(scores[name])]
+        left = {name: width(module) for name, module in modules.items()}
+        gone: dict[str, set[int]] = {}
+        for _, name, at in sorted(entries)[: max(1, round(share * len(entries)))]:
+            if left[name] > 1:
+                left[name] -= 1
+                gone.setdefault(name, set()).add(at)
+        for name, places in gone.items():
+            keep(modules[name], torch.tensor([at for at in range(len(scores[name])) if at not in places]), name)
+        return narrowed(made).train(unet.training)
+
+    return Cut(unit, make)

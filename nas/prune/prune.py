@@ -1,0 +1,361 @@
+"""Pruning from end to end: what is missed least a unit of cost is cut, until the target is met; then it recovers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import yaml
+from torch import Tensor
+
+from nas.checkpoint import disk_is_full
+from nas.config import CONFIG_FILE
+from nas.console import progress, say
+from nas.errors import NasError
+from nas.finetune.loop import Loop, write_whole
+from nas.flow import Diffusion
+from nas.prune.config import PruneConfig, PruneSettings
+from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
+from nas.prune.cuts import Cut, block_cuts, width_cut
+from nas.prune.recover import Recover
+from nas.prune.sensitivity import Sensitivity, noisy_batches
+from nas.weights import load_unet
+from search_spaces.backbones.narrow import prunable, width
+from search_spaces.space import Space
+
+DECISIONS, TRIED, UNET, SPACE_FILE, RECOVERY = "cuts.json", "sensitivity.csv", "unet", "space.yaml", "recovery"
+
+
+class Cost(Protocol):
+    name: str
+
+    def __call__(self, unet: Any) -> float: ...
+
+    def tell(self, value: float) -> str: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One cut that was made.
+
+    Attributes:
+        cut: its name. loss: what the UNet misses after it, see ``Sensitivity.loss``. cost: what it costs then.
+    """
+
+    cut: str
+    loss: float
+    cost: float
+
+
+def prune_unet(
+    source: str,
+    space: str | Path,
+    out: Path,
+    settings: PruneSettings,
+    *,
+    parameters: float | None = None,
+    latency_ms: float | None = None,
+    device: str = "host_cpu",
+    table: Path = Path("tables"),
+    text: str | None = None,
+) -> dict[str, Any]:
+    """Prune a diffusers UNet into ``out``; goes on where a part of that work is there.
+
+    Cuts are tried one by one on the UNet as it is by then; the one that makes it miss least for what it saves is made,
+    until the target is met. ``out`` then holds ``unet`` (diffusers), ``space.yaml`` (the space with that backbone),
+    ``cuts.json`` and ``sensitivity.csv`` (every cut tried, with its loss and cost).
+
+    Args:
+        source: UNet or pipeline, hub id or folder. space: latents, text and clips; without a target, the backbone too.
+        parameters, latency_ms: the target, one of them. device, table: where latency comes from.
+        text: CLIP text model for data that is no cache; by default that of the source.
+
+    Raises:
+        NasError: if the source, the space and the data do not fit each other, or no cut leads to the target.
+    """
+    if parameters is not None and latency_ms is not None:
+        raise NasError("--parameters and --latency-ms are two targets; give one")
+    config, loaded = settings.prune, Space.load(space)
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
+        raise NasError(f"{out} is not empty and holds no pruning; give a new or empty folder to --out")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    whole = load_unet(source).to(config.device).eval().requires_grad_(False)
+    for note in check_unet(loaded, whole, source):
+        say(f"prune      {source}: {note}")
+    images = Images(loaded, settings, source, text)
+    target: float | None = parameters if parameters is not None else latency_ms
+    cost: Cost = Parameters()
+    if latency_ms is not None:
+        cost = Latency(loaded, device, table, out / "tried")
+    asked = {"source": source, "space": loaded.fingerprint, "target": target, "cost": cost.name, "device": device}
+    _settle_folder(out, settings, asked)
+    sensitivity = Sensitivity(whole, list(images.calibration()))
+    unet, steps = _cut(whole, sensitivity, cost, target, loaded, config, settings.seed, out)
+    made = space_with(loaded, unet)
+    write_whole(out / SPACE_FILE, space_text(made))
+    recovered = sensitivity.loss(unet)
+    if config.steps:
+        unet.requires_grad_(True)
+        work = Recover(whole, unet, images.training, config)
+        loop = Loop(
+            work, out / RECOVERY, {"cuts": [step.cut for step in steps], **asked}, settings.seed, say, images.world
+        )
+        with progress("recover") as report:
+            loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
+        loop.load_average()
+        recovered = sensitivity.loss(unet.eval())
+    _save_unet(unet, out / UNET)
+    count = Parameters()
+    return {
+        "unet": str(out / UNET),
+        "space": str(out / SPACE_FILE),
+        "cuts": [asdict(step) for step in steps],
+        "parameters": int(count(unet)),
+        "parameters_before": int(count(whole)),
+        "cost": cost.name,
+        "missed_before_recovery": steps[-1].loss if steps else 0.0,
+        "missed": recovered,
+        "positions": [position.name for position in made.positions],
+    }
+
+
+# Cutting --------------------------------------------------------------------------------------------------------------
+
+
+def _cut(
+    whole: Any,
+    sensitivity: Sensitivity,
+    cost: Cost,
+    target: float | None,
+    space: Space,
+    config: PruneConfig,
+    seed: int,
+    out: Path,
+) -> tuple[Any, list[Step]]:
+    """The pruned UNet and the cuts that made it; those of an earlier call are made again without trying others."""
+    unet, steps = whole, []
+    for name in _decided(out):
+        unet = _find(_cuts(unet, sensitivity, config, seed, space if target is None else None), name, out).make(unet)
+        steps.append(Step(name, sensitivity.loss(unet), cost(unet)))
+    now, loss = cost(unet), sensitivity.loss(unet)
+    first = now
+    with progress("prune") as report:
+        while target is None or now > target:
+            cuts = _cuts(unet, sensitivity, config, seed, space if target is None else None)
+            if not cuts and target is None:
+                break
+            best: tuple[float, Cut, float, float] | None = None
+            for at, cut in enumerate(cuts):
+                tried = cut.make(unet)
+                cheaper, missed = cost(tried), sensitivity.loss(tried)
+                _note(out / TRIED, len(steps), cut.name, missed, cheaper, cost.name)
+                report(at + 1, len(cuts), f"without {cut.name}: misses {missed:.4f} at {cost.tell(cheaper)}")
+                price = (missed - loss) / max(now - cheaper, 1e-12)
+                if cheaper < now and (best is None or price < best[0]):
+                    best = (price, cut, cheaper, missed)
+                del tried
+            if best is None:
+                raise NasError(
+                    f"no cut leads to {cost.tell(target)}: {cost.tell(now)} is the least of {cost.name} that "
+                    f"these units reach ({', '.join(config.units)}); add others with "
+                    "--set prune.units=[blocks,heads,channels]"
+                )
+            _, cut, now, loss = best
+            unet = cut.make(unet)
+            steps.append(Step(cut.name, loss, now))
+            write_whole(out / DECISIONS, json.dumps([asdict(step) for step in steps], indent=1))
+            say(
+                f"prune      cut {cut.name}: {cost.name} {cost.tell(now)} ({now / first:.0%}), misses {loss:.4f} "
+                "of its answer"
+            )
+    if unet is whole:
+        import copy
+
+        unet = copy.deepcopy(whole)
+    return unet, steps
+
+
+def _cuts(unet: Any, sensitivity: Sensitivity, config: PruneConfig, seed: int, goal: Space | None) -> list[Cut]:
+    """What may be cut now: all of the configured units, or what the goal's backbone has no longer."""
+    cuts = block_cuts(unet.config)
+    if goal is not None:
+        return [cut for cut in cuts if _leads({**unet.config, **cut.changed}, goal)]
+    found = list(cuts) if "blocks" in config.units else []
+    fine = [unit for unit in ("heads", "channels") if unit in config.units]
+    if fine:
+        scores = sensitivity.widths(unet, torch.Generator().manual_seed(seed))
+        spare = any(width(module) > 1 for _, module in prunable(unet))
+        found += [width_cut(unit, scores, config.share) for unit in fine if spare]
+    return found
+
+
+def _leads(config: Any, goal: Space) -> bool:
+    """Whether a UNet of this configuration still holds the goal's backbone."""
+    wanted = goal.backbone.config
+    stages = len(wanted["block_out_channels"])
+    if list(config["block_out_channels"])[:stages] != list(wanted["block_out_channels"]):
+        return False
+    if wanted.get("mid_block_type") is not None and config.get("mid_block_type") is None:
+        return False
+    have, need = _depths(config)[:stages], _depths(wanted)
+    downs, ups = list(config["down_block_types"])[:stages], list(config["up_block_types"])[-stages:]
+    kinds = zip([*downs, *ups], [*wanted["down_block_types"], *wanted["up_block_types"]], strict=True)
+    return all(a >= b for a, b in zip(have, need, strict=True)) and all(
+        "CrossAttn" in a or "CrossAttn" not in b for a, b in kinds
+    )
+
+
+def _depths(config: Any) -> list[int]:
+    layers = config["layers_per_block"]
+    return list(layers) if isinstance(layers, list | tuple) else [layers] * len(config["block_out_channels"])
+
+
+def _find(cuts: Sequence[Cut], name: str, out: Path) -> Cut:
+    for cut in cuts:
+        if cut.name == name:
+            return cut
+    raise NasError(f"{out / DECISIONS}: names a cut that is not there ({name}); delete the file to decide anew")
+
+
+def _decided(out: Path) -> list[str]:
+    path = out / DECISIONS
+    if not path.is_file():
+        return []
+    try:
+        return [str(step["cut"]) for step in json.loads(path.read_text())]
+    except (ValueError, TypeError, KeyError) as error:
+        raise NasError(f"{path}: damaged ({error}); delete it to decide anew") from None
+
+
+def _note(path: Path, step: int, cut: str, loss: float, cost: float, kind: str) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        if new:
+            writer.writerow(["cuts_before", "cut", "missed", kind])
+        writer.writerow([step, cut, f"{loss:.6g}", f"{cost:.8g}"])
+
+
+# Folder and data ------------------------------------------------------------------------------------------------------
+
+
+def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) -> None:
+    """Write down what is asked for, or refuse a folder in which something else was.
+
+    Raises:
+        NasError: naming what differs.
+    """
+    path = out / CONFIG_FILE
+    wanted = {"asked": asked, **settings.model_dump(mode="json")}
+    if path.is_file():
+        try:
+            known = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise NasError(f"{path}: damaged; give a new folder to --out") from None
+        differs = [
+            k for k in wanted if not isinstance(known, dict) or known.get(k) != json.loads(json.dumps(wanted[k]))
+        ]
+        if differs:
+            raise NasError(
+                f"{out} holds another pruning ({', '.join(differs)} differ); give another --out, or the same"
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(path, yaml.safe_dump(json.loads(json.dumps(wanted)), sort_keys=False))
+
+
+class Images:
+    """Images, or stills in latents, with their text states.
+
+    Raises:
+        NasError: if the data is of another kind than the space, or its text has no encoder.
+    """
+
+    def __init__(self, space: Space, settings: PruneSettings, source: str, text: str | None) -> None:
+        from nas.data import open_data
+        from nas.data.cached import CachedLatents, CachedText
+        from nas.data.clip import images_of
+        from nas.distributed import World
+        from nas.loader import Loader
+        from nas.text import TextEncoder, has_part
+        from nas.trainer import check_data, check_source
+
+        check_source(space, settings.data.source)
+        self.config, self.seed = settings.prune, settings.seed
+        self.world = World.open(self.config.device)
+        data = open_data(settings.data, space.clip("training"), "train", settings.seed)
+        check_data(space, data)
+        self.text: Any
+        if isinstance(data, CachedLatents):
+            self.text = CachedText(data.cache).to(self.world.device)
+        elif text is None and not has_part(source, "text_encoder"):
+            raise NasError(f"{source}: a UNet alone has no text encoder; name one with --text, or cache the data first")
+        else:
+            self.text = TextEncoder.pretrained(text or source).to(self.world.device)
+        stills = images_of(data, settings.seed + 1)
+        self._training = Loader(stills, self.config.images, self.world.share)
+        self._calibration = Loader(images_of(data, settings.seed + 2), self.config.batch, self.world.share)
+
+    def training(self, step: int, change: Callable[[list[str]], list[str]]) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) and (B, L, D) of a step, its captions changed first."""
+        batch = self._training(step)
+        return self._taken(batch.video, change(batch.captions))
+
+    def calibration(self) -> Any:
+        """Noisy images, the same in every call."""
+        count = -(-self.config.calibration // self.config.batch)
+        diffusion, generator = Diffusion(self.config.prediction), torch.Generator().manual_seed(self.seed)
+
+        def batch(turn: int) -> tuple[Tensor, Tensor]:
+            found = self._calibration(turn)
+            return self._taken(found.video, found.captions)
+
+        return noisy_batches(batch, count, diffusion, generator)
+
+    @torch.no_grad()
+    def _taken(self, video: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
+        return video[:, 0].to(self.world.device), self.text(captions)
+
+
+def _save_unet(unet: Any, target: Path) -> None:
+    from nas.sample import no_bars
+
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with no_bars():
+            unet.to("cpu").save_pretrained(str(partial))
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not disk_is_full(error):
+            raise
+        raise NasError(f"{target}: the disk is full; free some space and run the same command again") from error
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(partial, target)
+
+
+def render(told: dict[str, Any]) -> str:
+    """A pruning's result for people: the cuts in order, with a bar of what is missed after each."""
+    cuts = told["cuts"]
+    worst = max((step["loss"] for step in cuts), default=0.0) or 1.0
+    lines = [f"{'cut':<28} {told['cost']:>14} {'missed':>8}"]
+    for step in cuts:
+        lines.append(
+            f"{step['cut']:<28} {step['cost']:>14,.10g} {step['loss']:>8.4f} {'#' * round(30 * step['loss'] / worst)}"
+        )
+    kept = told["parameters"] / told["parameters_before"]
+    lines.append(
+        f"{told['unet']}: {told['parameters']:,} parameters, {kept:.0%} of {told['parameters_before']:,}; misses "
+        f"{told['missed']:.4f} of the uncut answer, {told['missed_before_recovery']:.4f} before recovery"
+    )
+    lines.append(f"next       nas train {told['space']} --init {told['unet']} --out RUN")
+    return "\n".join(lines)

@@ -1,0 +1,113 @@
+"""A pruned UNet learns to answer as the uncut one did: by its output, its stages' features, and the data itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nas.finetune.batches import Draws
+from nas.finetune.loop import Row, warmed_rate
+from nas.flow import Diffusion
+from nas.prune.config import PruneConfig
+
+Images = Callable[[int, Callable[[list[str]], list[str]]], tuple[Tensor, Tensor]]
+
+
+class Recover:
+    """Trains the pruned UNet; a stage of ``nas.finetune.loop``.
+
+    Args:
+        whole: the uncut UNet, frozen. unet: the pruned one, trained in place.
+        images: (step, what is done to captions) -> (B, C, H, W) images or latents, and (B, L, D) texts.
+
+    Source: distillation of a pruned text-to-image UNet by its output and its blocks' features, as in BK-SDM (Kim et
+    al., arXiv 2305.15798, section 3.2). Each difference counts as a share of the uncut UNet's own square, so that no
+    weight depends on the scale of a feature.
+    """
+
+    window = 1
+
+    def __init__(self, whole: Any, unet: Any, images: Images, config: PruneConfig) -> None:
+        self.whole, self.unet, self.images, self.config = whole.eval(), unet.train(), images, config
+        self.diffusion = Diffusion(config.prediction)
+        self.modules: dict[str, nn.Module] = {"unet": unet}
+        self.averaged = frozenset(self.modules)
+        self.parameters = list(unet.parameters())
+        optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizers = {"unet": optimizer}
+        self._features: dict[str, dict[str, Tensor]] = {"whole": {}, "pruned": {}}
+        self._watched = matching_stages(whole, unet)
+        for mine, theirs in self._watched.items():
+            unet.get_submodule(mine).register_forward_hook(self._keep("pruned", mine))
+            whole.get_submodule(theirs).register_forward_hook(self._keep("whole", mine))
+
+    def _keep(self, who: str, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            self._features[who][name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
+        """One optimiser step; see ``loop.Stage``."""
+        config, optimizer = self.config, self.optimizers["unet"]
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * warmed_rate(config, step)
+        clean, text = self.images(step, lambda captions: draws.dropped(captions, config.caption_dropout))
+        noise = draws.normal(clean)
+        level = self.diffusion.levels(len(clean), 0.0, 1.0, draws.generator).to(clean.device)
+        inputs = self.diffusion.noised(clean, noise, level), self.diffusion.timestep(level), text
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(clean.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            out = self.unet(*inputs).sample.float()
+            task = nn.functional.mse_loss(out, self.diffusion.target(clean, noise, level))
+            followed = features = torch.zeros((), device=clean.device)
+            if config.distillation:
+                with torch.no_grad():
+                    wanted = self.whole(*inputs).sample.float()
+                followed, features = share_missed(out, wanted), self._feature_loss()
+        loss = (1 - config.distillation) * task + config.distillation * (followed + config.feature_weight * features)
+        loss.backward()
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
+        total = float(loss.detach())
+        if not sane(total) or not math.isfinite(norm):
+            return None
+        optimizer.step()
+        parts = {"loss_task": task, "loss_output": followed, "loss_features": features}
+        return {"loss": total, **{name: float(part.detach()) for name, part in parts.items()}, "grad_norm": norm}
+
+    def _feature_loss(self) -> Tensor:
+        mine, theirs = self._features["pruned"], self._features["whole"]
+        losses = [share_missed(mine[name].float(), theirs[name].float()) for name in self._watched]
+        return torch.stack(losses).mean() if losses else torch.zeros(())
+
+    def trouble(self, rows: list[Row]) -> str | None:
+        """Distillation has no way to fail that a roll-back does not catch."""
+        return None
+
+
+def share_missed(mine: Tensor, wanted: Tensor) -> Tensor:
+    """Squared difference as a share of the wanted square."""
+    return (mine - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+
+
+def matching_stages(whole: Any, pruned: Any) -> Mapping[str, str]:
+    """Stage of the pruned UNet -> the uncut one's of the same resolution, where both give the same channels."""
+    found = {}
+    ups = len(whole.up_blocks) - len(pruned.up_blocks)
+    for index, block in enumerate(pruned.down_blocks):
+        # The lowest stage that is left does not halve any more, so its output is of another resolution.
+        same = bool(block.downsamplers) == bool(whole.down_blocks[index].downsamplers)
+        if same and _channels(block) == _channels(whole.down_blocks[index]):
+            found[f"down_blocks.{index}"] = f"down_blocks.{index}"
+    for index, block in enumerate(pruned.up_blocks):
+        if _channels(block) == _channels(whole.up_blocks[index + ups]):
+            found[f"up_blocks.{index}"] = f"up_blocks.{index + ups}"
+    return found
+
+
+def _channels(block: Any) -> int:
+    return int(block.resnets[-1].out_channels)
