@@ -68,12 +68,23 @@ def small_autoencoder(folder: Path) -> str:
 
 
 def build(folder: Path) -> dict[str, Any]:
+    import torch
+
     from nas.build import build_anew
+    from nas.pipeline import SHARD
+    from nas.sample import load_pipeline
 
     arrangement, latency_ms, expected = choose()
     arrangement.save(folder / "arrangement.yaml")
     text, vae = small_text(folder / "text"), small_autoencoder(folder / "vae")
     told = build_anew(SPACE, folder / "arrangement.yaml", folder / "model", text=text, autoencoder=vae)
+    unet = load_pipeline(folder / "model").unet
+    with torch.no_grad():
+        for parameter in unet.parameters():  # layers start as the identity, by zeros that a converter would store once
+            if not parameter.any():
+                parameter.normal_(std=0.02)
+    shutil.rmtree(folder / "model" / "unet")
+    unet.save_pretrained(folder / "model" / "unet", max_shard_size=SHARD)
     size = sum(path.stat().st_size for path in (folder / "model" / "unet").rglob("*") if path.is_file())
     return {
         "parameters": told["parameters"],

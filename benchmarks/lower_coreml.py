@@ -4,7 +4,7 @@ Packages are made in a child process, one after the other; with ``--check`` thei
 the modules in torch, which takes the time of three evaluations on this machine's CPU for each. Exit code 1 if one of
 them fails, or a child takes 6 GB or more.
 
-    python benchmarks/lower_coreml.py [--space tiny] [--check]
+    python benchmarks/lower_coreml.py [--space tiny] [--check] [--all]
 """
 
 from __future__ import annotations
@@ -29,18 +29,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="tiny")
     parser.add_argument("--check", action="store_true", help="compare exported programs with the modules")
+    parser.add_argument("--all", action="store_true", help="every lowering of every workload, not the default alone")
     args = parser.parse_args()
     jobs = []
     space = Space.load(args.space)
     for workload in (*space.workloads("fp16"), *space.ends("fp16")):
         subject = Subject(workload, args.space if workload.block == "backbone" else "")
-        jobs.append((subject, "coreml", default_lowerings("coreml", workload)[0]))
+        names = default_lowerings("coreml", workload)
+        jobs += [(subject, "coreml", name) for name in (names if args.all else names[:1])]
     started = time.perf_counter()
     failures = []
     print(f"{'seconds':>8} {'ops':>5} {'fused':>6} {'rank':>5} {'weights MB':>11}  workload")
     with tempfile.TemporaryDirectory() as folder:
         for index, found in lower_all(jobs, Path(folder), workers=1, timeout_s=1800, check=args.check):
-            key = jobs[index][0].key
+            key = f"{jobs[index][0].key}  {jobs[index][2]}"
             if isinstance(found, WorkloadError):
                 failures.append(key)
                 print(f"{found.status}: {found}  {key}")
@@ -58,7 +60,7 @@ def main() -> int:
         json.dumps(
             {
                 "space": args.space,
-                "workloads": len(jobs),
+                "packages": len(jobs),
                 "failed": len(failures),
                 "seconds": round(seconds, 1),
                 "peak_host_mb": round(peak_mb),

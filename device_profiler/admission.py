@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from device_profiler.device import BYTES_PER_ELEMENT, Device
 from device_profiler.errors import OutOfMemory
+from device_profiler.lowering.forms import split
 from search_spaces.ends import decoder_peak_elements
 from search_spaces.workload import Workload
 
@@ -57,7 +58,7 @@ def predicted_peak_mb(workload: Workload, lowering: str) -> float:
     tensor = workload.batch * workload.frames * workload.channels * workload.height * workload.width * element
     total = 2 * tensor
     attention = attention_of(workload)
-    if attention and lowering == "decomposed":
+    if attention and split(lowering)[0] == "decomposed":
         total += attention.groups * attention.heads * attention.queries * attention.keys * element
     return total / 1e6
 
@@ -76,7 +77,7 @@ def admit(workload: Workload, lowering: str, device: Device) -> None:
         return
     attention = attention_of(workload)
     shape = f"{workload.frames}x{workload.height}x{workload.width}"
-    if attention and lowering == "decomposed":
+    if attention and split(lowering)[0] == "decomposed":
         score = attention.groups * attention.queries * attention.keys * BYTES_PER_ELEMENT[workload.precision] / 1e6
         raise OutOfMemory(
             f"{workload.block} needs {_amount(score)} for one {workload.precision} score matrix per head "

@@ -51,7 +51,7 @@ class Device(_Strict):
     Args:
         chip, os: ``host`` stands for whatever machine the profiler runs on.
         memory_limit_mb: what one workload may take (MB = 10^6 bytes); more is refused before it is sent.
-        lowerings: forms of a workload to measure, in order; empty means the runtime's default one.
+        lowerings: how workloads are lowered, in order (``all``: every way there is); empty means the runtime's default.
         threads: of the runtime, where it has any.
         timeout_s: for loading a workload and for one visit to it.
         cool_down_s: pause after a round in which the reference workload was slower than usual.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from device_profiler.admission import admit
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError, WorkloadError, nearest
+from device_profiler.lowering.forms import LOWERING_NAMES
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 CACHE = ".cache"
 SLOPE_COUNTS = (1, 2, 4)
-LOWERING_NAMES = ("plain", "fused", "decomposed")
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def profile(
 
     Args:
         table_dir: the table is ``table_dir/<device>/<runtime>.csv``, raw samples beside it.
-        lowerings: forms to measure; the device's, then the runtime's default one where none are named.
+        lowerings: names of ``LOWERING_NAMES``, or ``all``; the device's, then the runtime's default where none are.
         method: alone, slope or in_context; the device's where none is named. Backbones are measured alone.
         seed: of the order in which workloads are visited.
         progress: told what is going on.
@@ -226,10 +227,10 @@ def wanted_rows(
     toolkit = load_runtime_class(device).toolkit
     names = tuple(lowerings) or device.lowerings
     for name in names:
-        if name not in LOWERING_NAMES:
+        if name not in (*LOWERING_NAMES, ALL):
             raise ProfileError(
                 f"unknown lowering {name!r}.{nearest(name, LOWERING_NAMES)} "
-                f"Known lowerings: {', '.join(LOWERING_NAMES)}."
+                f"Known lowerings: {', '.join(LOWERING_NAMES)}, and all."
             )
     how = method or device.method
     if how not in ("alone", "slope", "in_context"):
@@ -237,7 +238,7 @@ def wanted_rows(
     rows = []
     for workload in workloads:
         possible = default_lowerings(toolkit, workload)
-        for name in [n for n in names if n in possible] or possible[:1]:
+        for name in possible if ALL in names else [n for n in names if n in possible] or possible[:1]:
             rows.append(Wanted(workload, name, how if workload.is_block else "alone"))
     return rows
 

@@ -136,6 +136,12 @@ def profile(
     retry: Annotated[bool, typer.Option("--retry", help="Measure rows without a number again.")] = False,
     block: Annotated[str | None, typer.Option(help="One operator instead of a space, e.g. Conv3D.")] = None,
     shape: Annotated[str | None, typer.Option(help="Its input, CxTxHxW, e.g. 320x30x64x64.")] = None,
+    lowering: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="How blocks are lowered, e.g. fused+conv1x1; several, or all: the table answers with the best."
+        ),
+    ] = None,
     networks: Annotated[
         int | None, typer.Option(help="Measure so many whole networks too: how far sums are off, and a correction.")
     ] = None,
@@ -152,15 +158,17 @@ def profile(
     if networks is not None:
         if space is None:
             raise NasError("--networks measures networks of a SPACE; name one, or leave it out")
+        if lowering:
+            raise NasError("--networks lowers whole networks in the device's own way; leave --lowering out")
         audited = audit_space(space, device, table, networks)
         emit(audited) if as_json else typer.echo(audited["message"])
         return
     if scheduler is not None and space is None:
         raise NasError("--scheduler measures a whole SPACE; measure an operator without it")
     if block is not None and shape is not None:
-        summary = profile_operator(block, shape, device, table, retry=retry)
+        summary = profile_operator(block, shape, device, table, retry=retry, lowerings=lowering or ())
     else:
-        summary = profile_space(str(space), device, table, retry=retry, scheduler=scheduler)
+        summary = profile_space(str(space), device, table, retry=retry, scheduler=scheduler, lowerings=lowering or ())
     if as_json:
         emit(summary)
     else:

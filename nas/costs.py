@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 
 def profile_space(
-    space: str, device: str, table_dir: Path, *, retry: bool = False, scheduler: str | None = None
+    space: str,
+    device: str,
+    table_dir: Path,
+    *,
+    retry: bool = False,
+    scheduler: str | None = None,
+    lowerings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure what the device's table lacks for the space, and sum up what the table holds.
 
@@ -42,13 +48,15 @@ def profile_space(
     before = _rows(target, table_dir)
     with _told() as tell:
         if scheduler is not None:
-            table = profile_fleet(space, target, table_dir, scheduler, retry=retry, progress=tell)
+            table = profile_fleet(space, target, table_dir, scheduler, lowerings=lowerings, retry=retry, progress=tell)
         else:
-            table = profile(space, target, table_dir, retry=retry, progress=tell)
+            table = profile(space, target, table_dir, lowerings=lowerings, retry=retry, progress=tell)
     return _summary(target, table_dir, table, keys, before)
 
 
-def profile_operator(block: str, shape: str, device: str, table_dir: Path, *, retry: bool = False) -> dict[str, Any]:
+def profile_operator(
+    block: str, shape: str, device: str, table_dir: Path, *, retry: bool = False, lowerings: Sequence[str] = ()
+) -> dict[str, Any]:
     """Measure one block at any shape; the summary of ``profile_space`` with its latency and peak."""
     from device_profiler.device import Device
     from device_profiler.profile import profile_operator as measure_operator
@@ -56,12 +64,15 @@ def profile_operator(block: str, shape: str, device: str, table_dir: Path, *, re
     target = Device.load(device)
     before = _rows(target, table_dir)
     with _told() as tell:
-        table, workload = measure_operator(block, shape, target, table_dir, retry=retry, progress=tell)
+        table, workload = measure_operator(
+            block, shape, target, table_dir, lowerings=lowerings, retry=retry, progress=tell
+        )
     row = table.get(workload.key)
     known = row is not None and row.weights_mb is not None and row.activation_peak_mb is not None
     return {
         **_summary(target, table_dir, table, {workload.key}, before),
         "key": workload.key,
+        "lowering": row.lowering if row else None,
         "latency_ms": row.latency_ms_median if row else None,
         "peak_mb": row.weights_mb + row.activation_peak_mb if row and known else None,  # type: ignore[operator]
     }

@@ -10,7 +10,7 @@ from textwrap import wrap
 from typing import Any
 
 from search_spaces.errors import SpaceError
-from search_spaces.plan import Plan, compute, plan_path
+from search_spaces.plan import Plan, PlanEnd, compute, plan_path
 from search_spaces.space import SPACES, Position, Space, list_spaces
 
 
@@ -30,6 +30,20 @@ class PositionSummary:
 
 
 @dataclass(frozen=True)
+class EndSummary:
+    """What comes before or after the network: the workload of one call, its parameters, and the calls of one video."""
+
+    workload: str
+    parameters: int
+    calls: int
+
+    def line(self) -> str:
+        """One line for people."""
+        times = f", {self.calls} calls a video" if self.calls > 1 else ""
+        return f"{self.workload}, {self.parameters:,} parameters{times}"
+
+
+@dataclass(frozen=True)
 class SpaceSummary:
     """A space at a glance. Parameters count the backbone and the layers, not text encoder or autoencoder."""
 
@@ -45,10 +59,13 @@ class SpaceSummary:
     workloads: int
     fingerprint: str
     positions: tuple[PositionSummary, ...]
+    text_encoder: EndSummary
+    decoder: EndSummary | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; ``size`` stays an exact integer."""
-        return {**vars(self), "positions": [vars(position) for position in self.positions]}
+        ends = {"text_encoder": vars(self.text_encoder), "decoder": vars(self.decoder) if self.decoder else None}
+        return {**vars(self), "positions": [vars(position) for position in self.positions], **ends}
 
     def line(self) -> str:
         """One line for a list of spaces."""
@@ -65,9 +82,12 @@ class SpaceSummary:
             "backbone": f"{self.backbone}, {self.parameters_backbone:,} parameters",
             "clip": f"{self.clip}; the network reads {frames} frames of {height}x{width}, {channels} channels",
             "arrangements": f"{self.size:,} ({_power(self.size)})",
-            "workloads": f"{self.workloads} distinct, the backbone included",
+            "workloads": f"{self.workloads} distinct, the backbone included; the text encoder"
+            + (" and the decoder beside them" if self.decoder else " beside them"),
             "parameter range": f"{self.parameters_smallest:,} ({_millions(self.parameters_smallest)}, no layer) to "
             f"{self.parameters_largest:,} ({_millions(self.parameters_largest)}, all positions full)",
+            "text encoder": self.text_encoder.line(),
+            "decoder": self.decoder.line() if self.decoder else "none: the space works in pixels, or names none",
             "definition": self.fingerprint,
         }
         lines = [*wrap(f"{self.name}: {self.description}", 100), ""]
@@ -110,7 +130,13 @@ def summary(space: str | Path | Space) -> SpaceSummary:
         workloads=len(plan.workloads),
         fingerprint=space.fingerprint,
         positions=tuple(_position(space, plan, position) for position in space.positions),
+        text_encoder=_end(plan.text_encoder),
+        decoder=_end(plan.decoder) if plan.decoder is not None else None,
     )
+
+
+def _end(end: PlanEnd) -> EndSummary:
+    return EndSummary(end.workload, end.parameters, end.calls)
 
 
 def summaries() -> list[SpaceSummary]:

@@ -273,6 +273,11 @@ def test_what_does_not_fit_is_one_line(source: str, tmp_path: Path, capsys: pyte
     pixels = str(space(tmp_path))
     assert "no such folder" in refused(str(tmp_path / "nothing"), "--space", pixels, "--out", out)
     assert "cross_attention_dim" in refused(source, "--space", "tiny", "--out", out)
+    wide = tmp_path / "wide.yaml"
+    config = {**PIXELS["backbone"]["config"], "block_out_channels": [8, 24, 32]}
+    wide.write_text(yaml.safe_dump({**PIXELS, "backbone": {**PIXELS["backbone"], "config": config}}))
+    said = refused(source, "--space", str(wide), "--out", out)
+    assert "(8x2, 16x2, 32x2, 32x2) to those of space pixels (8x1, 24x1, 32x1)" in said
     both = ("--parameters", "1e6", "--latency-ms", "5")
     assert "two targets" in refused(source, "--space", pixels, "--out", out, *both)
     unet = str(Path(source) / "unet")

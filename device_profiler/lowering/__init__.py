@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_profiler.child import Child
 from device_profiler.errors import WorkloadError, one_line
+from device_profiler.lowering.forms import forms_of, reform, split
 from device_profiler.subject import Subject, package_version
 from search_spaces.workload import Workload
 
@@ -41,6 +42,7 @@ TOOLKITS: dict[str, str] = {
 TOOLKIT_PACKAGES = {"onnx": ("torch", "onnx", "onnxscript"), "coreml": ("torch", "coremltools")}
 MANIFEST = "lowered.json"
 SAMPLES = 4096
+FORM_TOLERANCE = 1e-4  # of a form against the plain block, both float32 in torch
 SCHEMA = 1
 
 
@@ -141,15 +143,17 @@ def sample_error(
 
 
 def default_lowerings(toolkit: str, workload: Workload) -> tuple[str, ...]:
-    """Names of the forms a toolkit has for a workload; the first is the default.
+    """Names of the lowerings a toolkit has for a workload; the first is the default.
 
-    Only work with attention in it has several: ``fused`` keeps attention one operation, ``decomposed`` spells it out.
+    Where there is attention, ``fused`` keeps it one operation and ``decomposed`` spells it out. ``+form`` is another
+    form of the block (``device_profiler.lowering.forms``).
     """
     from device_profiler.admission import has_attention
 
-    if toolkit == "module" or not has_attention(workload):
-        return ("plain",)
-    return ("decomposed", "fused") if toolkit == "onnx" else ("fused", "decomposed")
+    attention: tuple[str, ...] = ("plain",)
+    if toolkit != "module" and has_attention(workload):
+        attention = ("decomposed", "fused") if toolkit == "onnx" else ("fused", "decomposed")
+    return (*attention, *(f"{how}+{form}" for form in forms_of(workload.block) for how in attention))
 
 
 def artifact_name(subject: Subject, toolkit: str, lowering: str, check: bool = True) -> str:
@@ -157,7 +161,8 @@ def artifact_name(subject: Subject, toolkit: str, lowering: str, check: bool = T
     module = TOOLKITS[toolkit].partition(":")[0]
     spec = importlib.util.find_spec(module)
     digest = hashlib.sha256(f"{SCHEMA} {subject.fingerprint()} {toolkit} {lowering}".encode())
-    for origin in (__file__, spec.origin if spec else None):
+    forms = sorted(Path(__file__).parent.glob("*form*.py")) if split(lowering)[1] else []
+    for origin in (__file__, spec.origin if spec else None, *forms):
         if origin:
             digest.update(Path(origin).read_bytes())
     for package in TOOLKIT_PACKAGES.get(toolkit, ()):
@@ -198,11 +203,13 @@ def lower(subject: Subject, toolkit: str, lowering: str, cache: Path, check: boo
             module, examples, names = subject.build()
             inputs = tuple(_input(name, tensor) for name, tensor in zip(names, examples, strict=True))
             expected = _expected(module, inputs) if check and toolkit != "counts" else None
+            module = _reformed(module.eval(), lowering, inputs, expected)
             target, _, function = TOOLKITS[toolkit].partition(":")
             run = getattr(importlib.import_module(target), function)
             precision = subject.workload.precision
             more = {} if check or toolkit != "coreml" else {"check": False}
-            stats = run(module.eval(), tuple(_tensors(inputs)), names, lowering, precision, partial, **more)
+            attention = split(lowering)[0]
+            stats = run(module.eval(), tuple(_tensors(inputs)), names, attention, precision, partial, **more)
         manifest = {
             "schema": SCHEMA,
             "key": subject.key,
@@ -293,6 +300,28 @@ def lower_all(
 def lower_network(subject: Subject, cache: Path, *, toolkit: str = "coreml", lowering: str = "fused") -> Lowered:
     """Lower one whole network in this process; what ``nas export`` calls. Imports torch and the toolkit."""
     return lower(subject, toolkit, lowering, cache)
+
+
+def _reformed(
+    module: nn.Module, lowering: str, inputs: tuple[Input, ...], expected: dict[str, Any] | None
+) -> nn.Module:
+    """The module in the lowering's form, compared with what the plain one gave.
+
+    Raises:
+        WorkloadError: if it computes something else.
+    """
+    if not split(lowering)[1]:
+        return module
+    module = reform(module, lowering)
+    if expected is None:
+        return module
+    output = module(*_tensors(inputs)).float().numpy()
+    off = sample_error(
+        output, expected["output_shape"], expected["expected_at"], expected["expected"], expected["scale"]
+    )
+    if not off <= FORM_TOLERANCE:
+        raise WorkloadError(f"the form {lowering} is off by {off:.2g} against the plain block; it is another function")
+    return module
 
 
 def _input(name: str, tensor: Tensor) -> Input:

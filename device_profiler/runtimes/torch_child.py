@@ -14,6 +14,7 @@ from device_profiler import host
 from device_profiler.child import serve
 from device_profiler.errors import one_line
 from device_profiler.lowering import Input, sample_error
+from device_profiler.lowering.forms import reform
 from device_profiler.subject import Subject
 
 
@@ -51,7 +52,7 @@ def load(folder: str, threads: int, cuda: bool, graph: bool = False) -> dict[str
         return tuple(x.to(place, dtype) if x.is_floating_point() else x.to(place) for x in made)
 
     start = time.perf_counter()
-    module = subject.build()[0].to(place, dtype)
+    module = reform(subject.build()[0], manifest["lowering"]).to(place, dtype)
     if cuda:
         torch.cuda.synchronize()
     cold = (time.perf_counter() - start) * 1e3

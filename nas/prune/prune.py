@@ -90,6 +90,11 @@ def prune_unet(
     whole = load_unet(source).to(config.device).eval().requires_grad_(False)
     for note in check_unet(loaded, whole, source):
         say(f"prune      {source}: {note}")
+    if parameters is None and latency_ms is None and not _leads(whole.config, loaded):
+        raise NasError(
+            f"{source}: no cut leads from its stages ({_stages(whole.config)}) to those of space {loaded.name} "
+            f"({_stages(loaded.backbone.config)}); give a target with --parameters or --latency-ms, or another space"
+        )
     images = Images(loaded, settings, source, text)
     target: float | None = parameters if parameters is not None else latency_ms
     cost: Cost = Parameters()
@@ -163,6 +168,7 @@ def _cut(
                     best = (price, cut, cheaper, missed)
                 del tried
             if best is None:
+                assert target is not None
                 raise NasError(
                     f"no cut leads to {cost.tell(target)}: {cost.tell(now)} is the least of {cost.name} that "
                     f"these units reach ({', '.join(config.units)}); add others with "
@@ -211,6 +217,10 @@ def _leads(config: Any, goal: Space) -> bool:
     return all(a >= b for a, b in zip(have, need, strict=True)) and all(
         "CrossAttn" in a or "CrossAttn" not in b for a, b in kinds
     )
+
+
+def _stages(config: Any) -> str:
+    return ", ".join(f"{n}x{depth}" for n, depth in zip(config["block_out_channels"], _depths(config), strict=True))
 
 
 def _depths(config: Any) -> list[int]:
