@@ -59,13 +59,17 @@ class SpaceSummary:
     workloads: int
     fingerprint: str
     positions: tuple[PositionSummary, ...]
-    text_encoder: EndSummary
+    text_encoder: EndSummary | None
     decoder: EndSummary | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; ``size`` stays an exact integer."""
-        ends = {"text_encoder": vars(self.text_encoder), "decoder": vars(self.decoder) if self.decoder else None}
+        ends = {name: vars(end) if end else None for name, end in self._ends.items()}
         return {**vars(self), "positions": [vars(position) for position in self.positions], **ends}
+
+    @property
+    def _ends(self) -> dict[str, EndSummary | None]:
+        return {"text_encoder": self.text_encoder, "decoder": self.decoder}
 
     def line(self) -> str:
         """One line for a list of spaces."""
@@ -82,12 +86,10 @@ class SpaceSummary:
             "backbone": f"{self.backbone}, {self.parameters_backbone:,} parameters",
             "clip": f"{self.clip}; the network reads {frames} frames of {height}x{width}, {channels} channels",
             "arrangements": f"{self.size:,} ({_power(self.size)})",
-            "workloads": f"{self.workloads} distinct, the backbone included; the text encoder"
-            + (" and the decoder beside them" if self.decoder else " beside them"),
+            "workloads": f"{self.workloads} distinct, the backbone included",
             "parameter range": f"{self.parameters_smallest:,} ({_millions(self.parameters_smallest)}, no layer) to "
             f"{self.parameters_largest:,} ({_millions(self.parameters_largest)}, all positions full)",
-            "text encoder": self.text_encoder.line(),
-            "decoder": self.decoder.line() if self.decoder else "none: the space works in pixels, or names none",
+            **{name.replace("_", " "): end.line() for name, end in self._ends.items() if end is not None},
             "definition": self.fingerprint,
         }
         lines = [*wrap(f"{self.name}: {self.description}", 100), ""]
@@ -131,12 +133,12 @@ def summary(space: str | Path | Space) -> SpaceSummary:
         fingerprint=space.fingerprint,
         positions=tuple(_position(space, plan, position) for position in space.positions),
         text_encoder=_end(plan.text_encoder),
-        decoder=_end(plan.decoder) if plan.decoder is not None else None,
+        decoder=_end(plan.decoder),
     )
 
 
-def _end(end: PlanEnd) -> EndSummary:
-    return EndSummary(end.workload, end.parameters, end.calls)
+def _end(end: PlanEnd | None) -> EndSummary | None:
+    return EndSummary(end.workload, end.parameters, end.calls) if end is not None else None
 
 
 def summaries() -> list[SpaceSummary]:
