@@ -23,7 +23,7 @@ class Attention:
 
 def has_attention(workload: Workload) -> bool:
     """Whether the workload holds attention, so that it has a fused and a decomposed form."""
-    return workload.block in ("backbone", "network") or "Attention" in workload.block
+    return workload.block in ("backbone", "network", "spatial") or "Attention" in workload.block
 
 
 def attention_of(workload: Workload) -> Attention | None:

@@ -117,6 +117,7 @@ def profile_fleet(
     table_dir: str | Path,
     scheduler: str,
     *,
+    spatial: bool = False,
     lowerings: Sequence[str] = (),
     method: str | None = None,
     retry: bool = False,
@@ -130,6 +131,7 @@ def profile_fleet(
 
     Args:
         scheduler: its address, ``tcp://host:8786``.
+        spatial: measure the backbone's parts too, each by itself.
         group: workloads a worker takes at once.
         patience_s: how long to wait for a worker when there is none, before giving up with what is written.
 
@@ -141,6 +143,8 @@ def profile_fleet(
     loaded = Space.load(space)
     target = device if isinstance(device, Device) else Device.load(device)
     workloads = (*loaded.workloads(target.precision), *loaded.ends(target.precision))
+    if spatial:
+        workloads += loaded.spatial_workloads(target.precision)
     wanted = profiling.wanted_rows(workloads, target, lowerings, method)
     path = table_path(table_dir, target.name, target.runtime)
     table = Table.load(path) if path.exists() else None

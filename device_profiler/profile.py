@@ -52,6 +52,7 @@ def profile(
     table_dir: str | Path,
     *,
     clip: str = "deployment",
+    spatial: bool = False,
     lowerings: Sequence[str] = (),
     method: str | None = None,
     retry: bool = False,
@@ -69,6 +70,7 @@ def profile(
 
     Args:
         table_dir: the table is ``table_dir/<device>/<runtime>.csv``, raw samples beside it.
+        spatial: measure the backbone's parts too, each by itself.
         lowerings: names of ``LOWERING_NAMES``, or ``all``; the device's, then the runtime's default where none are.
         method: alone, slope or in_context; the device's where none is named. Backbones are measured alone.
         seed: of the order in which workloads are visited.
@@ -82,6 +84,8 @@ def profile(
     loaded = Space.load(space)
     target = device if isinstance(device, Device) else Device.load(device)
     workloads = (*loaded.workloads(target.precision, clip), *loaded.ends(target.precision, clip))
+    if spatial:
+        workloads += loaded.spatial_workloads(target.precision, clip)
     wanted = wanted_rows(workloads, target, lowerings, method)
     return _fill(wanted, target, table_dir, _origin(space, loaded), retry, limits, seed, progress, cache_dir)
 
@@ -349,7 +353,7 @@ def _subjects(row: Wanted, space: str) -> tuple[tuple[Subject, ...], tuple[int, 
     """What to lower for a row, and how many copies of the block each has."""
     from device_profiler.subject import SEGMENT, Subject
 
-    origin = space if row.workload.block in ("backbone", "network") else ""
+    origin = space if row.workload.block in ("backbone", "network", "spatial") else ""
     subject = Subject(row.workload, origin, row.arrangement)
     if row.method == "slope":
         return tuple(subject.with_copies(count) for count in SLOPE_COUNTS), SLOPE_COUNTS

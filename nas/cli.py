@@ -134,6 +134,7 @@ def profile(
     device: Annotated[str, typer.Option(help="A shipped device's name, or a YAML.")] = "host_cpu",
     table: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("tables"),
     retry: Annotated[bool, typer.Option("--retry", help="Measure rows without a number again.")] = False,
+    spatial: Annotated[bool, typer.Option("--spatial", help="The backbone's parts too, each by itself.")] = False,
     block: Annotated[str | None, typer.Option(help="One operator instead of a space, e.g. Conv3D.")] = None,
     shape: Annotated[str | None, typer.Option(help="Its input, CxTxHxW, e.g. 320x30x64x64.")] = None,
     lowering: Annotated[
@@ -151,8 +152,10 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Measure what the table lacks of a space, or one operator; run again to go on after a stop."""
-    from nas.costs import audit_space, profile_operator, profile_space
+    from nas.costs import audit_space, profile_operator, profile_space, render_parts
 
+    if spatial and space is None:
+        raise NasError("--spatial measures the parts of a SPACE's backbone; name one, or leave it out")
     if (space is None) == (block is None) or (block is None) != (shape is None):
         raise NasError("profile takes a SPACE, or --block and --shape of one operator; give the one or the other")
     if networks is not None:
@@ -168,7 +171,9 @@ def profile(
     if block is not None and shape is not None:
         summary = profile_operator(block, shape, device, table, retry=retry, lowerings=lowering or ())
     else:
-        summary = profile_space(str(space), device, table, retry=retry, scheduler=scheduler, lowerings=lowering or ())
+        summary = profile_space(
+            str(space), device, table, retry=retry, scheduler=scheduler, lowerings=lowering or (), spatial=spatial
+        )
     if as_json:
         emit(summary)
     else:
@@ -177,6 +182,8 @@ def profile(
             f"{summary['not_ok']} without a number"
             + (f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else "")
         )
+        if summary.get("spatial"):
+            typer.echo(render_parts(summary["spatial"], summary["backbone_ms"]))
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +30,16 @@ def profile_space(
     retry: bool = False,
     scheduler: str | None = None,
     lowerings: Sequence[str] = (),
+    spatial: bool = False,
 ) -> dict[str, Any]:
     """Measure what the device's table lacks for the space, and sum up what the table holds.
 
-    With a ``scheduler`` all its workers that own the device measure together.
+    With a ``scheduler`` all its workers that own the device measure together. With ``spatial`` the backbone's parts
+    are measured too.
 
     Returns:
-        Path and source of the table, its rows, how many of them are new, how many have no number, and why.
+        Path and source of the table, its rows, how many of them are new, how many have no number, and why; and each
+        part's latency, where parts were asked for.
     """
     from device_profiler.device import Device
     from device_profiler.fleet import profile_fleet
@@ -44,14 +47,44 @@ def profile_space(
 
     target = Device.load(device)
     loaded = Space.load(space)
-    keys = {row.key for row in (*loaded.workloads(target.precision), *loaded.ends(target.precision))}
+    parts = loaded.spatial_workloads(target.precision) if spatial else ()
+    keys = {row.key for row in (*loaded.workloads(target.precision), *loaded.ends(target.precision), *parts)}
     before = _rows(target, table_dir)
     with _told() as tell:
         if scheduler is not None:
-            table = profile_fleet(space, target, table_dir, scheduler, lowerings=lowerings, retry=retry, progress=tell)
+            table = profile_fleet(
+                space,
+                target,
+                table_dir,
+                scheduler,
+                spatial=spatial,
+                lowerings=lowerings,
+                retry=retry,
+                progress=tell,
+            )
         else:
-            table = profile(space, target, table_dir, lowerings=lowerings, retry=retry, progress=tell)
-    return _summary(target, table_dir, table, keys, before)
+            table = profile(space, target, table_dir, spatial=spatial, lowerings=lowerings, retry=retry, progress=tell)
+    summary = _summary(target, table_dir, table, keys, before)
+    if parts:
+        rows = {part.name.partition(".")[2]: table.get(part.key) for part in parts}
+        whole = table.get(loaded.backbone_workload(target.precision).key)
+        summary["spatial"] = {name: row.latency_ms_median if row else None for name, row in rows.items()}
+        summary["backbone_ms"] = whole.latency_ms_median if whole else None
+    return summary
+
+
+def render_parts(parts: Mapping[str, float | None], whole: float | None) -> str:
+    """The backbone's parts with their latencies, their shares of the sum as bars, and the sum beside the whole."""
+    known = {name: value for name, value in parts.items() if value is not None}
+    total = sum(known.values())
+    lines = []
+    for name, value in parts.items():
+        if value is None:
+            lines.append(f"{name:<18} {'no number':>10}")
+        else:
+            lines.append(f"{name:<18} {value:>10.3f} ms {value / total:>5.0%} {'#' * round(40 * value / total)}")
+    beside = f"; the backbone whole {whole:.3f} ms" if whole is not None else ""
+    return "\n".join([*lines, f"{'sum':<18} {total:>10.3f} ms{beside}"])
 
 
 def profile_operator(

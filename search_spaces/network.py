@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from search_spaces.arrangement import Arrangement
-from search_spaces.backbones import backbone_forward, build_backbone
+from search_spaces.backbones import backbone_forward, build_backbone, build_part
 from search_spaces.blocks import block_spec, build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
@@ -91,14 +91,15 @@ def build_module(
     values, since a compiler may drop a product with zeros.
 
     Args:
-        workload: a block, a backbone, a network, a text encoder or a decoder.
+        workload: a block, a backbone or a spatial part of it, a network, a text encoder or a decoder.
         space: the space that a backbone or network belongs to; the others need none.
         arrangement: that of a network.
         seed: of weights and example inputs.
 
     Returns:
         The module, example inputs, and the inputs' names: ``x`` and, where they are read, ``timestep`` and ``context``;
-        ``tokens`` of a text encoder, which are int64. All other tensors are float32 whatever the workload's precision:
+        ``tokens`` of a text encoder, which are int64; ``embedding`` of the time, for a spatial part. All other tensors
+        are float32 whatever the workload's precision:
         a lowering decides how to reach it.
 
     Raises:
@@ -112,6 +113,8 @@ def build_module(
             names: tuple[str, ...] = ("tokens",)
         elif workload.block == "decoder":
             module, names = build_decoder(workload.name), ("x",)
+        elif workload.block == "spatial":
+            module, names = _spatial_part(workload, space), ("x", "embedding", "context")
         elif workload.is_block:
             block = build_block(workload.variant, workload.channels, workload.context_dim)
             module = _Block(block, workload.frames)
@@ -124,9 +127,19 @@ def build_module(
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
             "timestep": torch.full((workload.batch,), 500.0),
             "context": torch.randn(workload.batch, workload.context_tokens, workload.context_dim),
+            "embedding": torch.randn(workload.batch, getattr(module, "embedding", 1)),
             "tokens": torch.randint(words, (workload.batch, workload.context_tokens)),
         }
     return module.eval().requires_grad_(False), tuple(examples[name] for name in names), names
+
+
+def _spatial_part(workload: Workload, space: Space | None) -> nn.Module:
+    if space is None:
+        raise SpaceError(f"{workload.base}: a spatial part belongs to a space; pass it")
+    prefix, name = f"{space.backbone_id}.", workload.name
+    if not name.startswith(prefix):
+        raise SpaceError(f"{workload.base} names {name}, but the backbone passed is {space.backbone_id}")
+    return build_part(space, name.removeprefix(prefix))
 
 
 def _whole_network(workload: Workload, space: Space | None, arrangement: Arrangement | None) -> VideoNetwork:

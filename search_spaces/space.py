@@ -441,6 +441,26 @@ class Space:
         frames, _, height, width = self.latent_shape(clip)
         return decoder_spec(self.autoencoder.decoder).calls(frames, height, width)
 
+    def spatial_workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
+        """What the backbone is made of, part by part in execution order; none where it is not known in parts."""
+        parts = backbone_spec(self.backbone.name).parts
+        frames, _, height, width = self.latent_shape(clip)
+        return tuple(
+            Workload(
+                "spatial",
+                (),
+                channels=part.channels,
+                frames=frames,
+                height=height // part.downscale,
+                width=width // part.downscale,
+                precision=precision,
+                context_tokens=self.text.tokens,
+                context_dim=self.text.dim,
+                name=f"{self.backbone_id}.{part.name}",
+            )
+            for part in (parts(self.backbone.config) if parts is not None else ())
+        )
+
     def ends(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """What a video costs beside the network: the text encoder's workload, and the decoder's where there is one."""
         found = (self.text_encoder_workload(precision), self.decoder_workload(precision, clip))

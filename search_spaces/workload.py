@@ -11,7 +11,7 @@ from search_spaces.variant import Variant
 PRECISIONS: dict[str, int] = {"fp32": 4, "fp16": 2}
 
 #: What is measured beside blocks.
-WHOLE = ("backbone", "network", "text_encoder", "decoder")
+WHOLE = ("backbone", "network", "text_encoder", "decoder", "spatial")
 
 _KEY = re.compile(
     r"(?P<label>[^/@]+)/c(?P<channels>\d+)/t(?P<frames>\d+)/(?P<height>\d+)x(?P<width>\d+)"
@@ -24,8 +24,8 @@ class Workload:
     """What a table row is about. ``key`` is its name everywhere; positions of equal shape share one workload.
 
     ``block`` is a block's name, or one of ``WHOLE``; ``name`` then says which. Sizes are those of the input: a block's
-    feature map at its position, the latent of a whole network, the latent that one call of a decoder takes. A text
-    encoder's are one row of tokens, as wide as its output.
+    feature map at its position, the latent of a whole network, the latent that one call of a decoder takes, what a
+    ``spatial`` part of a backbone reads (skip included). A text encoder's are one row of tokens, as wide as its output.
     """
 
     block: str

@@ -30,6 +30,15 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A spatial part of a backbone: its name, the channels it reads (skip included), its downscale."""
+
+    name: str
+    channels: int
+    downscale: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """What a space must know of a backbone: its input, its text, and its places in execution order."""
 
@@ -50,6 +59,8 @@ class BackboneSpec:
         tokens: length of the text that its measured workload reads.
         layout: the torch-free reading of a config.
         extras: further keys that a space's config may have.
+        parts: the torch-free reading of a config's spatial parts, in execution order. build_part: ``module:function``,
+            called as ``function(backbone, name)`` and returning one as a module of (x, embedding, context).
         summary: one phrase for people.
     """
 
@@ -60,6 +71,8 @@ class BackboneSpec:
     layout: Callable[[Mapping[str, Any]], Layout]
     summary: str
     extras: tuple[str, ...] = ()
+    parts: Callable[[Mapping[str, Any]], tuple[Part, ...]] | None = None
+    build_part: str = ""
 
 
 def unet_layout(config: Mapping[str, Any]) -> Layout:
@@ -111,6 +124,36 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
     return Layout(config["in_channels"], config["cross_attention_dim"], tuple(down + up))
 
 
+def unet_parts(config: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The spatial parts of diffusers' ``UNet2DConditionModel``: convolutions, pairs, samplers, the mid block.
+
+    Only the time embedding is left out: it is computed once a clip, from one number.
+    """
+    channels, layers = list(config["block_out_channels"]), config["layers_per_block"]
+    stages = len(channels)
+    depths = list(layers) if isinstance(layers, list | tuple) else [layers] * stages
+    parts = [Part("conv_in", config["in_channels"], 1)]
+    skips, running = [channels[0]], channels[0]
+    for i, size in enumerate(channels):
+        for j in range(depths[i]):
+            parts.append(Part(f"down.{i}.{j}", running, 2**i))
+            running = size
+            skips.append(running)
+        if i < stages - 1:
+            parts.append(Part(f"down.{i}.downsample", running, 2**i))
+            skips.append(running)
+    if config.get("mid_block_type") is not None:
+        parts.append(Part("mid", running, 2 ** (stages - 1)))
+    for i, size in enumerate(reversed(channels)):
+        scale = 2 ** (stages - 1 - i)
+        for j in range(depths[-1 - i] + 1):
+            parts.append(Part(f"up.{i}.{j}", running + skips.pop(), scale))
+            running = size
+        if i < stages - 1:
+            parts.append(Part(f"up.{i}.upsample", running, scale))
+    return (*parts, Part("conv_out", running, 1))
+
+
 BACKBONES: dict[str, BackboneSpec] = {
     "sd15_pruned": BackboneSpec(
         "search_spaces.backbones.unet:build_unet",
@@ -132,6 +175,8 @@ BACKBONES: dict[str, BackboneSpec] = {
         layout=unet_layout,
         summary="Stable Diffusion 1.5's UNet cut to three stages, one layer a block, no mid block",
         extras=("widths",),
+        parts=unet_parts,
+        build_part="search_spaces.backbones.unet:part_of",
     ),
     "tiny": BackboneSpec(
         "search_spaces.backbones.unet:build_unet",
@@ -153,6 +198,8 @@ BACKBONES: dict[str, BackboneSpec] = {
         layout=unet_layout,
         summary="the same kind of UNet in pixel space, small enough for two cores",
         extras=("widths",),
+        parts=unet_parts,
+        build_part="search_spaces.backbones.unet:part_of",
     ),
 }
 
@@ -196,6 +243,18 @@ def build_backbone(space: Space) -> nn.Module:
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise SpaceError(f"{space.name}: backbone.config is refused by {space.backbone.name}: {reason}") from error
+
+
+def build_part(space: Space, name: str) -> nn.Module:
+    """One spatial part of the space's backbone, freshly initialised: a module of (x, embedding, context).
+
+    Raises:
+        SpaceError: if the backbone is not known in parts, or has none of that name.
+    """
+    spec = backbone_spec(space.backbone.name)
+    if not spec.build_part:
+        raise SpaceError(f"backbone {space.backbone.name} is not known in parts; measure it whole")
+    return _load(spec.build_part)(build_backbone(space), name)
 
 
 def backbone_forward(space: Space) -> Callable[..., Any]:

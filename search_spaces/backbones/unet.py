@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
-from torch import Tensor
+from diffusers import Transformer2DModel, UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
 
 from search_spaces.backbones.narrow import NarrowUNet
+from search_spaces.errors import SpaceError
 
 #: Called with a moment's name, the running tensor and the skips alive then, as (name, tensor).
 Watch = Callable[[str, Tensor, Sequence[tuple[str, Tensor]]], None]
@@ -18,6 +20,65 @@ Watch = Callable[[str, Tensor, Sequence[tuple[str, Tensor]]], None]
 def build_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
     """A freshly initialised UNet; with ``widths``, one whose attentions are narrower than diffusers makes them."""
     return NarrowUNet(**config) if config.get("widths") else UNet2DConditionModel(**config)
+
+
+class Part(nn.Module):
+    """One spatial part of a UNet as ``run_unet`` runs it.
+
+    Args:
+        modules: run one after the other; those that take the time embedding or the text are told it.
+        embedding: width of the time embedding.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], embedding: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(modules)
+        self.embedding = embedding
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor) -> Tensor:
+        """``x: (B*T, C, H, W)``, ``embedding: (B, E)`` and ``context: (B, L, D)``, one a clip."""
+        frames = x.shape[0] // embedding.shape[0]
+        told, text = per_frame(embedding, frames), per_frame(context, frames)
+        for part in self.parts:
+            if isinstance(part, ResnetBlock2D):
+                x = part(x, told)
+            elif isinstance(part, Transformer2DModel):
+                x = part(x, encoder_hidden_states=text, return_dict=False)[0]
+            elif hasattr(part, "resnets"):
+                x = part(x, told, encoder_hidden_states=text) if part.has_cross_attention else part(x, told)
+            else:
+                x = part(x)
+        return x
+
+
+def part_of(unet: Any, name: str) -> Part:
+    """A spatial part by the name that ``unet_parts`` gives it.
+
+    Raises:
+        SpaceError: if there is none.
+    """
+    side, _, rest = name.partition(".")
+    found: list[nn.Module] = []
+    if name == "conv_in":
+        found = [unet.conv_in]
+    elif name == "conv_out":
+        found = [part for part in (unet.conv_norm_out, unet.conv_act) if part is not None] + [unet.conv_out]
+    elif name == "mid" and unet.mid_block is not None:
+        found = [unet.mid_block]
+    elif side in ("down", "up"):
+        stage, _, which = rest.partition(".")
+        blocks = dict(enumerate(unet.down_blocks if side == "down" else unet.up_blocks))
+        block = blocks.get(int(stage)) if stage.isdigit() else None
+        if block is None:
+            pass
+        elif which == f"{side}sample":
+            found = list((block.downsamplers if side == "down" else block.upsamplers) or ())
+        elif which.isdigit() and int(which) < len(block.resnets):
+            found = [block.resnets[int(which)]]
+            found += [block.attentions[int(which)]] if getattr(block, "has_cross_attention", False) else []
+    if not found:
+        raise SpaceError(f"this UNet has no part {name!r}")
+    return Part(found, unet.time_embedding.linear_2.out_features)
 
 
 def per_frame(x: Tensor, num_frames: int) -> Tensor:
