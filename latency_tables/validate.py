@@ -75,7 +75,7 @@ def _header(table: Table) -> Iterator[Finding]:
             "additivity-unknown",
             "",
             f"no evidence from whole networks: predictions keep a margin of {audit.margin:.0%}; "
-            "run benchmarks/additivity.py on the device",
+            "measure some: nas profile SPACE --device DEVICE --networks 20",
         )
     if audit.state == "over limit":
         message = f"error on whole networks {audit.mape:.1%} is over {LIMIT:.0%}; measure blocks in context or correct"
