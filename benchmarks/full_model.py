@@ -2,8 +2,8 @@
 
 The arrangement is the first random one within 10 million of that which holds all six blocks. Weights are random; a
 small CLIP stands in for the text encoder, which is not exported. Each stage is a process of its own, so that peak
-memory is that stage's. Prints a table and one JSON line; exit code 1 if a stage fails, parameters are outside of 0.55 to
-0.65 billion, or a stage's peak is over 12 GB.
+memory is that stage's. Prints a table and one JSON line; exit code 1 if a stage fails, parameters are outside of 0.55
+to 0.65 billion, or a stage's peak is over 12 GB.
 
     python benchmarks/full_model.py [--frames 8] [--height 256] [--width 256] [--keep FOLDER]
 """

@@ -5,10 +5,10 @@ trained alone on moving shapes from the same warm backbone with two seeds. The l
 and made once (an hour; stopped at any moment, it goes on). The ceiling is the tau between the two seeds: no score can
 be expected to agree better with one seed than the other seed does.
 
-Strategies: supernets of equal numbers of trained paths, drawn fairly, uniformly, or as a sandwich with in-place
-distillation; with spatial layers frozen once paths train (the default, and the paper's way) or trained slowly; and, on
-the same weights, scored after a few steps of adaptation, or by replacing one position at a time in a trained path. Exit
-code 1 if the default's tau is under 0.7 or 85% of the ceiling.
+Strategies: supernets of equal numbers of trained paths, or three times as many, drawn fairly, uniformly, or as a
+sandwich with in-place distillation; with spatial layers frozen once paths train (the default, and the paper's way) or
+trained slowly; and, on the same weights, scored after a few steps of adaptation, or by replacing one position at a time
+in a trained path. Exit code 1 if the default's tau is under 0.7 or 85% of the ceiling.
 
     python benchmarks/rank_correlation.py [--truth-only] [--strategies fair uniform ...] [--runs runs/rank_correlation]
 """
@@ -65,10 +65,14 @@ SETTINGS = (
 )
 QUALITY = QualityConfig(clips=64, repeats=4)
 FROZEN, SLOW = {"paths": "fair", "spatial_rate": 0.0}, {"paths": "fair", "spatial_rate": 0.1}
+LONGER = {**FROZEN, "times": 3}  # as many paths
 STRATEGIES = {  # name -> (settings of its supernet, how it is scored)
     "fair": (FROZEN, "inherited"),
     "fair, one replaced": (FROZEN, "replaced"),
     "fair, adapted": (FROZEN, "adapted"),
+    "fair, three times longer": (LONGER, "inherited"),
+    "three times, adapted": (LONGER, "adapted"),
+    "three times, one replaced": (LONGER, "replaced"),
     "fair, spatial slow": (SLOW, "inherited"),
     "the same, one replaced": (SLOW, "replaced"),
     "the same, adapted": (SLOW, "adapted"),
@@ -167,9 +171,9 @@ class Bench:
     def supernet(self, settings: dict[str, str | float]) -> tuple[Supernet, TextEncoder]:
         """The averaged weights of a strategy's supernet, trained from the warm start; resumable."""
         per_step = 3 if settings["paths"] == "sandwich" else 1
-        steps = PATHS // per_step
+        steps = PATHS * int(settings.get("times", 1)) // per_step
         config = self.config.train.model_copy(
-            update={**settings, "steps": steps, "warmup_steps": 0, "checkpoint_every": 200}
+            update={**_trained(settings), "steps": steps, "warmup_steps": 0, "checkpoint_every": 200}
         )
         name = "_".join(f"{key}-{value}" for key, value in settings.items())
         folder = self.runs / name
@@ -203,7 +207,7 @@ class Bench:
         return [known[a.key] for a, *_ in self.chosen]
 
     def _adapted(self, nets: tuple[Supernet, TextEncoder], settings: dict[str, str | float], a: Arrangement) -> float:
-        config = self.config.train.model_copy(update=settings)
+        config = self.config.train.model_copy(update=_trained(settings))
         own = train_alone(self.space, self.data, config, a, nets, steps=ADAPT, seed=5, inherit=True)
         return self.score(own).score(a).loss
 
@@ -214,6 +218,11 @@ class Bench:
         return loss + sum(
             quality.score(base.replace(position, variants)).loss - loss for position, variants in a.layers
         )
+
+
+def _trained(settings: dict[str, str | float]) -> dict[str, str | float]:
+    """What of a strategy's settings the trainer is told."""
+    return {name: value for name, value in settings.items() if name != "times"}
 
 
 def _rows(path: Path) -> Iterator[dict[str, str]]:
