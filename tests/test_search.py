@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +173,15 @@ def test_the_cheapest_arrangement_that_cannot_be_told_apart_is_chosen(tmp_path: 
     assert choice.chosen.loss - choice.best.loss <= 0.03
     assert choice.chosen.latency_ms <= choice.best.latency_ms
     assert choose(front, lambda a, b: difference(a, b, stderr=0.0)).chosen is choice.best
+
+
+def test_sums_that_differ_in_their_last_digit_are_equal(tmp_path: Path) -> None:
+    """The same layers at other positions cost the same; the worse of two such arrangements is not on the front."""
+    found, _ = run(tiny_problem(LIMITS), tmp_path / "study.journal", trials=2)
+    one = next(e for e in found if e.feasible)
+    nearly = replace(one, trial=99, loss=one.loss + 0.1, objectives=(one.objectives[0] * (1 - 2e-16),))
+    assert nearly.objectives[0] < one.objectives[0]
+    assert pareto_front([nearly, one]) == [one]
 
 
 def test_front_csv_marks_the_front_and_the_chosen_one(tmp_path: Path) -> None:

@@ -14,15 +14,17 @@ from nas.search.study import Evaluation
 from search_spaces.arrangement import Arrangement
 
 FRONT_FILE = "front.csv"
+SAME = 9  # significant digits
 
 
 def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     """The feasible evaluations that no other feasible one beats in the loss and every objective, cheapest first.
 
-    Of equal ones the first is taken.
+    Of equal ones the first is taken. Costs are equal up to ``SAME``: the same layers at other positions add up to the
+    same latency, but for the last digit of a sum.
     """
     fit = [e for e in evaluations if e.feasible and not e.pruned]
-    values = np.array([(e.loss, *(e.objectives or (e.latency_ms,))) for e in fit])
+    values = np.array([(e.loss, *map(_to_compare, e.objectives or (e.latency_ms,))) for e in fit])
     front = []
     for i, e in enumerate(fit):
         no_worse = np.all(values <= values[i], axis=1)
@@ -31,6 +33,11 @@ def pareto_front(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
         if not np.any(no_worse & (better | earlier)):
             front.append(e)
     return sorted(front, key=lambda e: (e.latency_ms, e.loss))
+
+
+def _to_compare(cost: float) -> float:
+    """A cost without the digits in which equal sums differ."""
+    return float(f"{cost:.{SAME}g}")
 
 
 @dataclass(frozen=True)

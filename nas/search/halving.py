@@ -17,6 +17,7 @@ from search_spaces.arrangement import Arrangement
 
 Z = 3.0  # standard errors by which an arrangement must be behind to be stopped
 DIGITS = 7  # of a sample in the storage
+SAME = 1e-9  # share by which equal sums of costs may differ
 
 
 class Gradual(Protocol):
@@ -93,7 +94,7 @@ class Race:
         rivals = [
             rival
             for rival in self._rivals.values()
-            if len(rival.samples) > len(samples) >= 2 and np.all(rival.costs <= costs)
+            if len(rival.samples) > len(samples) >= 2 and np.all(rival.costs <= costs * (1 + SAME))
         ]
         if not rivals:
             return None
