@@ -434,7 +434,7 @@ def export(
         str | None, typer.Option(help="Weights in fewer bits: int8, palettize8, palettize6 or palettize4.")
     ] = None,
     device: Annotated[
-        str | None, typer.Option(help="Whose table predicts the costs in the package's metadata.")
+        str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
     as_json: Json = False,
@@ -468,6 +468,9 @@ def export(
         if name in stats:
             end = stats[name]
             typer.echo(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
+    if stats["forms"]:
+        layers = [f"{name} {'/'.join(form or 'plain' for form in wanted)}" for name, wanted in stats["forms"].items()]
+        typer.echo(f"written as the table found fastest: {', '.join(layers)}")
     if stats["predicted"]:
         told = stats["predicted"]
         typer.echo(f"{told['device']}: {told['latency_ms']} ms, {told['peak_mb']} MB predicted, {told['source']}")

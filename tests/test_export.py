@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from diffusers import AutoencoderKLAllegro, FlowMatchEulerDiscreteScheduler
 from latent_fixtures import save_allegro, small_space
 from training_fixtures import clips, tiny
 
+from latency_tables.lookup import load_table
 from nas.cli import main
 from nas.errors import NasError
 from nas.export import compress, ends, export_model
+from nas.export.forms import best_forms
 from nas.export.metadata import PREFIX
 from nas.export.network import function_name, parse_shape
 from nas.model import VideoUNet
@@ -111,6 +114,31 @@ def test_predicted_costs_come_from_the_table_and_only_for_its_clip(model: Path, 
         VideoUNet.from_pretrained(model, subfolder="unet"), "iphone16_pro_max_roofline", tmp_path
     )
     assert estimated["source"] == "estimated" and "estimated" in estimated["evidence"]
+
+
+def test_layers_are_written_in_the_form_that_the_table_found_fastest(
+    model: Path, plain: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    table = load_table("amd_epyc_zen5", tmp_path)
+    unet = VideoUNet.from_pretrained(model, subfolder="unet")
+    assert best_forms(unet, table) == {}, "that table knows one lowering of each"
+    position, layer = next(
+        (name, at) for name, vs in unet.arrangement.layers for at, v in enumerate(vs) if v.block == "Conv3D"
+    )
+    key = unet.space.workload(position, unet.arrangement.at(position)[layer], "fp32").key
+    row = table.get(key)
+    assert row is not None and row.latency_ms_median is not None
+    table.append(replace(row, lowering="plain+taps", latency_ms_median=0.5 * row.latency_ms_median))
+    table.save(tmp_path / "amd_epyc_zen5" / "onnxruntime.csv")
+    forms = best_forms(unet, load_table("amd_epyc_zen5", tmp_path))
+    assert forms[position][layer] == "taps"
+    clip = unet.space.clip("deployment")
+    shape = (clip.frames, clip.height, clip.width)
+    facts = export_model(
+        model, tmp_path / "coreml", shapes=[shape], parts=["network"], device="amd_epyc_zen5", tables=tmp_path
+    )
+    taps = sum(wanted.count("taps") for wanted in forms.values())
+    assert facts["forms"] == forms and facts["ops"]["conv"] == plain[1]["ops"]["conv"] + 2 * taps
 
 
 def test_a_decoder_s_module_decodes_as_the_pipeline_does(tmp_path: Path) -> None:

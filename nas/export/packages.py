@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import NasError
-from nas.export import compress, ends, metadata
+from nas.export import compress, ends, forms, metadata
 from nas.export.network import NAMES, Shape, bound_at, function_name
 from nas.sample import latent_shape
 
@@ -47,7 +47,8 @@ def export_model(
             that share their weights, named ``f16x512x512``, the first the default.
         parts: of ``PARTS``; a space that works in pixels has no decoder.
         quantize: weights in fewer bits: one of ``compress.BITS``. Outputs then differ, and are not held to ``PARITY``.
-        device, tables: whose table predicts the costs that the package's metadata states.
+        device, tables: whose table predicts the costs that the package's metadata states, and says in which form each
+            layer is written: the one that was fastest there.
         tell: called with a sentence before something long.
 
     Returns:
@@ -77,6 +78,8 @@ def export_model(
             "among the exported shapes; add it, or leave --device out"
         )
     predicted = None if device is None else metadata.predicted_costs(unet, device, tables)
+    written = {} if device is None else forms.forms_of_device(unet, device, tables)
+    forms.apply_forms(unet, written)
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -86,7 +89,7 @@ def export_model(
         if "network" in parts:
             facts |= _network(model, unet, wanted, quantize, partial, tell)
             metadata.write(partial / PACKAGE, metadata.facts_of(unet, predicted))
-        facts["predicted"] = predicted
+        facts["predicted"], facts["forms"] = predicted, written
         for name, part in (
             ("text_encoder", ends.text_encoder(pipeline)),
             ("decoder", ends.decoder(pipeline, latents[0])),
