@@ -28,6 +28,7 @@ Config = Annotated[
     Path | None, typer.Option("--config", help="YAML of keys that override the defaults, or a recipe's name: paper.")
 ]
 Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.steps=200.")]
+Yaml = Annotated[Path | None, typer.Option("--config", help="YAML of keys that override the defaults.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is continued.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 ModelDir = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as RUN/model.")]
@@ -248,8 +249,10 @@ def prune(
     device: Annotated[str, typer.Option(help="Whose latency: a shipped device's name, or a YAML.")] = "host_cpu",
     table: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("tables"),
     text: Annotated[str | None, typer.Option(help="CLIP text model, where the data is no cache.")] = None,
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
+    config: Yaml = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. prune.steps=500.")
+    ] = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
     """A small backbone from a large UNet: cut what it misses least, then recover by distillation."""
@@ -317,6 +320,9 @@ def search(
     storage: Storage = None,
     study: Annotated[str | None, typer.Option(help="Name of the study in --storage; space and device else.")] = None,
     scoring: Scoring = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="search.KEY=VALUE", help="Another setting, e.g. search.margin=0.")
+    ] = [],  # noqa: B006
     explain: Annotated[bool, typer.Option("--explain", help="Say why: positions, limits, designs by hand.")] = False,
     helper_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
@@ -336,6 +342,7 @@ def search(
         storage=storage,
         study=study,
         scoring=scoring,
+        sets=set_,
         helper_of=helper_of,
     )
     if helper_of is not None:
@@ -481,8 +488,10 @@ def finetune(
     model: ModelDir,
     out: Annotated[Path, typer.Option(help="Model folder to make; one that was begun is continued.")],
     stage: Annotated[str, typer.Option(help="joint: images and videos. adversarial: to a few steps.")] = "joint",
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
+    config: Yaml = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. joint.steps=200.")
+    ] = [],  # noqa: B006
     processes: Annotated[int | None, typer.Option(help="Train with so many processes on this machine.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -547,8 +556,10 @@ def sample(
 @app.command()
 def evaluate(
     model: ModelDir,
-    config: Config = None,
-    set_: Set = [],  # noqa: B006
+    config: Yaml = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. clips=36.")
+    ] = [],  # noqa: B006
     features: Annotated[Path | None, typer.Option(help="ONNX network for the Frechet distance.")] = None,
     vbench_out: Annotated[Path | None, typer.Option(help="Write the folder of videos that VBench reads.")] = None,
     vbench_prompts: Annotated[Path | None, typer.Option(help="Its prompts: VBench_full_info.json or lines.")] = None,

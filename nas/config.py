@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nas.errors import NasError
 
 CONFIG_FILE = "config.yaml"
+TABLE = "table"  # of a run folder: its device's table
 DEFAULTS = Path(__file__).parent / "configs"
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -275,6 +276,20 @@ def settle(
     return parse_as(kind, merged, str(file) if file is not None else "config")
 
 
+def with_search(config: RunConfig, sets: Sequence[str]) -> RunConfig:
+    """The configuration with some of ``search`` set otherwise: all that a search can be told after training.
+
+    Raises:
+        NasError: on a key outside of ``search``, an unknown one, or a value of the wrong kind.
+    """
+    for text in sets:
+        if not text.startswith("search."):
+            raise NasError(
+                f"--set {text}: a search changes search.* alone; the rest is what the supernet was trained with"
+            )
+    return settle(RunConfig, config.model_dump(mode="json"), None, sets)
+
+
 def store(config: RunConfig, run: Path) -> None:
     """Write ``run/config.yaml``, or check that the one there says the same.
 
@@ -289,7 +304,7 @@ def store(config: RunConfig, run: Path) -> None:
             what = "; ".join(f"{key} is {known.get(key)!r} there, {wanted[key]!r} here" for key in changed[:4])
             raise NasError(f"{run} holds another run: {what}. Give another --out, or the same settings to continue it")
         return
-    if run.is_dir() and any(run.iterdir()):
+    if run.is_dir() and any(part.name != TABLE for part in run.iterdir()):  # a table may be measured there first
         raise NasError(f"{run} is not empty and holds no {CONFIG_FILE}; give a new or empty folder to --out")
     run.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")

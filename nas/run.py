@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.config import CONFIG_FILE, RunConfig, load, store
+from nas.config import CONFIG_FILE, RunConfig, load, store, with_search
 from nas.console import progress, say
 from nas.costs import cost_model, load_table, profile_space
 from nas.errors import AnswerIsNo, NasError
@@ -243,6 +243,7 @@ def search_arrangement(
     storage: str | None = None,
     study: str | None = None,
     scoring: str | None = None,
+    sets: Sequence[str] = (),
     helper_of: int | None = None,
 ) -> Answer:
     """Search the run's supernet under a budget, and write front.csv, arrangement.yaml and the metrics.
@@ -253,6 +254,7 @@ def search_arrangement(
         workers: processes on this machine, this one included.
         storage: URL of a database that other machines search too; by default the run's own ``study.journal``.
         scoring: in place of the configured one; each has a journal of its own.
+        sets: ``search.KEY=VALUE`` in place of the run's own.
         study: name of the study in it; by default it names the space and the device.
         helper_of: process that started this one beside it; it only evaluates, and writes no answer.
     """
@@ -265,7 +267,7 @@ def search_arrangement(
     check_workers(workers)
     if trials is not None and trials < 1:
         raise NasError(f"--trials must be 1 or more, but is {trials}; leave it out for the run's own number")
-    config = with_scoring(load(out), scoring)
+    config = with_scoring(with_search(load(out), sets), scoring)
     limits = {
         "latency_ms": latency_ms,
         "memory_mb": memory_mb,
@@ -294,6 +296,7 @@ def search_arrangement(
         words = ["search", str(out), "--trials", str(trials or config.search.trials), "--sampler", name]
         for option, limit in {**limits, "study": study, "scoring": scoring}.items():
             words += [f"--{option.replace('_', '-')}", str(limit)] if limit is not None else []
+        words += [word for text in sets for word in ("--set", text)]
         same_table = table_watch(config, out, problem)
         with Helpers(words, workers - 1, storage) as helpers, progress("search") as report:
 

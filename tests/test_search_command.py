@@ -130,3 +130,25 @@ def test_what_cannot_be_meant_is_one_line(
 def test_limits_that_contradict_each_other_are_answered_at_once(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert nas("search", run, "--latency-ms", 51, "--parameters-min", 1e9) == 1
     assert "nearest feasible budget" in capsys.readouterr().out
+
+
+def test_a_search_can_be_told_otherwise_than_its_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nas("search", run) == 0
+    before = json.loads((run / "metrics.json").read_text())
+    assert before["held"]["margin"] > 0
+    assert nas("search", run, "--set", "search.margin=0", "--set", "search.trials=2") == 0
+    assert json.loads((run / "metrics.json").read_text())["held"]["margin"] == 0
+    capsys.readouterr()
+    assert nas("search", run, "--set", "train.steps=3") == 2
+    assert "a search changes search.* alone" in capsys.readouterr().err
+    assert nas("search", run, "--set", "search.margins=0") == 2
+    assert "search.margins: unknown key. Did you mean margin?" in capsys.readouterr().err
+
+
+def test_a_table_may_be_measured_into_the_run_folder_first(tmp_path: Path) -> None:
+    (tmp_path / "run" / "table").mkdir(parents=True)
+    store(resolve("tiny", DEVICE, None, SETTINGS), tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(NasError, match="is not empty and holds no config.yaml"):
+        store(resolve("tiny", DEVICE, None, SETTINGS), tmp_path / "other")
