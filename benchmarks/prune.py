@@ -28,7 +28,7 @@ from nas.finetune.loop import Loop
 from nas.flow import Diffusion
 from nas.prune import prune_unet
 from nas.prune.config import PruneSettings
-from nas.prune.prune import Images
+from nas.prune.images import Images
 from nas.prune.recover import Recover
 from nas.text import TextEncoder
 from nas.weights import load_unet

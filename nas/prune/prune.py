@@ -6,26 +6,25 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import yaml
-from torch import Tensor
 
 from nas.checkpoint import disk_is_full
 from nas.config import CONFIG_FILE
 from nas.console import progress, say
 from nas.errors import NasError
 from nas.finetune.loop import Loop, write_whole
-from nas.flow import Diffusion
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
 from nas.prune.cuts import Cut, block_cuts, width_cut
+from nas.prune.images import Images
 from nas.prune.recover import Recover
-from nas.prune.sensitivity import Sensitivity, noisy_batches
+from nas.prune.sensitivity import Sensitivity
 from nas.weights import load_unet
 from search_spaces.backbones.narrow import prunable, width
 from search_spaces.space import Space
@@ -254,7 +253,7 @@ def _note(path: Path, step: int, cut: str, loss: float, cost: float, kind: str) 
         writer.writerow([step, cut, f"{loss:.6g}", f"{cost:.8g}"])
 
 
-# Folder and data ------------------------------------------------------------------------------------------------------
+# Folder ---------------------------------------------------------------------------------------------------------------
 
 
 def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) -> None:
@@ -280,59 +279,6 @@ def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) ->
         return
     out.mkdir(parents=True, exist_ok=True)
     write_whole(path, yaml.safe_dump(json.loads(json.dumps(wanted)), sort_keys=False))
-
-
-class Images:
-    """Images, or stills in latents, with their text states.
-
-    Raises:
-        NasError: if the data is of another kind than the space, or its text has no encoder.
-    """
-
-    def __init__(self, space: Space, settings: PruneSettings, source: str, text: str | None) -> None:
-        from nas.data import open_data
-        from nas.data.cached import CachedLatents, CachedText
-        from nas.data.clip import images_of
-        from nas.distributed import World
-        from nas.loader import Loader
-        from nas.text import TextEncoder, has_part
-        from nas.trainer import check_data, check_source
-
-        check_source(space, settings.data.source)
-        self.config, self.seed = settings.prune, settings.seed
-        self.world = World.open(self.config.device)
-        data = open_data(settings.data, space.clip("training"), "train", settings.seed)
-        check_data(space, data)
-        self.text: Any
-        if isinstance(data, CachedLatents):
-            self.text = CachedText(data.cache).to(self.world.device)
-        elif text is None and not has_part(source, "text_encoder"):
-            raise NasError(f"{source}: a UNet alone has no text encoder; name one with --text, or cache the data first")
-        else:
-            self.text = TextEncoder.pretrained(text or source).to(self.world.device)
-        stills = images_of(data, settings.seed + 1)
-        self._training = Loader(stills, self.config.images, self.world.share)
-        self._calibration = Loader(images_of(data, settings.seed + 2), self.config.batch, self.world.share)
-
-    def training(self, step: int, change: Callable[[list[str]], list[str]]) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) and (B, L, D) of a step, its captions changed first."""
-        batch = self._training(step)
-        return self._taken(batch.video, change(batch.captions))
-
-    def calibration(self) -> Any:
-        """Noisy images, the same in every call."""
-        count = -(-self.config.calibration // self.config.batch)
-        diffusion, generator = Diffusion(self.config.prediction), torch.Generator().manual_seed(self.seed)
-
-        def batch(turn: int) -> tuple[Tensor, Tensor]:
-            found = self._calibration(turn)
-            return self._taken(found.video, found.captions)
-
-        return noisy_batches(batch, count, diffusion, generator)
-
-    @torch.no_grad()
-    def _taken(self, video: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
-        return video[:, 0].to(self.world.device), self.text(captions)
 
 
 def _save_unet(unet: Any, target: Path) -> None:
