@@ -67,6 +67,7 @@ SETTINGS = (
 QUALITY = QualityConfig(clips=64, repeats=4)
 FROZEN, SLOW = {"paths": "fair", "spatial_rate": 0.0}, {"paths": "fair", "spatial_rate": 0.1}
 LONGER = {**FROZEN, "times": 3}  # as many paths
+SANDWICH = {"paths": "sandwich", "spatial_rate": 0.0}
 STRATEGIES = {  # name -> (settings of its supernet, how it is scored)
     "fair": (FROZEN, "inherited"),
     "fair, one replaced": (FROZEN, "replaced"),
@@ -78,7 +79,8 @@ STRATEGIES = {  # name -> (settings of its supernet, how it is scored)
     "the same, one replaced": (SLOW, "replaced"),
     "the same, adapted": (SLOW, "adapted"),
     "uniform, spatial slow": ({"paths": "uniform", "spatial_rate": 0.1}, "inherited"),
-    "sandwich": ({"paths": "sandwich", "spatial_rate": 0.0}, "inherited"),
+    "sandwich": (SANDWICH, "inherited"),
+    "sandwich, three times": ({**SANDWICH, "times": 3}, "inherited"),
 }
 DEFAULT = "fair, three times longer"
 
