@@ -66,8 +66,9 @@ class TrainConfig(BaseModel):
 
     Attributes:
         steps: optimiser steps in all. warmup_steps: of them, first, on the backbone alone (the empty arrangement).
-        paths: how the arrangement of a step is drawn; see `nas.paths`. `within_budget` draws uniformly among those
-            that meet the limits of `search`, by the device's table in the run folder.
+        paths: how the arrangements of a step are drawn; see `nas.paths`. `sandwich` trains three a step and ranks best
+            (benchmarks/rank_correlation.py); `within_budget` draws uniformly among those that meet the limits of
+            `search`, by the device's table in the run folder.
         clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`.
         learning_rate: peak, after `ramp_steps`, then a cosine to a tenth. spatial_rate: the share of it that the
             spatial layers and the text encoder get once temporal paths train; 0 freezes them, as the paper does, and
@@ -95,7 +96,7 @@ class TrainConfig(BaseModel):
 
     steps: int = Field(1200, ge=1)
     warmup_steps: int = Field(300, ge=0)
-    paths: Literal["uniform", "fair", "sandwich", "within_budget"] = "fair"
+    paths: Literal["uniform", "fair", "sandwich", "within_budget"] = "sandwich"
     clips: int = Field(8, ge=1)
     images: int = Field(8, ge=0)
     image_share: float = Field(0.2, ge=0.0, lt=1.0)
