@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,34 @@ class Score:
     samples: Floats
 
 
-class Quality:
+class Paired(ABC):
+    """Scores whose samples are paired over the same clips, noise and levels; each asked for once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Score] = {}
+
+    def score(self, arrangement: Arrangement) -> Score:
+        """The score of one arrangement; asked twice, answered from memory."""
+        if arrangement.key not in self._known:
+            self._known[arrangement.key] = self._score(arrangement)
+        return self._known[arrangement.key]
+
+    @abstractmethod
+    def _score(self, arrangement: Arrangement) -> Score: ...
+
+    def paired_difference(self, a: Arrangement, b: Arrangement) -> tuple[float, float]:
+        """Mean of loss(a) - loss(b) over the same clips, noise and levels, and its standard error."""
+        difference = self.score(a).samples - self.score(b).samples
+        return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
+
+
+def score_of(samples: Floats, velocity_loss: float, motion_loss: float) -> Score:
+    """A score from the losses of its clips."""
+    stderr = float(samples.std(ddof=1) / math.sqrt(len(samples)))
+    return Score(float(samples.mean()), stderr, velocity_loss, motion_loss, samples)
+
+
+class Quality(Paired):
     """Scores arrangements on fixed clips, noise and noise levels: what differs is the arrangement alone.
 
     Args:
@@ -59,11 +87,11 @@ class Quality:
     def __init__(
         self, supernet: Supernet, text: TextEncoder, data: Dataset, config: QualityConfig, device: str = "cpu"
     ) -> None:
+        super().__init__()
         self.config = config
         self.device = torch.device(device)
         self.supernet = supernet.to(self.device).eval()
         self.text = text = text.to(self.device).eval()
-        self._known: dict[str, Score] = {}
         self._parts: dict[str, list[tuple[Floats, Floats]]] = {}  # by batch: velocity and motion errors
         self._room = 0  # arrangements that fit into memory together, where that was found out
         generator = torch.Generator().manual_seed(config.seed)
@@ -94,22 +122,12 @@ class Quality:
         count = len(self._batches)
         return tuple(sorted({math.ceil(count / 4), math.ceil(count / 2), count}))
 
-    def score(self, arrangement: Arrangement) -> Score:
-        """The score of one arrangement; asked twice, answered from memory."""
-        if arrangement.key not in self._known:
-            self.prepare([arrangement])
-            parts = self._parts[arrangement.key]
-            repeats = self.config.repeats  # drawn repeat by repeat, all clips each time
-            plain, motion = (np.concatenate(errors).reshape(repeats, -1).mean(0) for errors in zip(*parts, strict=True))
-            samples = self._weigh(plain, motion)
-            self._known[arrangement.key] = Score(
-                loss=float(samples.mean()),
-                stderr=float(samples.std(ddof=1) / math.sqrt(len(samples))),
-                velocity_loss=float(plain.mean()),
-                motion_loss=float(motion.mean()),
-                samples=samples,
-            )
-        return self._known[arrangement.key]
+    def _score(self, arrangement: Arrangement) -> Score:
+        self.prepare([arrangement])
+        parts = self._parts[arrangement.key]
+        repeats = self.config.repeats  # drawn repeat by repeat, all clips each time
+        plain, motion = (np.concatenate(errors).reshape(repeats, -1).mean(0) for errors in zip(*parts, strict=True))
+        return score_of(self._weigh(plain, motion), float(plain.mean()), float(motion.mean()))
 
     def samples(self, arrangement: Arrangement) -> Floats:
         """Losses of an arrangement on the clips (repeat by repeat) that it was scored on so far."""
@@ -157,8 +175,3 @@ class Quality:
             motion = error.diff(dim=1).square().flatten(1).mean(1) / 2
             found.append((plain.cpu().numpy(), motion.cpu().numpy()))
         return found
-
-    def paired_difference(self, a: Arrangement, b: Arrangement) -> tuple[float, float]:
-        """Mean of loss(a) - loss(b) over the same clips, noise and levels, and its standard error."""
-        difference = self.score(a).samples - self.score(b).samples
-        return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))

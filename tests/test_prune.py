@@ -168,6 +168,8 @@ def test_a_stopped_pruning_goes_on_and_ends_the_same(
     again = prune_unet(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), **asked)
     assert [s["cut"] for s in again["cuts"]] == [s["cut"] for s in straight["cuts"]]
     assert again["missed"] == straight["missed"] != straight["missed_before_recovery"]
+    tried = [(tmp_path / name / "sensitivity.csv").read_text() for name in ("straight", "stopped")]
+    assert tried[0] == tried[1], "what was tried twice is noted once"
     with pytest.raises(NasError, match="holds another pruning"):
         prune_unet(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), parameters=0.5 * whole)
 

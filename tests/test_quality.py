@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from search_problems import tiny_problem
 from training_fixtures import clips, tiny
 
+from latency_tables.budget import Budget
 from nas.config import QualityConfig
 from nas.errors import NasError
 from nas.quality import Quality
+from nas.search.study import open_study, search
 from nas.supernet import Supernet
 from nas.text import TextEncoder
 from search_spaces.arrangement import Arrangement
@@ -162,3 +167,29 @@ def test_what_does_not_fit_into_memory_together_is_scored_in_smaller_groups(
     score.prepare(several)
     assert sizes == [5, 2, 2, 1, 2, 2, 1], "what was found out is kept"
     assert all(len(score.samples(one)) == 6 for one in several)
+
+
+def test_a_search_stops_the_same_arrangements_however_many_noise_levels_a_clip_has(
+    parts: tuple[Supernet, TextEncoder], tmp_path: Path
+) -> None:
+    """Losses are compared one by one: those of a part against the same ones of a rival, not against its averages."""
+    problem = tiny_problem(Budget(latency_ms=150.0))
+    score = quality(parts, clips=6, batch=3, repeats=4)
+    found = search(
+        problem,
+        score.score,
+        tmp_path / "j",
+        identity={},
+        trials=8,
+        sampler="random",
+        seed=0,
+        gradual=score,
+        halving=True,
+    )
+    study = open_study(tmp_path / "j", {}, problem)
+    kept = [t.user_attrs["score"]["samples"] for t in study.get_trials() if "samples" in t.user_attrs.get("score", {})]
+    assert kept and all(len(samples) == 24 for samples in kept)
+    for one in found:
+        whole = quality(parts, clips=6, batch=3, repeats=4).score(one.arrangement)
+        near = 6 * one.loss_stderr if one.pruned else 1e-5
+        assert one.loss == pytest.approx(whole.loss, abs=near)

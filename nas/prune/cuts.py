@@ -86,13 +86,15 @@ def without(unet: Any, changed: Mapping[str, Any]) -> Any:
 
 
 def _fresh(module: nn.Module, device: torch.device) -> nn.Module:
-    """A module that was made without memory, with memory and newly drawn weights."""
-    module.to_empty(device=device)
-    for part in module.modules():
-        reset: Any = getattr(part, "reset_parameters", None)
-        if reset is not None:
-            reset()
-    return module
+    """A module that was made without memory, with memory and newly drawn weights, the same ones every time."""
+    module.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a cut that is tried again, now or after a stop, misses what it missed
+        for part in module.modules():
+            reset: Any = getattr(part, "reset_parameters", None)
+            if reset is not None:
+                reset()
+    return module.to(device)
 
 
 def _interchangeable(wanted: Any, module: Any) -> bool:

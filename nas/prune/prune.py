@@ -149,6 +149,7 @@ def _cut(
     for name in _decided(out):
         unet = _find(_cuts(unet, sensitivity, config, seed, space if target is None else None), name, out).make(unet)
         steps.append(Step(name, sensitivity.loss(unet), cost(unet)))
+    _forget(out / TRIED, len(steps))
     now, loss = cost(unet), sensitivity.loss(unet)
     first = now
     with progress("prune") as report:
@@ -242,6 +243,13 @@ def _decided(out: Path) -> list[str]:
         return [str(step["cut"]) for step in json.loads(path.read_text())]
     except (ValueError, TypeError, KeyError) as error:
         raise NasError(f"{path}: damaged ({error}); delete it to decide anew") from None
+
+
+def _forget(path: Path, decided: int) -> None:
+    """Drop the trials of a step that was not decided: they are made again."""
+    if path.is_file():
+        head, *rows = path.read_text().splitlines(keepends=True)
+        write_whole(path, "".join([head, *(row for row in rows if int(row.split(",")[0]) < decided)]))
 
 
 def _note(path: Path, step: int, cut: str, loss: float, cost: float, kind: str) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-
-from nas.quality import Quality, Score
+from nas.quality import Paired, Quality, Score, score_of
 from search_spaces.arrangement import Arrangement
 
 
@@ -18,27 +15,6 @@ class Scorer(Protocol):
     def score(self, arrangement: Arrangement) -> Score: ...
 
     def paired_difference(self, a: Arrangement, b: Arrangement) -> tuple[float, float]: ...
-
-
-class Paired:
-    """Scores whose samples are paired over the same clips, noise and levels; each asked for once."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Score] = {}
-
-    def score(self, arrangement: Arrangement) -> Score:
-        """The score of one arrangement; asked twice, answered from memory."""
-        if arrangement.key not in self._known:
-            self._known[arrangement.key] = self._score(arrangement)
-        return self._known[arrangement.key]
-
-    def _score(self, arrangement: Arrangement) -> Score:
-        raise NotImplementedError
-
-    def paired_difference(self, a: Arrangement, b: Arrangement) -> tuple[float, float]:
-        """Mean of loss(a) - loss(b) over the same clips, noise and levels, and its standard error."""
-        difference = self.score(a).samples - self.score(b).samples
-        return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
 class OneReplaced(Paired):
@@ -84,14 +60,3 @@ class Adapted(Paired):
 
     def _score(self, arrangement: Arrangement) -> Score:
         return self._adapt(arrangement)
-
-
-def score_of(samples: np.ndarray, velocity_loss: float, motion_loss: float) -> Score:
-    """A score from the losses of its clips."""
-    return Score(
-        loss=float(samples.mean()),
-        stderr=float(samples.std(ddof=1) / math.sqrt(len(samples))),
-        velocity_loss=velocity_loss,
-        motion_loss=motion_loss,
-        samples=samples,
-    )

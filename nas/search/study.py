@@ -160,10 +160,6 @@ class _Asked:
     halving: bool
     together: int
 
-    @property
-    def rungs(self) -> tuple[int, ...]:
-        return self.gradual.rungs if self.gradual is not None and self.halving else ()
-
 
 class _Worker:
     """One process that searches: claims what is due, scores it, tells."""
@@ -349,7 +345,7 @@ class _Worker:
             return verdicts
         if asked.halving:
             self._race.learn(self.ledger.trials)
-        for batches in asked.rungs or (None,):
+        for batches in gradual.rungs if asked.halving else (None,):
             gradual.prepare([self._arrangement(trial) for trial in going.values()], batches)
             for number, trial in list(going.items()) if asked.halving else ():
                 if "fixed_params" in trial.system_attrs:  # somebody wants this one's score
@@ -403,9 +399,10 @@ class _Worker:
             )
         parts = {"loss_stderr": result.stderr, "velocity_loss": result.velocity_loss, "motion_loss": result.motion_loss}
         score: dict[str, Any] = {name: float(part) for name, part in parts.items()}
-        samples = getattr(result, SAMPLES, None)
-        if self._asked.halving and samples is not None:
-            score[SAMPLES] = stored(samples)
+        gradual = self._asked.gradual
+        if self._asked.halving and gradual is not None:  # loss by loss, as a part of them is compared
+            kept = result.samples if isinstance(result, _Known) else gradual.samples(arrangement)
+            score[SAMPLES] = stored(np.asarray(kept))
         return [float(result.loss), *map(float, self.problem.objective_costs(choice)[0])], score
 
     def _release(self, trial_id: int) -> None:
