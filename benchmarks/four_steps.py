@@ -68,9 +68,9 @@ BASE = JointConfig(
     checkpoint_every=200,
     threads=1,
 )
-AFTER = BASE.model_copy(update={"steps": 500, "learning_rate": 1.5e-3, "ramp_steps": 20, "ema_decay": 0.99})
+AFTER = BASE.model_copy(update={"steps": 1500, "learning_rate": 1.5e-3, "ramp_steps": 20, "ema_decay": 0.99})
 FEW = AdversarialConfig(
-    steps=1000,
+    steps=2000,
     clips=16,
     images=4,
     image_share=0.1,

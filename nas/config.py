@@ -37,6 +37,8 @@ class DataConfig(BaseModel):
         validation_share: of the frames (`time`) or of the videos (`video`).
         validation_clips: how many fixed clips the validation split has.
         max_objects, boundary: of `moving_shapes`; see `nas.data.shapes`.
+        different_videos: of `moving_shapes`, how many training clips differ, after which they come again; 0 is
+            endless. Single frames stay endless: images are easier to come by than videos.
         kinds, colours, directions: of `moving_shapes`, which of them appear; all, where the list is empty.
         radius, speed: of `moving_shapes`, from and to: shares of the shorter side; sides of the frame a second.
     """
@@ -54,6 +56,7 @@ class DataConfig(BaseModel):
     validation_clips: int = Field(default=64, ge=1)
     max_objects: int = Field(default=2, ge=1, le=2)
     boundary: Literal["wrap", "bounce", "inside"] = "wrap"
+    different_videos: int = Field(default=0, ge=0)
     kinds: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
     directions: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from nas.config import DataConfig
 from nas.data import open_data
+from nas.data.clip import images_of
 from nas.data.shapes import BACKGROUND, DIRECTIONS, KINDS, MovingShapes, Placed, Shape, parse_caption, render
 from nas.errors import NasError
 
@@ -22,9 +24,9 @@ class Clip:
     fps: float = 8.0
 
 
-def shapes(**changes: object) -> MovingShapes:
+def shapes(split: Literal["train", "validation"] = "train", **changes: object) -> MovingShapes:
     settings = DataConfig.model_validate({"source": "moving_shapes", **changes})
-    data = open_data(settings, Clip())
+    data = open_data(settings, Clip(), split)
     assert isinstance(data, MovingShapes)
     return data
 
@@ -117,3 +119,14 @@ def test_a_way_inside_the_frame_never_touches_its_border():
             where = np.array([placed.x, placed.y]) + step * frame
             assert (where >= placed.radius - 1e-6).all() and (where <= 32 - placed.radius + 1e-6).all()
         assert placed.speed > 0.5
+
+
+def test_few_videos_come_again_and_their_images_do_not():
+    few = shapes(different_videos=3)
+    assert [few.scene(i) for i in range(3, 6)] == [few.scene(i) for i in range(3)]
+    assert few.scene(0) != few.scene(1)
+    endless = shapes()
+    images = images_of(few, 9)
+    assert [images[i]["caption"] for i in range(20)] == [endless[i]["caption"] for i in range(20)]
+    validation = shapes("validation", different_videos=3)
+    assert validation.scene(4) not in [validation.scene(i) for i in range(4)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from nas.data.clip import TRAIN_LENGTH, ClipLike, Item, Skip, check_index, generator
+from nas.data.clip import TRAIN_LENGTH, ClipLike, Dataset, Images, Item, Skip, check_index, generator
 from nas.errors import NasError
 
 if TYPE_CHECKING:
@@ -135,6 +135,11 @@ class MovingShapes:
         self.seed = seed if split == "train" else 0
         self._length = TRAIN_LENGTH if split == "train" else config.validation_clips
 
+    def stills(self, seed: int) -> Dataset:
+        """Single frames, of ever new scenes even where the clips come again."""
+        endless = self.config.model_copy(update={"different_videos": 0})
+        return Images(MovingShapes(endless, self.clip, self.split, self.seed), seed)
+
     @property
     def captions(self) -> Sequence[str]:
         """Every caption of one shape, and every word in every place of two: what a tokenizer needs to see."""
@@ -148,7 +153,10 @@ class MovingShapes:
 
     def scene(self, index: int) -> tuple[Placed, ...]:
         """What the clip at ``index`` shows, first the shape that lies below."""
-        rng = generator(self.seed, self.split, check_index(index, len(self)))
+        index = check_index(index, len(self))
+        if self.split == "train" and self.config.different_videos:
+            index %= self.config.different_videos
+        rng = generator(self.seed, self.split, index)
         count = int(rng.integers(1, self.config.max_objects + 1))
         colours = rng.permutation(self.cast.colours)[:count]  # different, so that a caption is never ambiguous
         return tuple(self._place(str(colour), rng) for colour in colours)

@@ -166,7 +166,7 @@ def trained_classifier(
             return classifier.eval(), dict(checkpoint.state["held_out"])
         except (NasError, RuntimeError, KeyError):
             shutil.rmtree(kept)  # damaged: it is ours to make again
-    clips = MovingShapes(data, clip, "train", seed)
+    clips = MovingShapes(data.model_copy(update={"different_videos": 0}), clip, "train", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = ShapeClassifier(Cast.of(data)).train()
