@@ -65,6 +65,8 @@ def reset_resident_peak() -> bool:
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+BLOCK = 64 * 1024
+_fillers: list[int] = []  # addresses of the blocks that fill the heap's holes
 
 
 def return_freed_memory(at_once: bool) -> None:
@@ -72,14 +74,49 @@ def return_freed_memory(at_once: bool) -> None:
 
     The first makes resident memory the memory in use, the second is fast. Without effect outside glibc.
     """
-    threshold = 64 * 1024 if at_once else 1 << 30
+    threshold = BLOCK if at_once else 1 << 30
     try:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, min(threshold, 32 << 20))
         libc.mallopt(M_TRIM_THRESHOLD, threshold)
         libc.malloc_trim(0)
+        if at_once:
+            _fill_holes(libc)
+        else:
+            _free_fillers(libc)
     except (OSError, AttributeError):
         pass
+
+
+class _Mallinfo2(ctypes.Structure):
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+    ]
+
+
+def _fill_holes(libc: ctypes.CDLL) -> None:
+    """Take up every hole of the heap that a block fits in, without touching its pages.
+
+    A block is mapped by itself, and unmapped when it is freed, only where no hole can hold it; one from a hole stays
+    resident after it is freed, and whole networks, which free much, would seem to need more than they do.
+    """
+    libc.mallinfo2.restype = _Mallinfo2
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    mapped = libc.mallinfo2().hblks
+    while (address := libc.malloc(BLOCK)) and libc.mallinfo2().hblks == mapped:
+        _fillers.append(address)
+    _free(libc, address)
+
+
+def _free_fillers(libc: ctypes.CDLL) -> None:
+    while _fillers:
+        _free(libc, _fillers.pop())
+
+
+def _free(libc: ctypes.CDLL, address: int | None) -> None:
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.free(address)
 
 
 def _status_value(path: Path, key: str) -> float:
@@ -89,5 +126,8 @@ def _status_value(path: Path, key: str) -> float:
                 if line.startswith(key + ":"):
                     return int(line.split()[1]) * 1024 / MB
     except OSError:
-        pass
+        if at_once:
+            _fill_holes(libc)
+        else:
+            _free_fillers(libc)
     return 0.0

@@ -123,21 +123,24 @@ def run_unet(
     see("conv_in", x, [])
     skips = [("conv_in", x)]
 
-    def pair(block: Any, index: int, name: str, x: Tensor) -> Tensor:
-        resnet = block.resnets[index]
+    def resnet(block: Any, index: int, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and block.gradient_checkpointing:
-            x = block._gradient_checkpointing_func(resnet, x, embedded)
-        else:
-            x = resnet(x, embedded)
-        if getattr(block, "has_cross_attention", False):
-            x = block.attentions[index](x, encoder_hidden_states=context, return_dict=False)[0]
-        see(name, x, skips)
-        return temporal(name, x)
+            return block._gradient_checkpointing_func(block.resnets[index], x, embedded)
+        return block.resnets[index](x, embedded)
 
+    def attention(block: Any, index: int, x: Tensor) -> Tensor:
+        if not getattr(block, "has_cross_attention", False):
+            return x
+        return block.attentions[index](x, encoder_hidden_states=context, return_dict=False)[0]
+
+    # One step a line, each into the same name: a name that is still in use keeps its tensor in memory.
     for stage, block in enumerate(unet.down_blocks):
         for index in range(len(block.resnets)):
             name = f"down.{stage}.{index}"
-            x = pair(block, index, name, x)
+            x = resnet(block, index, x)
+            x = attention(block, index, x)
+            see(name, x, skips)
+            x = temporal(name, x)
             skips.append((name, x))
         for downsampler in block.downsamplers or ():
             x = downsampler(x)
@@ -153,8 +156,12 @@ def run_unet(
 
     for stage, block in enumerate(unet.up_blocks):
         for index in range(len(block.resnets)):
+            name = f"up.{stage}.{index}"
             x = torch.cat([x, skips.pop()[1]], dim=1)
-            x = pair(block, index, f"up.{stage}.{index}", x)
+            x = resnet(block, index, x)
+            x = attention(block, index, x)
+            see(name, x, skips)
+            x = temporal(name, x)
         for upsampler in block.upsamplers or ():
             x = upsampler(x, skips[-1][1].shape[2:] if uneven else None)
             see(f"up.{stage}.upsample", x, skips)
