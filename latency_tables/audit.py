@@ -8,6 +8,7 @@ from latency_tables.header import Header
 
 LIMIT = 0.05  # mean error on whole networks above which a table's sums are not trusted as they are
 UNKNOWN_MARGIN = 0.10  # held back while nobody has measured whole networks: above every error seen on a quiet machine
+FURTHEST = 0.9  # error beyond which a prediction is worth nothing; it keeps the margin a number
 ESTIMATED_MARGIN = 0.25  # a roofline model is no measurement, however well its sums add up
 
 
@@ -17,12 +18,13 @@ class Audit:
 
     Attributes:
         state: ``trusted``, ``over limit``, ``unknown`` or ``estimated``.
-        mape: mean absolute error on whole networks as a fraction, if known.
+        mape: mean absolute error on whole networks, prediction over measurement minus one, if known.
         worst: the largest error seen, if known.
         kendall_tau: rank agreement on whole networks, if known.
         networks: how many whole networks it rests on.
-        margin: fraction by which a prediction may be exceeded; budgets that must hold are divided by ``1 + margin``.
-        width: half the width, as a fraction, of the interval that held 90% of the networks; the margin if unknown.
+        margin: fraction by which a prediction may be exceeded; budgets that must hold are divided by ``1 + margin``. A
+            prediction that is 20% low is exceeded by 25%.
+        width: the error that 90% of the networks kept within; that of the margin if unknown.
         corrected: whether all of it is of corrected sums, each network predicted by a fit on the others.
     """
 
@@ -36,32 +38,36 @@ class Audit:
     corrected: bool = False
 
     @classmethod
-    def of(cls, header: Header, source: str = "measured", corrected: bool = False) -> Audit:
+    def of(cls, header: Header, source: str = "measured", corrected: bool = False, space: str | None = None) -> Audit:
         """The audit of a table's header; numbers made of estimated rows never count as trusted.
 
         Args:
             corrected: of sums with the header's correction applied.
+            space: whose networks are asked about; evidence of another space's says nothing of them. Any, if None.
         """
         evidence = (header.correction if corrected else header.additivity) or {}
+        if space is not None and evidence.get("space", space) != space:
+            evidence = {}
         mape, worst, tau = (_fraction(evidence.get(name)) for name in ("mape", "worst", "kendall_tau"))
         count = evidence.get("networks")
         networks = count if isinstance(count, int) and not isinstance(count, bool) else 0
         interval = _fraction(evidence.get("interval"))
         if "estimated" in source:
-            margin = max(ESTIMATED_MARGIN, worst or 0.0)
-            return cls("estimated", mape, worst, tau, networks, margin, margin, corrected)
+            margin = max(ESTIMATED_MARGIN, _exceeded(worst or 0.0))
+            return cls("estimated", mape, worst, tau, networks, margin, _error(margin), corrected)
         if mape is None:
-            return cls("unknown", None, worst, tau, networks, UNKNOWN_MARGIN, UNKNOWN_MARGIN, corrected)
-        margin = max(mape, worst if worst is not None else 2.0 * mape)
+            width = _error(UNKNOWN_MARGIN)
+            return cls("unknown", None, worst, tau, networks, UNKNOWN_MARGIN, width, corrected)
+        largest = max(mape, worst if worst is not None else 2.0 * mape)
+        margin = _exceeded(largest)
         if mape > LIMIT:
             margin = max(UNKNOWN_MARGIN, margin)
-            return cls("over limit", mape, worst, tau, networks, margin, margin, corrected)
-        width = margin if interval is None else interval
-        return cls("trusted", mape, worst, tau, networks, margin, width, corrected)
+            return cls("over limit", mape, worst, tau, networks, margin, _error(margin), corrected)
+        return cls("trusted", mape, worst, tau, networks, margin, largest if interval is None else interval, corrected)
 
     def interval(self, latency_ms: float) -> tuple[float, float]:
-        """The range, in ms, that a prediction stands for."""
-        return latency_ms * max(0.0, 1.0 - self.width), latency_ms * (1.0 + self.width)
+        """The range, in ms, of what a prediction may turn out to be."""
+        return latency_ms / (1.0 + self.width), latency_ms * (1.0 + _exceeded(self.width))
 
     @property
     def sentence(self) -> str:
@@ -77,6 +83,17 @@ class Audit:
         if self.state == "estimated":
             return f"made of estimated rows, not measured: margin {self.margin:.0%}"
         return f"error on whole networks unknown (no additivity evidence): margin {self.margin:.0%}"
+
+
+def _exceeded(error: float) -> float:
+    """By how much a measurement exceeds a prediction that is too low by ``error`` of the measurement."""
+    error = min(error, FURTHEST)
+    return error / (1.0 - error)
+
+
+def _error(exceeded: float) -> float:
+    """The error of a prediction that is exceeded by so much."""
+    return exceeded / (1.0 + exceeded)
 
 
 def _fraction(value: object) -> float | None:

@@ -368,7 +368,11 @@ def _timed(video: VideoTime) -> str:
         f"a video   {total}: text encoder {seconds(video.text_encoder_ms)}, {video.evaluations} evaluations "
         f"{seconds(video.network_ms)}, decoder {seconds(video.decoder_ms)}"
     )
-    return line + (f" (no row of {', '.join(video.missing)}; measure it with nas profile)" if video.missing else "")
+    if video.missing:
+        line += f" (no row of {', '.join(video.missing)}; measure it with nas profile)"
+    if video.unlike:
+        line += f"; in it {', '.join(video.unlike)}"
+    return line
 
 
 def _predicted(found: Prediction) -> str:

@@ -98,7 +98,7 @@ class CostModel:
                 "measure the rest with `nas profile`, or say so with --allow-mixed"
             )
         self.correction = _correction(table.header, plan, correct)
-        self.audit = Audit.of(table.header, self.source, corrected=self.correction is not None)
+        self.audit = Audit.of(table.header, self.source, corrected=self.correction is not None, space=plan.space)
         self.unknown_memory = tuple(
             record.key
             for record in self.rows.values()

@@ -42,12 +42,12 @@ class Coverage:
 
 
 def coverage(plan: Plan, table: Table, precision: str | None = None) -> Coverage:
-    """Compare the workloads of a plan with the rows of a table.
+    """Compare the workloads of a plan, the two ends of its model among them, with the rows of a table.
 
     Args:
         precision: by default the table's; fp32 if it states none.
     """
-    keys = plan.keys(precision or table.header.precision or "fp32")
+    keys = plan.keys(precision or table.header.precision or "fp32", ends=True)
     ok, failed = [], {}
     for key in keys:
         rows = table.rows(key)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from latency_tables.header import IDENTITY
 from latency_tables.record import Record
+from latency_tables.reference import reference_of
 from latency_tables.table import Table
 
 KINDS = ("slower", "faster", "heavier", "lighter", "status", "lowering", "source", "added", "removed")
@@ -44,8 +47,8 @@ class Diff:
 
     Attributes:
         before, after: ``device/runtime`` of the two, with their runtime versions.
-        drift: the reference workload's latency after over before; latencies are divided by it. ``None``: unknown on a
-            side, so nothing is normalised.
+        drift: the reference workload's latency after over before; latencies are divided by it (a row that another run
+            measured, by that run's). ``None``: unknown on a side, so nothing is normalised.
         header: ``"runtime_version 1.30 -> 1.31"`` for each fact that changed.
         changes: regressions first, then by how much; unchanged rows are left out.
         unchanged: how many rows did not change beyond their spread.
@@ -98,10 +101,9 @@ class Compared:
 
 def compare(before: Table, after: Table) -> list[Compared]:
     """Every row that has a latency on both sides, by primary key."""
-    drift, noise = _drift(before, after)
     old = {record.primary_key: record for record in before}
     pairs = ((old[record.primary_key], record) for record in after if record.primary_key in old)
-    return [row for pair in pairs if (row := _compared(*pair, drift or 1.0, noise)) is not None]
+    return [row for pair in pairs if (row := _compared(*pair, *_row_drift(before, after, *pair))) is not None]
 
 
 def _compared(old: Record, new: Record, drift: float, noise: float) -> Compared | None:
@@ -119,14 +121,15 @@ def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bo
 
     A row is slower or faster when the intervals between repeated groups of the two sides do not meet, after dividing by
     the reference workload's change and widening by its spread: neighbours' load shifts whole runs by tens of percent
-    without showing in a row's own repeats. Estimated rows have no spread, so any change counts.
+    without showing in a row's own repeats. A row that is the same to the last digit was not measured again and has not
+    changed, whatever the reference did. Estimated rows have no spread, so any change counts.
 
     Args:
         threshold: smallest slowdown, as a fraction, that is a regression. Rows that lost their number or disappeared,
             and measured rows replaced by estimated ones, are regressions too.
         allow_removed: rows that disappeared are no regression (a variant was dropped from the space).
     """
-    drift, noise = _drift(before, after)
+    drift, _ = _drift(before.header.reference or {}, after.header.reference or {})
     rows_before = {record.primary_key: record for record in before}
     rows_after = {record.primary_key: record for record in after}
     changes: list[Change] = []
@@ -136,7 +139,7 @@ def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bo
         if old is None or new is None:
             changes.append(_appeared(old, new, allow_removed))
             continue
-        found = _compare(old, new, drift or 1.0, noise, threshold)
+        found = _compare(old, new, *_row_drift(before, after, old, new), threshold)
         changes += found
         unchanged += not found
     changes += _lowerings(before, after)
@@ -149,9 +152,17 @@ def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bo
     return Diff(_name(before), _name(after), drift, header, tuple(changes), unchanged, threshold)
 
 
-def _drift(before: Table, after: Table) -> tuple[float | None, float]:
-    """The reference workload's change, and the spread of it on both sides."""
-    first, second = before.header.reference or {}, after.header.reference or {}
+def _row_drift(before: Table, after: Table, old: Record, new: Record) -> tuple[float, float]:
+    """What a row's latency is divided by, and the spread of that; nothing for a row that was not measured again."""
+    if old == new:
+        return 1.0, 0.0
+    key = new.primary_key
+    drift, noise = _drift(reference_of(before.header, key), reference_of(after.header, key))
+    return drift or 1.0, noise
+
+
+def _drift(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float | None, float]:
+    """The reference workload's change between two runs, and the spread of it on both sides."""
     values = first.get("latency_ms"), second.get("latency_ms")
     if first.get("key") != second.get("key") or not all(isinstance(v, (int, float)) and v > 0 for v in values):
         return None, 0.0

@@ -133,9 +133,10 @@ class Plan:
             total *= position.choices
         return total
 
-    def keys(self, precision: str) -> tuple[str, ...]:
-        """The table keys of all workloads at ``precision``."""
-        return tuple(f"{workload}@{precision}" for workload in self.workloads)
+    def keys(self, precision: str, ends: bool = False) -> tuple[str, ...]:
+        """The table keys of all workloads at ``precision``; text encoder and decoder last, with ``ends``."""
+        outer = tuple(end.workload for end in (self.text_encoder, self.decoder) if end) if ends else ()
+        return tuple(f"{workload}@{precision}" for workload in (*self.workloads, *outer))
 
     def skip_elements(self, position: str) -> int:
         """Elements of the skip tensors alive while the position's layers run."""

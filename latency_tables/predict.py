@@ -93,6 +93,8 @@ class VideoTime:
         evaluations: of the network: steps, twice as many with guidance.
         text_encoder_ms, decoder_ms: all their calls; zero where the space has none, ``None`` where the table lacks it.
         missing: workload keys without a number.
+        unlike: workload keys whose row is of another source than the network's, such as an estimate beside
+            measurements, with that source.
     """
 
     evaluations: int
@@ -100,6 +102,7 @@ class VideoTime:
     text_encoder_ms: float | None
     decoder_ms: float | None
     missing: tuple[str, ...]
+    unlike: tuple[str, ...] = ()
 
     @property
     def total_ms(self) -> float | None:
@@ -119,7 +122,7 @@ def video_time(model: CostModel, table: Table, latency_ms: float, steps: int, gu
         raise TableError(f"--steps must be 1 or more, but is {steps}")
     times = 2 if guidance else 1
     parts: list[float | None] = []
-    missing = []
+    missing, unlike = [], []
     for end, repeats in ((model.plan.text_encoder, times), (model.plan.decoder, 1)):
         row = table.get(f"{end.workload}@{model.precision}") if end else None
         if end is None:
@@ -129,7 +132,9 @@ def video_time(model: CostModel, table: Table, latency_ms: float, steps: int, gu
             missing.append(f"{end.workload}@{model.precision}")
         else:
             parts.append(row.latency_ms_median * end.calls * repeats)
-    return VideoTime(steps * times, steps * times * latency_ms, parts[0], parts[1], tuple(missing))
+            if row.source not in model.sources:
+                unlike.append(f"{row.key} ({row.source})")
+    return VideoTime(steps * times, steps * times * latency_ms, parts[0], parts[1], tuple(missing), tuple(unlike))
 
 
 def read_arrangement(path: str | Path) -> tuple[str, dict[str, tuple[str, ...]]]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas
 
 PACKAGED = Path(__file__).parent / "tables"
+_BELIEF = ("measured", "imported", "estimated")  # from the most to the least
 CSV_LIMIT_MB, YAML_LIMIT_MB = 64.0, 0.25
 
 Rows = list[dict[str, str]]
@@ -112,8 +113,8 @@ class Table:
     def get(self, key: str, method: str | None = None, lowering: str | None = None) -> Record | None:
         """The fastest ok row of the workload, or ``None`` if there is none.
 
-        Without ``method`` the one nearest to a whole network wins: in_context over slope over alone. ``rows`` has the
-        failed ones and their reasons.
+        A measurement wins over an imported row, and that over an estimate. Without ``method`` the one nearest to a
+        whole network wins: in_context over slope over alone. ``rows`` has the failed ones and their reasons.
         """
         found = [
             record
@@ -424,9 +425,10 @@ def _bytes_of(path: Path) -> bytes:
     return read_bytes(path, CSV_LIMIT_MB)
 
 
-def _preference(record: Record) -> tuple[int, float, float, str]:
+def _preference(record: Record) -> tuple[int, int, float, float, str]:
     memory = record.activation_peak_mb
     return (
+        _BELIEF.index(record.source),
         -METHODS.index(record.method),
         record.latency_ms_median or 0.0,
         float("inf") if memory is None else memory,
@@ -439,7 +441,7 @@ def _worth(record: Record) -> tuple[Any, ...]:
     spread = record.latency_iqr_ratio
     return (
         not record.ok,
-        ("measured", "imported", "estimated").index(record.source),
+        _BELIEF.index(record.source),
         -(record.runs or 0),
         float("inf") if spread is None else spread,
         record.latency_ms_median or 0.0,

@@ -10,6 +10,7 @@ import pytest
 from table_fixtures import plan_json, slow_costs, small_header, small_plan, small_record, small_table
 
 from latency_tables import CostModel, Plan, Table, TableError
+from latency_tables.audit import Audit
 
 
 def test_costs_equal_the_slow_reference_on_random_arrangements():
@@ -184,7 +185,7 @@ def test_a_correction_is_applied_unless_left_out_or_of_another_space():
     layers = np.array([sum(len(labels) for labels in plain.decode(row).values()) for row in indices])
     expected = 0.5 + 1.1 * plain.cost(indices).latency_ms + 0.1 * layers
     np.testing.assert_allclose(corrected.cost(indices).latency_ms, expected)
-    assert corrected.audit.corrected and corrected.audit.interval(100.0) == pytest.approx((98.0, 102.0))
+    assert corrected.audit.corrected and corrected.audit.interval(98.0 * 1.02) == pytest.approx((98.0, 102.0))
     assert plain.audit.state == "unknown"
     other = small_table(header=small_header(correction={"space": "another", **fit}))
     np.testing.assert_allclose(CostModel(plan, other).cost(indices).latency_ms, plain.cost(indices).latency_ms)
@@ -192,6 +193,19 @@ def test_a_correction_is_applied_unless_left_out_or_of_another_space():
         CostModel(plan, small_table(), correct=True)
     with pytest.raises(TableError, match="correction.form is None"):
         CostModel(plan, small_table(header=small_header(correction={"scale": 1.0})))
+
+
+def test_the_margin_is_what_a_low_prediction_is_exceeded_by():
+    evidence = {"space": "small", "mape": 0.04, "worst": 0.2, "interval": 0.1, "networks": 20}
+    audit = Audit.of(small_header(additivity=evidence))
+    assert audit.margin == pytest.approx(0.25)  # 80 predicted, 100 measured
+    assert audit.interval(90.0) == pytest.approx((90.0 / 1.1, 100.0))
+
+
+def test_evidence_of_another_space_says_nothing():
+    evidence = {"space": "another", "mape": 0.01, "worst": 0.02, "networks": 20}
+    table = small_table(header=small_header(additivity=evidence))
+    assert CostModel(small_plan(), table).audit.state == "unknown"
 
 
 @pytest.mark.parametrize(

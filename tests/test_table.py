@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_get_prefers_context_then_the_fastest_ok_lowering():
     assert table.get(key("A"), lowering="fused", method="alone") == rows[0]
     assert table.get(key("B")) is None and table.rows(key("B")) == (rows[4],)
     assert table.get(key("C")) is None
+
+
+def test_a_measurement_is_believed_over_a_faster_estimate():
+    table = small_table()
+    measured = table.records[1]
+    guess = replace(measured, lowering="fused", latency_ms_median=0.001, source="estimated", estimator="e")
+    assert table.append(guess).get(measured.key) == measured
 
 
 def test_a_failure_counts_as_a_row_unless_it_is_to_be_tried_again():

@@ -15,6 +15,7 @@ from latency_tables.cli import main
 from latency_tables.coverage import coverage
 from latency_tables.diff import diff
 from latency_tables.predict import video_time
+from latency_tables.reference import reference_of, with_run
 from latency_tables.table import Table, table_path
 from latency_tables.validate import validate
 
@@ -96,8 +97,35 @@ def test_a_video_is_text_encoder_and_steps_and_every_call_of_the_decoder() -> No
     table.append(small_record("decoder:small/t2/8x8/b1@fp32", 7.0, precision="fp32"))
     whole = video_time(model, table, 10.0, 4, guidance=True)
     assert (whole.evaluations, whole.network_ms, whole.total_ms) == (8, 80.0, 80.0 + 2 * 3.0 + 5 * 7.0)
+    assert not whole.unlike
     with pytest.raises(TableError, match="--steps must be 1 or more"):
         video_time(model, table, 10.0, 0)
+    guess = replace(table.get("decoder:small/t2/8x8/b1@fp32"), source="estimated", estimator="e")  # type: ignore[type-var]
+    assert video_time(model, table.append(guess), 10.0, 4).unlike == ("decoder:small/t2/8x8/b1@fp32 (estimated)",)
+
+
+def test_the_ends_of_the_model_are_part_of_what_is_covered() -> None:
+    data = plan_json()
+    data["text_encoder"] = {"workload": "text_encoder:small/l16x32/b1", "parameters": 10, "calls": 1}
+    assert coverage(Plan.from_json(data), small_table()).missing == ("text_encoder:small/l16x32/b1@fp32",)
+
+
+def test_what_a_phone_tells_of_memory_is_growth_and_no_error() -> None:
+    rows = [
+        replace(row, weights_mb=88.5, system_peak_mb=70.0, activation_peak_mb=0.01, channels=16, frames=8, height=48,
+                width=48, batch=1)
+        for row in small_table() if row.block == "Conv1D"
+    ]  # fmt: skip
+    host = {finding.rule: finding.level for finding in validate(Table(small_header(), rows))}
+    phone = {
+        finding.rule: finding.level
+        for finding in validate(
+            Table(small_header(runtime="coreml", runtime_version="Core ML of iOS 18.5 (22F76)"), rows)
+        )
+    }
+    assert host["memory-under-weights"] == host["memory-under-tensor"] == "error"
+    assert "memory-under-weights" not in phone and phone["memory-under-tensor"] == "warning"
+    assert "stale-runtime" not in phone
 
 
 def test_costs_answers_for_the_whole_space(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +185,39 @@ def test_a_run_that_was_slower_as_a_whole_is_no_regression() -> None:
     assert not diff(table, loaded).regressions
     blind = Table(replace(loaded.header, reference=None), rows)
     assert diff(table, blind).regressions
+
+
+@pytest.mark.parametrize("now", [1.25, 2.0])
+def test_a_row_that_was_not_measured_again_has_not_changed(now: float) -> None:
+    """One row more, on a better or a worse day: the reference of that day is not the other rows'."""
+    before = small_table(header=small_header(reference={"key": "r", "latency_ms": 1.589, "spread": 0.02}))
+    extra = small_record("Conv1D(kernel_size=5)/c16/t8/48x48/b1@fp32", 2.0, precision="fp32")
+    run_of_it = {"key": "r", "latency_ms": now, "spread": 0.02}
+    after = Table(before.header, [*before, extra])
+    found = diff(before, Table(replace(before.header, reference=run_of_it), list(after)))
+    assert found.unchanged == len(before) and not found.regressions
+    assert {change.kind for change in found.changes} == {"added"}
+
+    reference = with_run(after, run_of_it, [extra.primary_key])
+    assert reference is not None and reference["latency_ms"] == 1.589
+    kept = Table(replace(before.header, reference=reference), list(after))
+    assert reference_of(kept.header, extra.primary_key)["latency_ms"] == now
+    assert reference_of(kept.header, before.records[0].primary_key)["latency_ms"] == 1.589
+    slower = replace(extra, latency_ms_median=2.0 * 1.589 / now)  # as much as the machine is slower in the third run
+    third = Table(replace(kept.header, reference={**run_of_it, "latency_ms": 1.589}), [*before, slower])
+    assert not diff(kept, third).changes
+
+
+def test_the_reference_of_a_run_that_measured_most_rows_becomes_the_tables() -> None:
+    table = small_table(header=small_header(reference={"key": "r", "latency_ms": 1.0}))
+    keys = [record.primary_key for record in table]
+    most = with_run(table, {"key": "r", "latency_ms": 2.0}, keys[1:])
+    assert most is not None and most["latency_ms"] == 2.0 and len(most["others"]) == 1
+    again = Table(replace(table.header, reference=most), list(table))
+    assert reference_of(again.header, keys[0])["latency_ms"] == 1.0
+    assert with_run(again, {"key": "r", "latency_ms": 3.0}, keys) == {"key": "r", "latency_ms": 3.0}
+    unknown = replace(table.header, reference=with_run(table, None, keys[:1]))
+    assert "latency_ms" not in reference_of(unknown, keys[0])
 
 
 def test_a_row_that_disappeared_is_a_regression_unless_allowed() -> None:
