@@ -1,6 +1,7 @@
 """The backbone walked from outside is the backbone, and layers in it start as nothing."""
 
 import dataclasses
+import weakref
 
 import numpy as np
 import pytest
@@ -90,6 +91,25 @@ def test_gradients_match_and_checkpointing_changes_nothing(tiny):
         gradients.append([p.grad.clone() for p in unet.parameters()])
         unet.enable_gradient_checkpointing()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_way_up_holds_nothing_that_is_done_with(tiny):
+    """While a temporal layer runs, what the resnet before it has read is gone: else a network peaks higher than its
+    parts."""
+    unet = build_backbone(tiny).eval()
+    read, held = [], []
+    for block in unet.up_blocks:
+        for resnet in block.resnets:
+            resnet.register_forward_pre_hook(lambda module, given: read.append(weakref.ref(given[0])))
+
+    def temporal(name, x):
+        if name.startswith("up."):
+            held.append(read[-1]() is not None)
+        return x
+
+    with torch.no_grad():
+        run_unet(unet, *inputs(), FRAMES, temporal)
+    assert len(held) == sum(len(block.resnets) for block in unet.up_blocks) and not any(held)
 
 
 def test_a_fresh_network_is_its_image_backbone(tiny):
