@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from latency_tables.header import Header
+from latency_tables.record import Record
 
 LIMIT = 0.05  # mean error on whole networks above which a table's sums are not trusted as they are
 UNKNOWN_MARGIN = 0.10  # held back while nobody has measured whole networks: above every error seen on a quiet machine
@@ -38,15 +41,25 @@ class Audit:
     corrected: bool = False
 
     @classmethod
-    def of(cls, header: Header, source: str = "measured", corrected: bool = False, space: str | None = None) -> Audit:
+    def of(
+        cls,
+        header: Header,
+        source: str = "measured",
+        corrected: bool = False,
+        space: str | None = None,
+        rows: str | None = None,
+    ) -> Audit:
         """The audit of a table's header; numbers made of estimated rows never count as trusted.
 
         Args:
             corrected: of sums with the header's correction applied.
             space: whose networks are asked about; evidence of another space's says nothing of them. Any, if None.
+            rows: ``rows_digest`` of what is summed; evidence of sums of other rows (another lowering is the fastest
+                since) says nothing of these. Any, if None or if the evidence does not state its own.
         """
         evidence = (header.correction if corrected else header.additivity) or {}
-        if space is not None and evidence.get("space", space) != space:
+        asked = {"space": space, "rows": rows}
+        if any(value is not None and evidence.get(name, value) != value for name, value in asked.items()):
             evidence = {}
         mape, worst, tau = (_fraction(evidence.get(name)) for name in ("mape", "worst", "kendall_tau"))
         count = evidence.get("networks")
@@ -83,6 +96,12 @@ class Audit:
         if self.state == "estimated":
             return f"made of estimated rows, not measured: margin {self.margin:.0%}"
         return f"error on whole networks unknown (no additivity evidence): margin {self.margin:.0%}"
+
+
+def rows_digest(records: Iterable[Record]) -> str:
+    """12 hex characters of which rows are summed: workload, lowering, method and source, not their numbers."""
+    named = sorted(" / ".join((*record.primary_key, record.source)) for record in records)
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()[:12]
 
 
 def _exceeded(error: float) -> float:

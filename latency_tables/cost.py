@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from latency_tables.audit import Audit
+from latency_tables.audit import Audit, rows_digest
 from latency_tables.correction import Correction
 from latency_tables.errors import TableError
 from latency_tables.header import Header
@@ -65,6 +65,7 @@ class CostModel:
         correct: apply the table's fitted correction to the latencies; by default where there is one.
 
     Attributes:
+        rows, rows_digest: the row of each workload, and which ones they are.
         source: ``measured``, ``estimated``, ``imported`` or ``mixed: ...``; print it beside every number.
         audit: how far predictions of this table were off on whole networks, if that is known.
         unknown_memory: workload keys whose rows know no memory; arrangements that use one have a ``nan`` peak.
@@ -97,8 +98,11 @@ class CostModel:
                 f"{plan.space} on {table.header.device}: rows of several sources ({self.source}) do not mix silently; "
                 "measure the rest with `nas profile`, or say so with --allow-mixed"
             )
-        self.correction = _correction(table.header, plan, correct)
-        self.audit = Audit.of(table.header, self.source, corrected=self.correction is not None, space=plan.space)
+        self.rows_digest = rows_digest(self.rows.values())
+        self.correction = _correction(table.header, plan, correct, self.rows_digest)
+        self.audit = Audit.of(
+            table.header, self.source, corrected=self.correction is not None, space=plan.space, rows=self.rows_digest
+        )
         self.unknown_memory = tuple(
             record.key
             for record in self.rows.values()
@@ -368,8 +372,9 @@ def _choose_method(plan: Plan, table: Table, precision: str, method: str | None)
     return METHODS[0]
 
 
-def _correction(header: Header, plan: Plan, correct: bool | None) -> Correction | None:
-    """The correction to apply: the header's, unless it was fitted on networks of another space."""
+def _correction(header: Header, plan: Plan, correct: bool | None, rows: str) -> Correction | None:
+    """The correction to apply: the header's, unless it was fitted on networks of another space, or sums of other
+    rows."""
     if header.correction is None:
         if correct:
             raise TableError(
@@ -377,7 +382,9 @@ def _correction(header: Header, plan: Plan, correct: bool | None) -> Correction 
                 f"`nas profile {plan.space} --device {header.device} --networks 20`"
             )
         return None
-    if correct is False or (correct is None and header.correction.get("space", plan.space) != plan.space):
+    own = {"space": plan.space, "rows": rows}
+    other = any(header.correction.get(name, value) != value for name, value in own.items())
+    if correct is False or (correct is None and other):
         return None
     return Correction.from_mapping(header.correction)
 

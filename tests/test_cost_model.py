@@ -208,6 +208,15 @@ def test_evidence_of_another_space_says_nothing():
     assert CostModel(small_plan(), table).audit.state == "unknown"
 
 
+def test_evidence_of_sums_of_other_rows_says_nothing():
+    rows = CostModel(small_plan(), small_table()).rows_digest
+    evidence = {"space": "small", "mape": 0.01, "worst": 0.02, "networks": 20, "rows": rows}
+    table = small_table(header=small_header(additivity=evidence))
+    assert CostModel(small_plan(), table).audit.state == "trusted"
+    quicker = dataclasses.replace(table.records[1], lowering="taps", latency_ms_median=0.001)
+    assert CostModel(small_plan(), table.append(quicker)).audit.state == "unknown"
+
+
 @pytest.mark.parametrize(
     "bad", [np.zeros((2, 3), int), np.zeros(4, int), np.zeros((1, 4)), [[0, 0, 0, 13]], [[0, -1, 0, 0]]]
 )
