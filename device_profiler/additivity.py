@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError
 from device_profiler.measure import Limits, OnProgress, RunLog
-from device_profiler.profile import CACHE, measure_workloads, profile
+from device_profiler.profile import CACHE, measure_workloads, profile, table_to_go_on_with
 from latency_tables.correction import MIN_NETWORKS, Correction, fit_correction, interval_of
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
@@ -28,6 +28,7 @@ from search_spaces.space import Space
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# With the device's own timeout_s and cool_down_s, where no other limits are given.
 LIMITS = Limits(min_rounds=15, max_rounds=30, seconds=120.0, lockstep=True, group_size=200)
 
 
@@ -59,12 +60,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Additivity:
-    """The evidence: shares of one, and how quiet the machine was (``reference_spread`` below 0.02 is quiet)."""
+    """The evidence: shares of one, and how quiet the machine was (``reference_spread`` below 0.02 is quiet).
+
+    Attributes:
+        rows_digest: which rows of the space's workloads were summed (``latency_tables.audit.rows_digest``).
+        failed: the networks without a number, as ``key: status: reason``; they have no row.
+    """
 
     space: str
     rows: tuple[Row, ...]
     records: tuple[Record, ...]
     reference: dict[str, float | int | str]
+    rows_digest: str = ""
+    failed: tuple[str, ...] = ()
 
     @property
     def mape(self) -> float:
@@ -111,17 +119,19 @@ class Additivity:
         )
 
     def evidence(self) -> dict[str, Any]:
-        """What a table's header keeps of it."""
-        return {
+        """What a table's header keeps of it; what is unknown is left out."""
+        found = {
             "space": self.space,
+            "rows": self.rows_digest or None,
             "mape": round(self.mape, 5),
             "worst": round(self.worst, 5),
             "bias": round(self.bias, 5),
             "interval": round(self.interval, 5),
-            "kendall_tau": round(self.kendall_tau, 5),
+            "kendall_tau": round(self.kendall_tau, 5) if len(self.rows) > 1 else None,
             "peak_mape": round(self.peak_mape, 5),
             "networks": len(self.rows),
-            "reference_spread": self.reference.get("spread", 0.0),
+            "failed": list(self.failed) or None,
+            "reference_spread": self.reference.get("spread"),
             "date": datetime.date.today().isoformat(),
             "samples": [
                 {
@@ -132,6 +142,7 @@ class Additivity:
                 for row in self.rows
             ],
         }
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
@@ -163,21 +174,31 @@ def check_additivity(
     arrangements: Sequence[Arrangement] | None = None,
     networks: int = 20,
     method: str | None = None,
-    limits: Limits = LIMITS,
+    limits: Limits | None = None,
     seed: int = 0,
     progress: OnProgress | None = None,
     log: RunLog | None = None,
+    keep: Callable[[Sequence[Record]], None] | None = None,
 ) -> Additivity:
     """Measure every workload of a space and whole networks together, and compare sums with wholes.
 
-    All take part in the same rounds, so that a machine's drift moves predictions and measurements alike.
+    All take part in the same rounds, so that a machine's drift moves predictions and measurements alike. A network
+    that could not be measured is left out, and named in ``failed``.
+
+    Args:
+        networks: fewer are measured where the space has fewer.
+        limits: ``LIMITS`` with the device's timeout_s and cool_down_s, if none are given.
+        keep: given all records once they are measured, before anything can be wrong with them.
 
     Raises:
-        ProfileError: if a network could not be measured; TableError if a workload could not.
+        ProfileError: if a workload, or every network, could not be measured.
     """
     loaded = Space.load(space)
     target = device if isinstance(device, Device) else Device.load(device)
+    limits = limits or replace(LIMITS, timeout_s=target.timeout_s, cool_down_s=target.cool_down_s)
     chosen = list(arrangements) if arrangements is not None else random_networks(loaded, networks, seed)
+    if not chosen:
+        raise ProfileError(f"{loaded.name}: no network to measure beside its parts; allow a layer at some position.")
     log = log or RunLog()
     wholes = [loaded.network_workload(arrangement, target.precision) for arrangement in chosen]
     parts = loaded.workloads(target.precision)
@@ -193,6 +214,8 @@ def check_additivity(
         cache_dir=cache_dir,
         log=log,
     )
+    if keep is not None:
+        keep(records)
     table = Table(Header(target.name, target.runtime, precision=target.precision), records)
     model = CostModel(CostPlan.from_json(Plan.load(loaded).to_json()), table, method=method)
     for part in model.rows.values():
@@ -202,12 +225,13 @@ def check_additivity(
             )
     indices = np.stack([model.encode(arrangement.labels()) for arrangement in chosen])
     costs = model.cost(indices)
-    rows = []
+    rows, failed = [], []
     for index, (arrangement, workload) in enumerate(zip(chosen, wholes, strict=True)):
         record = table.get(workload.key)
         if record is None or record.latency_ms_median is None:
             bad = table.rows(workload.key)[0]
-            raise ProfileError(f"{workload.key}: {bad.status}: {bad.reason}; measure with other arrangements.")
+            failed.append(f"{workload.key}: {bad.status}: {bad.reason}")
+            continue
         rows.append(
             Row(
                 arrangement,
@@ -218,7 +242,12 @@ def check_additivity(
                 sum(_own_peak(model.rows[key]) * count for key, count in _parts(model, arrangement).items()),
             )
         )
-    return Additivity(loaded.name, tuple(rows), tuple(records), log.summary(limits.drift))
+    if not rows:
+        raise ProfileError(
+            f"none of {len(chosen)} networks has a number; {failed[0]}; measure with other arrangements."
+        )
+    reference = log.summary(limits.drift)
+    return Additivity(loaded.name, tuple(rows), tuple(records), reference, model.rows_digest, tuple(failed))
 
 
 def _own_peak(record: Record) -> float:
@@ -242,7 +271,7 @@ def audit_table(
     *,
     networks: int = 20,
     method: str | None = None,
-    limits: Limits = LIMITS,
+    limits: Limits | None = None,
     seed: int = 0,
     progress: OnProgress | None = None,
     cache_dir: str | Path | None = None,
@@ -250,14 +279,24 @@ def audit_table(
     """Measure a space's workloads and whole networks in the same rounds, and write all of it into the device's table.
 
     The rows of this run replace those of the space's workloads, and the header gets the evidence, the fitted correction
-    and the reference workload of the run. The networks themselves have no rows: nothing but the evidence needs them.
+    (of ``MIN_NETWORKS`` and more) and the reference workload of the run. The networks themselves have no rows: nothing
+    but the evidence needs them.
 
     Raises:
-        ProfileError, TableError: as ``profile`` and ``check_additivity``; the table keeps what it had.
+        ProfileError, TableError: as ``profile`` and ``check_additivity``; rows with a number are in the table even so,
+            and no evidence, as the earlier was of other rows.
     """
     target = device if isinstance(device, Device) else Device.load(device)
     folder = Path(cache_dir) if cache_dir is not None else Path(table_dir) / CACHE
     profile(space, target, table_dir, method=method, seed=seed, progress=progress, cache_dir=folder)
+    path = table_path(table_dir, target.name, target.runtime)
+    table = table_to_go_on_with(target, table_dir, seed)
+
+    def keep(records: Sequence[Record]) -> None:
+        table.append(record for record in records if record.ok and not record.key.startswith("network:"))
+        table.header = replace(table.header, additivity=None, correction=None)
+        table.save(path)
+
     found = check_additivity(
         space,
         target,
@@ -267,16 +306,15 @@ def audit_table(
         limits=limits,
         seed=seed,
         progress=progress,
+        keep=keep,
     )
-    path = table_path(table_dir, target.name, target.runtime)
-    table = Table.load(path)
-    table.append(record for record in found.records if not record.key.startswith("network:"))
-    correction = {"space": found.space, **found.correction().to_mapping()} if networks >= MIN_NETWORKS else None
+    enough = len(found.rows) >= MIN_NETWORKS
+    fitted = {"space": found.space, "rows": found.rows_digest, **found.correction().to_mapping()} if enough else None
     table.header = replace(
         table.header,
         additivity=found.evidence(),
-        correction=correction,
-        reference=dict(found.reference),
+        correction=fitted,
+        reference=dict(found.reference) or None,
         updated=datetime.date.today().isoformat(),
     )
     table.save(path)

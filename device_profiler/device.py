@@ -36,9 +36,13 @@ class Roofline(_Strict):
 
 
 class Phone(_Strict):
-    """Which attached phone is meant and who signs the app that runs there; needed by the ``coreml`` runtime alone."""
+    """Which attached phone is meant and who signs the app that runs there; needed by the ``coreml`` runtime alone.
+
+    ``model`` is its product type, ``iPhone17,2`` for an iPhone 16 Pro Max; another one is refused.
+    """
 
     udid: str = ""
+    model: str = ""
     development_team: str = ""
     provisioning_profile_uuid: str = ""
     bundle_identifier: str = ""
@@ -53,6 +57,7 @@ class Device(_Strict):
         memory_limit_mb: what one workload may take (MB = 10^6 bytes); more is refused before it is sent.
         lowerings: how workloads are lowered, in order (``all``: every way there is); empty means the runtime's default.
         threads: of the runtime, where it has any.
+        provider: ONNX Runtime's execution provider; the compute unit's own where none is named.
         timeout_s: for loading a workload and for one visit to it.
         cool_down_s: pause after a round in which the reference workload was slower than usual.
         local: the ``coreml`` runtime measures the Mac that the profiler runs on, and no attached phone.
@@ -73,7 +78,7 @@ class Device(_Strict):
     method: Literal["alone", "slope", "in_context"] = "alone"
     timeout_s: Positive = 120.0
     cool_down_s: Annotated[float, Field(ge=0)] = 0.0
-    provider: str = "CPUExecutionProvider"
+    provider: str = ""
     local: bool = False
     cuda_graph: bool = False
     roofline: Roofline | None = None

@@ -7,6 +7,7 @@
 A worker owns one device and takes a group of workloads at a time, since rounds interleave within a group. Every row
 goes to the scheduler's event log the moment it is known, and from there to whoever profiles, who writes it. A worker
 that dies takes only what it was timing with it: dask gives its group to another, which skips the rows already logged.
+One whose device is gone for good (a phone that stays unplugged) is let go, and the others take its rows.
 """
 
 from __future__ import annotations
@@ -95,7 +96,21 @@ def serve(
 
     with tempfile.TemporaryDirectory(prefix="nas-worker-") as folder:
         asyncio.run(work(folder))
-    raise ProfileError(f"the scheduler at {address} has gone; start one with dask scheduler, then this worker again.")
+    try:
+        _connect(address).close()
+    except ProfileError:
+        raise ProfileError(
+            f"the scheduler at {address} has gone; start one with dask scheduler, then this worker again."
+        ) from None
+    raise ProfileError(f"let go, as {target.name} could not go on (nas profile says why); start this worker again.")
+
+
+class DeviceGone(ProfileError):
+    """A worker's device cannot go on where another's may."""
+
+    def __init__(self, message: str, worker: str = "", address: str = "") -> None:
+        super().__init__(message)
+        self.worker, self.address = worker, address
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,8 @@ def profile_fleet(
         patience_s: how long to wait for a worker when there is none, before giving up with what is written.
 
     Raises:
-        ProfileError: no dask, no scheduler, no worker that owns the device, or workers whose devices differ.
+        ProfileError: no dask, no scheduler, no worker that owns the device, or workers that differ in chip, phone
+            model, system, runtime or its settings.
     """
     from search_spaces.space import Space
 
@@ -187,6 +203,7 @@ class _Run:
         self.references: list[dict[str, Any]] = []
         self.samples = 0
         self.total = 0
+        self.gone: set[str] = set()
 
     def measure(self, rows: Sequence[profiling.Wanted], group: int) -> None:
         """Give the rows out in groups, and write each as it comes."""
@@ -220,6 +237,12 @@ class _Run:
                     self._take(_killed(left[0], str(error.last_worker and error.last_worker.name), error))
                 elif isinstance(error, KilledWorker):
                     suspects.extend(left)
+                elif isinstance(error, DeviceGone):
+                    self._let_go(error)
+                    if future is on_trial:
+                        suspects.extend(left)
+                    elif left:
+                        waiting[self._submit(left)] = left
                 else:
                     raise error if isinstance(error, ProfileError) else ProfileError(f"a worker could not: {error}")
             if self._workers():
@@ -235,9 +258,27 @@ class _Run:
             measure_order, replace(self.order, rows=tuple(rows)), resources={self.device.name: 1}, pure=False
         )
 
-    def _workers(self) -> int:
-        known = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        return sum(self.device.name in worker["resources"] for worker in known)
+    def _workers(self) -> set[str]:
+        known = self.client.scheduler_info(n_workers=-1)["workers"]
+        return {address for address, worker in known.items() if self.device.name in worker["resources"]} - self.gone
+
+    def _let_go(self, error: DeviceGone) -> None:
+        """Do without a worker; what waits there goes to the others.
+
+        Raises:
+            ProfileError: if there are no others.
+        """
+        if error.address in self.gone:
+            return
+        if not self._workers() - {error.address}:
+            raise ProfileError(
+                f"{error} ({len(self.done)} of {self.total} rows are written, and no other worker that owns "
+                f"{self.device.name} is left: run the same command when this is set right.)"
+            )
+        self.gone.add(error.address)
+        self.client.retire_workers([error.address])
+        said = f"{error.worker} is let go, the others take its rows: {error}"
+        self.tell(Progress("gone", len(self.done), self.total, detail=said))
 
     def _write(self, timeout_s: float) -> None:
         """Put what arrives within the time into the table."""
@@ -306,11 +347,20 @@ def measure_order(order: Order) -> int:
     """A task: measure the rows on the device of the worker that runs it, logging each; gives how many it measured.
 
     Raises:
-        ProfileError: if the worker's device is another one than the table is about.
+        DeviceGone: if the worker's device cannot, or is another one than the table is about.
     """
-    from distributed import get_client, get_worker
+    from distributed import get_worker
 
     worker: Any = get_worker()
+    try:
+        return _measure_order(order, worker)
+    except ProfileError as error:
+        raise DeviceGone(str(error), str(worker.name), str(worker.address)) from None
+
+
+def _measure_order(order: Order, worker: Any) -> int:
+    from distributed import get_client
+
     owner: Owner = worker.plugins[PLUGIN]
     events: Any = get_client().get_events(order.topic)
     logged = {_key_of(event["record"]) for _, event in events if "record" in event}
@@ -371,7 +421,13 @@ def _agreed_header(client: Any, device: Device, scheduler: str, seed: int) -> He
             raise ProfileError(f"worker {workers[address]['name']}: {answer or 'was not started by nas worker'}")
         headers.append((workers[address]["name"], Header.from_mapping(answer)))
     name, header = headers[0]
-    stated = Header(device.name, device.runtime, precision=device.precision, compute_unit=device.compute_unit)
+    stated = Header(
+        device.name,
+        device.runtime,
+        precision=device.precision,
+        compute_unit=device.compute_unit,
+        details=profiling.settings(device),
+    )
     differs = stated.conflicts(header)
     if differs:
         raise ProfileError(

@@ -5,20 +5,34 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import subprocess
 from pathlib import Path
 
 MB = 1e6
+CPUINFO = Path("/proc/cpuinfo")
+BOARD = Path("/proc/device-tree/model")
 
 
 def chip() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system gives it; on ARM, where cpuinfo names none, the board's."""
+    if platform.system() == "Darwin":  # where platform.processor() is "arm" on all of Apple's
+        return _said("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in CPUINFO.read_text().splitlines():
             if line.startswith(("model name", "Model", "Hardware")):
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    try:
+        return BOARD.read_text().strip("\0\n ")
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def gpu() -> str:
+    """The name of the first NVIDIA GPU; without the driver's tools just that it is one."""
+    names = _said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    return names[0].strip() if names else "NVIDIA GPU"
 
 
 def system() -> str:
@@ -117,6 +131,14 @@ def _free_fillers(libc: ctypes.CDLL) -> None:
 def _free(libc: ctypes.CDLL, address: int | None) -> None:
     libc.free.argtypes = [ctypes.c_void_p]
     libc.free(address)
+
+
+def _said(*command: str) -> str:
+    """What a program prints; an empty string where it fails or is absent."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 def _status_value(path: Path, key: str) -> float:

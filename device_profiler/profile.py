@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from device_profiler.admission import admit
 from device_profiler.device import Device
@@ -311,7 +311,7 @@ def missing_rows(table: Table | None, wanted: Sequence[Wanted], retry: bool = Fa
 
 
 def opened_table(table: Table | None, path: Path, header: Header) -> Table:
-    """The table, or a new one of that header.
+    """The table, its header telling of the run to come; or a new one of that header.
 
     Raises:
         ProfileError: if the table was measured with something else than the header says.
@@ -324,7 +324,28 @@ def opened_table(table: Table | None, path: Path, header: Header) -> Table:
             f"{path}: this table was measured with another {'; '.join(differs)}; "
             "give another table directory, or move this table away to measure it anew."
         )
+    table.header = table.header.continued(header)
     return table
+
+
+def table_to_go_on_with(device: Device, table_dir: str | Path, seed: int = 0) -> Table:
+    """The device's table on disk, if what the device is now may go on with it; see ``opened_table``."""
+    path = table_path(table_dir, device.name, device.runtime)
+    runtime = _open(device)
+    try:
+        return opened_table(Table.load(path), path, _header(device, runtime, seed))
+    finally:
+        runtime.close()
+
+
+def settings(device: Device) -> dict[str, Any]:
+    """What of the device's YAML rows of one table must share beside the header's own fields."""
+    found: dict[str, Any] = {"threads": device.threads}
+    if device.compute_unit == "CUDA":
+        found["cuda_graph"] = device.cuda_graph
+    if device.roofline is not None:
+        found |= device.roofline.model_dump(exclude={"source"})
+    return found
 
 
 def _header(device: Device, runtime: Runtime, seed: int) -> Header:
@@ -333,6 +354,7 @@ def _header(device: Device, runtime: Runtime, seed: int) -> Header:
     notes = " ".join(part for part in (device.notes, about.get("notes", "")) if part)
     if device.roofline is not None:
         notes = f"{notes} {device.roofline.source}".strip()
+    told = {name: about[name] for name in ("provider", "model") if about.get(name)}
     return Header(
         device=device.name,
         runtime=device.runtime,
@@ -345,7 +367,7 @@ def _header(device: Device, runtime: Runtime, seed: int) -> Header:
         created=today,
         updated=today,
         notes=notes,
-        details={"threads": device.threads, "seed": seed},
+        details={**settings(device), **told, "seed": seed},
     )
 
 

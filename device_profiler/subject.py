@@ -23,6 +23,7 @@ Built = tuple["nn.Module", "tuple[Tensor, ...]", "tuple[str, ...]"]
 FACTORY = "device_profiler.subject:build_from_space"
 SEGMENT = "device_profiler.subject:build_segment"
 REFERENCE = "device_profiler.subject:build_reference"
+GROUPS = ("temporal_nas.blocks", "temporal_nas.backbones")  # what other packages add
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Subject:
 
 @cache
 def _sources(factory_module: str, space: str) -> str:
-    """A hash over the sources that define modules: the spaces' package, the factory, a space file, the versions."""
+    """A hash over the sources that define modules: ours, other packages', the factory, a space file; and versions."""
     digest = hashlib.sha256()
     spec = importlib.util.find_spec("search_spaces")
     assert spec is not None and spec.submodule_search_locations
@@ -109,12 +110,25 @@ def _sources(factory_module: str, space: str) -> str:
             files.append(candidate)
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for point in sorted(metadata.entry_points(group="temporal_nas.blocks"), key=lambda p: p.name):
+    points = [p for group in GROUPS for p in metadata.entry_points(group=group)]
+    for point in sorted(points, key=lambda p: (p.name, p.value)):
         version = point.dist.version if point.dist else ""
         digest.update(f"{point.name}={point.value}@{version}".encode())
+        for path in _package_files(point.value):  # an editable install changes under the same version
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
     for package in ("torch", "diffusers"):
         digest.update(f"{package}=={package_version(package)}".encode())
     return digest.hexdigest()
+
+
+def _package_files(target: str) -> list[Path]:
+    """The sources of the package that ``module:name`` is in, a block's helpers among them; found without importing."""
+    spec = importlib.util.find_spec(target.partition(":")[0].partition(".")[0])
+    if spec is None:  # said when the block is built
+        return []
+    if spec.submodule_search_locations is None:
+        return [Path(spec.origin)] if spec.origin else []
+    return sorted(path for folder in spec.submodule_search_locations for path in Path(folder).rglob("*.py"))
 
 
 def package_version(package: str) -> str:

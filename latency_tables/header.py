@@ -17,6 +17,11 @@ from latency_tables.files import checksum
 SCHEMA = 1
 # Rows may stand in one table only where these agree: another runtime version is another set of costs.
 IDENTITY = ("device", "chip", "os", "runtime", "runtime_version", "compute_unit", "precision")
+# So do these of the details, as far as both tables state them: how the runtime was set, and which phone it was.
+SETTINGS = (
+    *("threads", "provider", "cuda_graph", "model"),
+    *("peak_tflops", "bandwidth_gb_s", "efficiency", "overhead_us"),  # a roofline's
+)
 _TEXT = (*IDENTITY, "toolkit_version", "created", "updated", "notes")
 _MAPPINGS = ("additivity", "correction", "reference", "details")
 
@@ -28,11 +33,13 @@ class Header:
     Attributes:
         device, chip, os, runtime, runtime_version, compute_unit, precision: what the rows were measured on; rows of
             another identity are refused.
-        toolkit_version, created, updated: what wrote the table and on which days (ISO dates).
+        toolkit_version, created, updated: what wrote the table and on which days (ISO dates); every version, where
+            several did.
         additivity: evidence from whole networks (``mape``, ``kendall_tau``, ``worst``, ``networks``, ...), or unknown.
         correction: a fit of whole networks on sums of rows, with its cross-validated error (``Correction``).
         reference: the reference workload's latency and spread through the run, or unknown.
-        details: anything else worth keeping (threads, commit, seeds), as plain YAML values.
+        details: anything else worth keeping (commit, seeds), as plain YAML values; rows of other ``SETTINGS`` among
+            them are refused like those of another identity.
 
     Raises:
         TableError: on a missing device or runtime, or a value that is no text, number, list or mapping.
@@ -73,9 +80,29 @@ class Header:
             raise TableError(f"table header: schema must be {SCHEMA}, got {self.schema!r}; leave it out")
 
     def conflicts(self, other: Header) -> list[str]:
-        """``"runtime_version 1.30 and 1.31"`` for each identity that both state and that differs."""
-        pairs = ((name, getattr(self, name), getattr(other, name)) for name in IDENTITY)
-        return [f"{name} {ours} and {theirs}" for name, ours, theirs in pairs if ours and theirs and ours != theirs]
+        """``"runtime_version 1.30 and 1.31"`` for each identity or setting that both state and that differs."""
+        ours, theirs = self._stated(), other._stated()
+        shared = (name for name in ours if name in theirs and ours[name] != theirs[name])
+        return [f"{name} {ours[name]} and {theirs[name]}" for name in shared]
+
+    def _stated(self) -> dict[str, Any]:
+        details = self.details or {}
+        values = {name: getattr(self, name) for name in IDENTITY} | {name: details.get(name) for name in SETTINGS}
+        return {name: value for name, value in values.items() if value not in ("", None)}
+
+    def continued(self, other: Header) -> Header:
+        """This header with what another run adds, whose header conflicts in nothing: its toolkits, notes and details.
+
+        Rows of both toolkits then stand in the table, so both are named; ``validate`` finds the older one stale.
+        """
+        toolkits = [*self.toolkit_version.split(", "), *other.toolkit_version.split(", ")]
+        notes = (self.notes, "" if other.notes in self.notes else other.notes)
+        return dataclasses.replace(
+            self,
+            toolkit_version=", ".join(dict.fromkeys(part for part in toolkits if part)),
+            notes=" ".join(part for part in notes if part),
+            details={**(self.details or {}), **(other.details or {})} or None,
+        )
 
     def to_mapping(self) -> dict[str, Any]:
         """The YAML mapping, schema first, empty fields left out."""

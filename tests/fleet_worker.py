@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from device_profiler.device import Device
-from device_profiler.errors import OutOfMemory
+from device_profiler.errors import OutOfMemory, ProfileError
 from device_profiler.fleet import serve
 from device_profiler.lowering import Lowered
 from device_profiler.runtimes import RUNTIMES, Execution, Facts
@@ -41,7 +41,7 @@ class Session:
 
 
 class Scripted:
-    """Counts as measured; ``device.notes`` names the workload that takes its worker's life."""
+    """Counts as measured; ``device.notes`` names the workload that takes its worker's life, or says ``unplugged``."""
 
     source, toolkit, tolerance = "measured", "counts", 1e-3
 
@@ -57,6 +57,8 @@ class Scripted:
         return 1e9
 
     def load(self, lowered: Lowered, timeout_s: float) -> Session:
+        if self.device.notes == "unplugged":
+            raise ProfileError("phone: no iPhone is attached; plug one in.")
         if lowered.subject.workload.block == "SelfAttention3D":
             raise OutOfMemory("does not fit")
         return Session(self.device, lowered.subject.key, 0)

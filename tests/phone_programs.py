@@ -105,7 +105,12 @@ def describe(phone):
             "osBuildUpdate": "22F76",
             "developerModeStatus": how["developer_mode"],
         },
-        "hardwareProperties": {"deviceType": "iPhone", "udid": f"UDID-{phone.name}"},
+        "hardwareProperties": {
+            "deviceType": "iPhone",
+            "udid": f"UDID-{phone.name}",
+            "productType": how["product_type"],
+            "marketingName": how["marketing_name"],
+        },
         "connectionProperties": {"tunnelState": how["tunnel"]},
     }
 
@@ -133,7 +138,7 @@ def serve(phone):
             message = json.loads(path.read_text())
             name, asked, identity = message["method"].split(".")[1], message["params"], message["id"]
             resource = root / "requests" / "resources" / identity / message.get("resource", "none")
-            answer, data = {"modelID": asked["modelID"]}, None
+            answer, data, error = {"modelID": asked["modelID"]}, None, None
             if name == "Load":
                 model = model_name(resource)
                 models[asked["modelID"]] = model
@@ -149,6 +154,8 @@ def serve(phone):
                 count[model] = count.get(model, 0) + 1
                 if matches(how["hang_on"], model):
                     continue
+                if matches(how["refuse_on"], model):
+                    error = {"code": -32002, "message": "prediction failed"}
                 if (
                     matches(how["die_on"], model)
                     and count[model] > how["die_after"]
@@ -176,7 +183,8 @@ def serve(phone):
                 ]
             elif name == "Unload":
                 models.pop(asked["modelID"])
-            respond(root, identity, result=answer, data=data)
+            (phone / "loaded.json").write_text(json.dumps(sorted(models.values())))
+            respond(root, identity, result=None if error else answer, error=error, data=None if error else data)
         time.sleep(0.005)
     sys.exit(1)
 

@@ -38,6 +38,7 @@ class Behaviour:
     die_after: int = 0  # ... after so many of its predictions ...
     die_times: int = 10**6  # ... that often
     die_words: str = "App terminated due to signal 9."
+    refuse_on: str = ""  # answers a prediction of this model with an error
     hang_on: str = ""  # never answers a prediction of this model
     full: bool = False  # no space left for what is sent
     unplug_after: int = 0  # predictions until the cable is pulled; 0 for never
@@ -46,6 +47,8 @@ class Behaviour:
     no_tunnel: bool = False  # its memory cannot be seen
     developer_mode: str = "enabled"
     tunnel: str = "connected"
+    product_type: str = "iPhone17,2"
+    marketing_name: str = "iPhone 16 Pro Max"
 
 
 class StandIn:

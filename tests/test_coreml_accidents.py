@@ -1,10 +1,12 @@
 """What happens to a phone in the middle of a run: the finished rows stay, the others are measured or say why not."""
 
 import dataclasses
+import json
 
 import pytest
-from phone_standin import QUICK, Behaviour, StandIn, artifacts, model_name, phones, run, truth
+from phone_standin import QUICK, Behaviour, StandIn, artifacts, model_name, phones, run, runtime_of, truth
 
+from device_profiler.errors import WorkloadError
 from device_profiler.lowering import Lowered
 from device_profiler.measure import RunLog
 
@@ -24,6 +26,18 @@ def test_an_app_that_crashes_is_failed_with_its_last_words(phones: StandIn, arti
     rows = run(phones, artifacts[:2])
     assert rows[0].status == "failed" and "crashed" in rows[0].reason and "signal 11" in rows[0].reason
     assert rows[1].status == "ok"
+
+
+def test_a_model_whose_first_prediction_fails_does_not_stay_on_the_phone(
+    phones: StandIn, artifacts: list[Lowered]
+) -> None:
+    phones.behave(Behaviour(refuse_on=model_name(artifacts[0].file)))
+    runtime = runtime_of(phones, artifacts[:1])
+    with pytest.raises(WorkloadError, match="prediction failed"):
+        runtime.load(artifacts[0], 8.0)
+    loaded = json.loads((phones.phone() / "loaded.json").read_text())
+    runtime.close()
+    assert loaded == []
 
 
 def test_a_load_longer_than_twenty_polls_is_waited_for(phones: StandIn, artifacts: list[Lowered]) -> None:

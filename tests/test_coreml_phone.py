@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from phone_standin import Behaviour, StandIn, artifacts, phones, run, runtime_of, stand_in, truth
 
-from device_profiler import ProfileError
+from device_profiler import ProfileError, profile
 from device_profiler.device import Device, Phone
 from device_profiler.lowering import Lowered
 from device_profiler.runtimes.coreml import CoreMLRuntime
@@ -59,6 +59,21 @@ def test_a_phone_that_is_not_ready_is_said_so(phones: StandIn, behaviour: Behavi
     phones.behave(behaviour)
     with pytest.raises(ProfileError, match=message):
         runtime_of(phones, []).check()
+
+
+def test_another_model_is_refused_and_the_right_one_stands_in_the_header(phones: StandIn) -> None:
+    runtime = runtime_of(phones, [], model="iPhone17,2")
+    runtime.check()
+    details = profile._header(runtime.device, runtime, 0).details
+    assert details is not None and details["model"] == "iPhone17,2"
+    phones.behave(Behaviour(product_type="iPhone14,5", marketing_name="iPhone 13"))
+    words = r"phone.model is iPhone17,2, and Phone One is iPhone14,5 \(iPhone 13\); attach the right phone, or write"
+    with pytest.raises(ProfileError, match=words) as caught:
+        runtime_of(phones, [], model="iPhone17,2").check()
+    assert "\n" not in str(caught.value)
+    other = runtime_of(phones, [])
+    differs = profile._header(runtime.device, runtime, 0).conflicts(profile._header(other.device, other, 0))
+    assert "model iPhone17,2 and iPhone14,5" in differs, "their rows do not mix even where no model is asked for"
 
 
 def test_without_xcode_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

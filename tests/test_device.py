@@ -1,11 +1,12 @@
 """Devices: what ships, and what a wrong YAML is told."""
 
+import platform
 import re
 from pathlib import Path
 
 import pytest
 
-from device_profiler import ProfileError
+from device_profiler import ProfileError, host
 from device_profiler.device import Device, list_devices
 
 GOOD = "name: board\nruntime: onnxruntime\nprecision: fp32\n"
@@ -74,3 +75,25 @@ def test_what_is_no_device_is_refused(text: str) -> None:
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match=re.escape("absent.yaml does not exist")):
         Device.load(tmp_path / "absent.yaml")
+
+
+def test_macs_are_told_apart_by_their_chip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+    tool = tmp_path / "sysctl"
+    tool.write_text('#!/bin/sh\n[ "$*" = "-n machdep.cpu.brand_string" ] && echo Apple M4 Pro\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert host.chip() == "Apple M4 Pro"
+
+
+def test_arm_boards_are_told_apart_by_their_device_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo, board = tmp_path / "cpuinfo", tmp_path / "model"
+    cpuinfo.write_text("processor\t: 0\nBogoMIPS\t: 48.00\nCPU implementer\t: 0x41\n")
+    board.write_bytes(b"Radxa ROCK 5B\0")
+    monkeypatch.setattr(host, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(host, "BOARD", board)
+    monkeypatch.setattr(platform, "processor", lambda: "aarch64")
+    assert host.chip() == "Radxa ROCK 5B"
+    cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC\n")
+    assert host.chip() == "AMD EPYC"

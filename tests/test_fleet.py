@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from device_profiler import ProfileError, fleet
+from device_profiler import profile as profiling
 from device_profiler.device import Device
 from device_profiler.fleet import profile_fleet, serve
 from device_profiler.lowering import default_lowerings, lower
@@ -189,6 +190,29 @@ def test_a_workload_queued_behind_a_deadly_one_is_not_blamed(scheduler: str, sta
     assert len(table) == 12
 
 
+def test_a_worker_whose_device_is_gone_is_let_go_and_the_others_take_its_rows(
+    scheduler: str, start: Start, tmp_path: Path
+) -> None:
+    gone, _ = start(board(notes="unplugged")), start()
+    wait_for(2, scheduler)
+    told: list[Progress] = []
+    table = profile_fleet("tiny", board(), tmp_path, scheduler, limits=LIMITS, group=2, progress=told.append)
+    assert len(table) == 12 and {row.status for row in table} == {"ok", "oom"}
+    (said,) = (event.detail for event in told if event.stage == "gone")
+    assert said.endswith("is let go, the others take its rows: phone: no iPhone is attached; plug one in.")
+    assert gone.wait(timeout=60) == 1
+
+
+def test_a_device_that_is_gone_ends_the_run_where_there_is_no_other(
+    scheduler: str, start: Start, tmp_path: Path
+) -> None:
+    start(board(notes="unplugged"))
+    wait_for(1, scheduler)
+    with pytest.raises(ProfileError, match=r"no iPhone is attached; plug one in. \(0 of 12 rows are written") as caught:
+        profile_fleet("tiny", board(), tmp_path, scheduler, limits=LIMITS)
+    assert "\n" not in str(caught.value)
+
+
 def test_without_a_worker_or_with_a_wrong_one_the_remedy_is_named(scheduler: str, start: Start, tmp_path: Path) -> None:
     with pytest.raises(ProfileError, match="no worker at .* owns board; start one for each device: nas worker tcp://"):
         profile_fleet("tiny", board(), tmp_path, scheduler)
@@ -197,6 +221,28 @@ def test_without_a_worker_or_with_a_wrong_one_the_remedy_is_named(scheduler: str
     with pytest.raises(ProfileError, match="differ: chip (One and Two|Two and One); one table is of one kind"):
         profile_fleet("tiny", board(), tmp_path, scheduler)
     assert not table_path(tmp_path, "board", "scripted").exists()
+
+
+def test_workers_that_run_it_otherwise_are_refused() -> None:
+    """A client that answers for its workers stands in for the scheduler."""
+
+    class Client:
+        def __init__(self, *devices: Device) -> None:
+            self.devices = {f"tcp://{n}": device for n, device in enumerate(devices)}
+
+        def scheduler_info(self, n_workers: int) -> dict[str, object]:
+            return {"workers": {at: {"name": at, "resources": {"board": 1}} for at in self.devices}}
+
+        def run(self, function: object, seed: int, workers: list[str]) -> dict[str, object]:
+            runtime = fleet_worker.Scripted(board())
+            return {at: profiling._header(self.devices[at], runtime, seed).to_mapping() for at in workers}
+
+    one, four = board(threads=1), board(threads=4)
+    assert fleet._agreed_header(Client(one, one), one, "tcp://a:1", 0).device == "board"
+    with pytest.raises(ProfileError, match=r"worker tcp://0 has another threads 1 and 4 .*; give both one YAML"):
+        fleet._agreed_header(Client(four, four), one, "tcp://a:1", 0)
+    with pytest.raises(ProfileError, match=r"workers tcp://0 and tcp://1 differ: threads 1 and 4; one table is of one"):
+        fleet._agreed_header(Client(one, four), one, "tcp://a:1", 0)
 
 
 def test_when_the_last_worker_goes_the_rows_stay_and_the_command_to_go_on_is_named(
@@ -260,6 +306,9 @@ def test_a_scheduler_that_does_not_answer_is_said_so(monkeypatch: pytest.MonkeyP
         (["worker", "tcp://127.0.0.1:1", "--device", "hots_cpu"], "Did you mean 'host_cpu'?"),
         (["profile", "--block", "Conv1D", "--shape", "8x4x8x8", "--scheduler", "tcp://a:1"], "measures a whole SPACE"),
         (["profile", "tiny", "--scheduler", "8786", "--table", "absent"], "is no scheduler address"),
+        (["profile", "tiny", "--networks", "20", "--scheduler", "tcp://a:1"], "anew; leave --scheduler out"),
+        (["profile", "tiny", "--networks", "20", "--retry"], "anew; leave --retry out"),
+        (["profile", "tiny", "--networks", "20", "--spatial"], "anew; leave --spatial out"),
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(

@@ -1,11 +1,14 @@
 """Lowering: artifacts, their cache, and failures that stay in the child."""
 
+from importlib import metadata
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
 import pytest
 from profiler_fakes import small
 
+from device_profiler import subject as subject_module
 from device_profiler.child import Child, classify
 from device_profiler.errors import OutOfMemory, TimedOut, Unsupported, WorkloadError
 from device_profiler.lowering import Lowered, artifact_name, default_lowerings, find, lower, lower_all, sample_error
@@ -42,6 +45,26 @@ def test_another_shape_copy_or_lowering_is_another_artifact() -> None:
         artifact_name(small(), "coreml", "plain"),
     }
     assert len(names) == 5
+
+
+def test_a_changed_block_of_another_package_never_meets_an_old_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "other_blocks"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise AssertionError('fingerprints import nothing')")
+    (package / "parts.py").write_text("SCALE = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = EntryPoint("Mine", "other_blocks.blocks:Mine", "temporal_nas.blocks")
+    gone = EntryPoint("Gone", "absent_package:Gone", "temporal_nas.backbones")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [p for p in (point, gone) if p.group == group])
+    names = []
+    for scale in (1, 2):
+        (package / "parts.py").write_text(f"SCALE = {scale}\n")
+        subject_module._sources.cache_clear()
+        names.append(artifact_name(small(), "onnx", "plain"))
+    subject_module._sources.cache_clear()
+    assert names[0] != names[1]
 
 
 @pytest.mark.parametrize("damage", ["{", "{}", None])

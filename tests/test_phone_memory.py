@@ -2,12 +2,14 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 from phone_programs import needs
 from phone_standin import MONITOR, QUICK, Behaviour, StandIn, artifacts, model_name, phones, run, runtime_of
 
 from device_profiler.lowering import Lowered
+from device_profiler.runtimes.phone_memory import MemoryWatch
 
 __all__ = ["artifacts", "phones"]
 ONCE = dataclasses.replace(QUICK, min_rounds=1, max_rounds=1)
@@ -39,3 +41,14 @@ def test_without_the_program_the_table_says_what_to_install(phones: StandIn) -> 
     assert "install the extra 'iphone'" in runtime_of(phones, []).describe()["notes"]
     phones.install(MONITOR)
     assert "lower bounds" in runtime_of(phones, []).describe()["notes"]
+
+
+def test_the_program_is_found_beside_python_too(
+    phones: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment = tmp_path / "environment" / "bin"
+    environment.mkdir(parents=True)
+    (environment / MONITOR).symlink_to("/bin/true")
+    assert not MemoryWatch.available()
+    monkeypatch.setattr("sys.executable", str(environment / "python"))
+    assert MemoryWatch.available() and "lower bounds" in runtime_of(phones, []).describe()["notes"]

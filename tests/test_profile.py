@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from profiler_fakes import DEVICE, ERRORS, Script, ScriptedRuntime
 
-from device_profiler import ProfileError
+from device_profiler import ProfileError, additivity
 from device_profiler import profile as profile_module
-from device_profiler.additivity import kendall_tau, random_networks
+from device_profiler.additivity import LIMITS, audit_table, check_additivity, kendall_tau, random_networks
 from device_profiler.admission import admit, predicted_peak_mb
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory
@@ -24,6 +24,7 @@ from device_profiler.profile import measure_workloads, operator_workload, profil
 from device_profiler.subject import Subject, reference_subject
 from latency_tables.cost import CostModel
 from latency_tables.plan import Plan
+from latency_tables.record import Record
 from latency_tables.table import Table, table_path
 from search_spaces.space import Space
 from search_spaces.workload import Workload
@@ -161,6 +162,41 @@ def test_a_table_of_another_runtime_version_is_not_mixed_with(
         profile("tiny", ROOFLINE, tmp_path, cache_dir=cache)
 
 
+def test_a_table_of_other_settings_is_not_mixed_with(scripted: ScriptedRuntime, tmp_path: Path, cache: Path) -> None:
+    about = {"runtime_version": "1", "provider": "CPUExecutionProvider"}
+    scripted.describe = lambda: about  # type: ignore[method-assign]
+    profile_operator(*OPERATORS[1], DEVICE, tmp_path, cache_dir=cache, limits=QUICK)
+    threads = DEVICE.model_copy(update={"threads": 4})
+    with pytest.raises(ProfileError, match="another threads 1 and 4; give another table directory, or move") as caught:
+        profile_operator(*OPERATORS[2], threads, tmp_path, cache_dir=cache, limits=QUICK)
+    assert "\n" not in str(caught.value)
+    about["provider"] = "XnnpackExecutionProvider"
+    with pytest.raises(ProfileError, match="another provider CPUExecutionProvider and XnnpackExecutionProvider"):
+        profile_operator(*OPERATORS[2], DEVICE, tmp_path, cache_dir=cache, limits=QUICK)
+
+
+def test_every_ceiling_of_a_roofline_is_part_of_its_table(tmp_path: Path, cache: Path) -> None:
+    device = Device.load(ROOFLINE)
+    profile_operator(*CONV3D, device, tmp_path, cache_dir=cache)
+    assert device.roofline is not None
+    slower = device.model_copy(update={"roofline": device.roofline.model_copy(update={"overhead_us": 5.0})})
+    with pytest.raises(ProfileError, match="another overhead_us 2.0 and 5.0"):
+        profile_operator(*OPERATORS[1], slower, tmp_path, cache_dir=cache)
+
+
+def test_a_header_without_settings_is_gone_on_with_and_then_has_them(
+    estimated: tuple[Path, Table], tmp_path: Path, cache: Path
+) -> None:
+    _, full = estimated
+    bare = replace(full.header, details=None, toolkit_version="torch 2.0", notes="by hand")
+    Table(bare, list(full)[1:]).save(table_path(tmp_path, ROOFLINE, "roofline"))
+    header = profile("tiny", ROOFLINE, tmp_path, cache_dir=cache).header
+    assert header.details == full.header.details and header.details is not None
+    assert header.details["overhead_us"] == 2.0
+    assert header.toolkit_version == f"torch 2.0, {full.header.toolkit_version}", "rows of both are in it"
+    assert header.notes == f"by hand {full.header.notes}"
+
+
 def test_killed_in_the_middle_it_leaves_a_whole_table_and_no_process(tmp_path: Path, cache: Path) -> None:
     code = (
         "import sys\nfrom device_profiler.profile import profile_operator\n"
@@ -211,6 +247,78 @@ def test_whole_networks_are_measured_like_blocks(tmp_path: Path, cache: Path) ->
     assert record.key == workload.key and record.ok
     with pytest.raises(ProfileError, match="needs its arrangement"):
         measure_workloads([workload], ROOFLINE, space="tiny", cache_dir=cache)
+
+
+@pytest.fixture()
+def together(monkeypatch: pytest.MonkeyPatch, scripted: ScriptedRuntime) -> dict[str, object]:
+    """Whole networks and parts without lowering them: ``oom`` says how many networks do not fit; notes the limits."""
+    how: dict[str, object] = {"oom": 0}
+
+    def measure(workloads: list[Workload], device: Device, **given: object) -> list[Record]:
+        how["limits"] = given["limits"]
+        rows, networks = [], 0
+        for n, workload in enumerate(workloads):
+            networks += workload.block == "network"
+            failed = workload.block == "network" and networks <= int(str(how["oom"]))
+            facts = {"status": "oom", "reason": "too big"} if failed else {"latency_ms_median": 1.0 + n}
+            memory = {} if failed else {"weights_mb": 1.0, "activation_peak_mb": 1.0}
+            lowering = default_lowerings("onnx", workload)[0]  # as the device has it
+            rows.append(Record(workload.key, lowering, precision="fp32", **facts, **memory))  # type: ignore[arg-type]
+        return rows
+
+    monkeypatch.setattr(additivity, "measure_workloads", measure)
+    return how
+
+
+def test_whole_networks_wait_as_long_as_their_device_says(
+    together: dict[str, object], tmp_path: Path, cache: Path
+) -> None:
+    phone = DEVICE.model_copy(update={"timeout_s": 600.0, "cool_down_s": 30.0})
+    check_additivity("tiny", phone, cache_dir=cache, networks=3)
+    assert together["limits"] == replace(LIMITS, timeout_s=600.0, cool_down_s=30.0)
+    check_additivity("tiny", phone, cache_dir=cache, networks=3, limits=QUICK)
+    assert together["limits"] == QUICK
+
+
+def test_fewer_networks_than_a_correction_needs_are_evidence_all_the_same(
+    together: dict[str, object], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = random_networks(Space.load("tiny"), 3, seed=0)
+    monkeypatch.setattr(additivity, "random_networks", lambda space, count, seed: drawn)
+    audit_table("tiny", DEVICE, tmp_path, networks=20, cache_dir=cache)
+    header = Table.load(table_path(tmp_path, "fake", "onnxruntime")).header
+    assert header.additivity is not None and header.additivity["networks"] == 3 and header.correction is None
+    assert "reference_spread" not in header.additivity, "no reference ran beside them: how quiet it was is unknown"
+
+
+def test_a_network_that_fails_is_named_and_the_others_count(
+    together: dict[str, object], tmp_path: Path, cache: Path
+) -> None:
+    together["oom"] = 1
+    found, table = audit_table("tiny", DEVICE, tmp_path, networks=9, cache_dir=cache)
+    assert len(found.rows) == 8 and table.header.correction is not None
+    assert [text.partition(": ")[2] for text in found.evidence()["failed"]] == ["oom: too big"]
+    model = CostModel(Plan.load("tiny"), Table.load(table_path(tmp_path, "fake", "onnxruntime")))
+    assert model.correction is not None, "evidence and correction state the rows that were summed"
+
+
+def test_when_no_network_has_a_number_the_measured_rows_are_kept(
+    together: dict[str, object], tmp_path: Path, cache: Path
+) -> None:
+    together["oom"] = 3
+    with pytest.raises(ProfileError, match="none of 3 networks has a number; .*: oom: too big; measure with other"):
+        audit_table("tiny", DEVICE, tmp_path, networks=3, cache_dir=cache)
+    table = Table.load(table_path(tmp_path, "fake", "onnxruntime"))
+    latencies = {row.latency_ms_median for row in table.rows("Conv1D(kernel_size=3)/c16/t8/48x48/b1@fp32")}
+    assert latencies & {float(n) for n in range(1, 20)} and table.header.additivity is None
+
+
+def test_networks_of_other_settings_do_not_take_a_tables_place(
+    together: dict[str, object], tmp_path: Path, cache: Path
+) -> None:
+    audit_table("tiny", DEVICE, tmp_path, networks=3, cache_dir=cache)
+    with pytest.raises(ProfileError, match="another threads 1 and 4"):
+        audit_table("tiny", DEVICE.model_copy(update={"threads": 4}), tmp_path, networks=3, cache_dir=cache)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,12 @@ from typing import ClassVar
 import pytest
 from profiler_fakes import small
 
+from device_profiler import host
 from device_profiler.child import ChildDied
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory, ProfileError, Unsupported, WorkloadError
 from device_profiler.lowering import lower
-from device_profiler.runtimes import RUNTIMES, open_runtime
+from device_profiler.runtimes import RUNTIMES, onnxruntime_child, open_runtime
 from device_profiler.runtimes.onnxruntime import OnnxRuntime
 from device_profiler.runtimes.roofline import RooflineRuntime
 from device_profiler.runtimes.torch import TorchRuntime
@@ -58,10 +59,41 @@ def test_memory_over_the_limit_is_oom_and_not_a_crash(tmp_path: Path) -> None:
 
 def test_an_unknown_provider_is_unsupported(tmp_path: Path) -> None:
     lowered = lower(small(), "onnx", "plain", tmp_path)
-    runtime = OnnxRuntime(Device.load("host_cpu").model_copy(update={"provider": "CUDAExecutionProvider"}))
-    with pytest.raises(Unsupported, match="CUDAExecutionProvider is not in this onnxruntime"):
+    runtime = OnnxRuntime(Device.load("host_cpu").model_copy(update={"provider": "XnnpackExecutionProvider"}))
+    with pytest.raises(Unsupported, match="XnnpackExecutionProvider is not in this onnxruntime"):
         runtime.load(lowered, 60)
     runtime.close()
+
+
+def test_the_provider_is_that_of_the_compute_unit_and_the_header_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "gpu", lambda: "NVIDIA H200")
+    for unit, provider in (("CPU", "CPUExecutionProvider"), ("CUDA", "CUDAExecutionProvider")):
+        runtime = OnnxRuntime(Device(name="board", runtime="onnxruntime", compute_unit=unit))
+        assert runtime.options()["provider"] == runtime.describe()["provider"] == provider
+        assert (runtime.describe()["chip"] == "NVIDIA H200") == (unit == "CUDA")
+
+
+@pytest.mark.parametrize(
+    ("unit", "provider"), [("CUDA", "CPUExecutionProvider"), ("CPU", "CUDAExecutionProvider"), ("CPU", "Cpu")]
+)
+def test_a_provider_of_another_compute_unit_is_refused(unit: str, provider: str) -> None:
+    device = Device(name="board", runtime="onnxruntime", compute_unit=unit, provider=provider)
+    with pytest.raises(ProfileError, match=f"{provider} does not run on compute_unit {unit}; leave it out") as caught:
+        open_runtime(device)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_session_that_fell_back_to_the_cpu_gives_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fallen:
+        def __init__(self, *given: object, **more: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return ["CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime_child.ort, "InferenceSession", Fallen)
+    with pytest.raises(Unsupported, match="asked for CUDAExecutionProvider, and onnxruntime took CPUExecutionProvider"):
+        onnxruntime_child._open("a.onnx", 1, "CUDAExecutionProvider", arena=True)
+    onnxruntime_child._open("a.onnx", 1, "CPUExecutionProvider", arena=True)
 
 
 def test_a_file_that_is_no_model_fails_with_the_runtimes_words(tmp_path: Path) -> None:

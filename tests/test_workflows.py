@@ -79,7 +79,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def rows(factor: float = 1.0, only: int | None = None) -> list[Record]:
-    keys = Plan.load("tiny").keys("fp16")[:only]
+    keys = Plan.load("tiny").keys("fp16", ends=True)[:only]
     return [
         Record(
             key,
@@ -160,3 +160,90 @@ def test_a_table_with_rows_missing_fails(repository: Path, bare_python: Path) ->
     found = check(repository, bare_python)
     assert found["Coverage"][0] == 1 and "missing" in found["Coverage"][1]
     assert found["Diff"][0] == 1
+
+
+# What stands in for `nas profile` on the bench: rows of another speed, and what lowering leaves in the cache.
+PROFILER = """
+import sys
+from pathlib import Path
+from device_profiler.device import Device
+from latency_tables import Table
+
+assert sys.argv[1:3] == ["profile", "tiny"] and sys.argv[3] == "--device" and sys.argv[5] == "--table"
+path = Path(sys.argv[6]) / Device.load(sys.argv[4]).name / "coreml.csv"
+table = Table.load(path)
+Table(table.header, list(table)[1:]).save(path, replace=True)
+package = Path(sys.argv[6]) / ".cache" / "Conv1D-coreml" / "model.mlpackage"
+package.mkdir(parents=True)
+(package / "weights.bin").write_text("large")
+"""
+SIGNED = "name: bench_phone\nruntime: coreml\ncompute_unit: ALL\nphone: {development_team: ABCDE12345}\n"
+
+
+@pytest.fixture()
+def bench(repository: Path) -> Path:
+    """The repository on a bench: its environment, and a remote to push to."""
+    shutil.copy(ROOT / ".gitignore", repository)
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "ignore")
+    programs = repository / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (repository / ".venv" / "profiler.py").write_text(PROFILER)
+    for name, command in (("python", ""), ("nas", f"{repository}/.venv/profiler.py"), ("gh", "-c pass")):
+        (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} {command} "$@"\n')
+        (programs / name).chmod(0o755)
+    git(repository, "init", "-q", "--bare", str(repository / ".venv" / "remote"))
+    git(repository, "remote", "add", "origin", str(repository / ".venv" / "remote"))
+    return repository
+
+
+def nightly(folder: Path, device: str = "", device_yaml: str = "") -> tuple[int, str]:
+    """Run the steps after the installation as the runner would, until one fails: its exit code, and all output."""
+    environment = {
+        **{name: os.environ[name] for name in ("HOME", "PATH")},
+        "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": f"{folder}:{ROOT}",
+        "RUNNER_TEMP": str(folder / ".venv"),
+        **{name: str(folder / ".venv" / name) for name in ("GITHUB_ENV", "GITHUB_OUTPUT")},
+        "SPACE": "tiny",
+    }
+    given = {"DEVICE": device, "DEVICE_YAML": device_yaml}
+    said = ""
+    for step in yaml.safe_load((ROOT / ".github/workflows/tables.yml").read_text())["jobs"]["measure"]["steps"]:
+        if step.get("name", "Install") in ("Install", "Fail on a regression"):
+            continue
+        own = {name: given.get(name, "") for name in step.get("env", {})}
+        command = ["bash", "-e", "-c", step["run"]]
+        ran = subprocess.run(command, cwd=folder, env={**environment, **own}, capture_output=True, text=True)
+        said += ran.stdout + ran.stderr
+        if ran.returncode:
+            return ran.returncode, said
+        for line in (folder / ".venv" / "GITHUB_ENV").read_text().splitlines():
+            name, _, value = line.partition("=")
+            environment[name] = value
+    return 0, said
+
+
+@pytest.mark.parametrize("source", ["variable", "path"])
+def test_the_nightly_run_proposes_the_devices_tables_and_nothing_else(bench: Path, source: str) -> None:
+    own = bench / ".venv" / "my_bench.yaml"
+    own.write_text(SIGNED)
+    code, said = nightly(bench, str(own)) if source == "path" else nightly(bench, device_yaml=SIGNED)
+    assert code == 0, said
+    names = ["git", "show", "--name-only", "--format=%s"]
+    shown = subprocess.run(names, cwd=bench, capture_output=True, text=True, check=True).stdout.split("\n")
+    assert shown[0] == "Tables of bench_phone, measured again"
+    folder = "latency_tables/tables/bench_phone"
+    assert sorted(filter(None, shown[1:])) == [f"{folder}/coreml.csv", f"{folder}/coreml.yaml"]
+    pushed = subprocess.run(["git", "ls-remote", "origin"], cwd=bench, capture_output=True, text=True).stdout
+    assert "refs/heads/tables/bench_phone-" in pushed and "failed=1" in (bench / ".venv" / "GITHUB_OUTPUT").read_text()
+
+
+def test_a_nightly_run_without_a_signed_device_says_what_to_set(bench: Path) -> None:
+    code, said = nightly(bench)
+    assert code == 1 and said.startswith("::error::no device: set the repository's variable or secret DEVICE_YAML")
+
+
+def test_the_bench_installs_what_measures_memory() -> None:
+    steps = yaml.safe_load((ROOT / ".github/workflows/tables.yml").read_text())["jobs"]["measure"]["steps"]
+    assert "'.[iphone]'" in next(step["run"] for step in steps if step.get("name") == "Install")

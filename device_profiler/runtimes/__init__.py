@@ -111,7 +111,10 @@ class Runtime(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """``runtime_version``, ``toolkit_version``, and ``chip`` and ``os`` where the device says ``host``."""
+        """``runtime_version``, ``toolkit_version``, and ``chip`` and ``os`` where the device says ``host``.
+
+        Where there is one also ``provider``, the ``model`` of a phone, and ``notes`` for the table's header.
+        """
         ...
 
     def load(self, lowered: Lowered, timeout_s: float) -> Session:

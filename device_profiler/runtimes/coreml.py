@@ -42,12 +42,19 @@ class CoreMLSession:
         self._inputs = _inputs(lowered)
         self._identity = ""
         self._epoch = 0
-        cold = self._load()
-        self._unload()
-        warm = self._load()
-        grown = memory.growth(lambda: self._predict(timeout_s)) if memory is not None else Growth()
-        output, _ = self._predict(timeout_s)
-        self.facts = Facts(
+        try:
+            cold = self._load()
+            self._unload()
+            warm = self._load()
+            self.facts = self._facts(cold, warm, lowered, memory)
+        except BaseException:
+            self.close()  # nobody else has this session, and the model would stay on the phone
+            raise
+
+    def _facts(self, cold: float, warm: float, lowered: Lowered, memory: MemoryWatch | None) -> Facts:
+        grown = memory.growth(lambda: self._predict(self._timeout_s)) if memory is not None else Growth()
+        output, _ = self._predict(self._timeout_s)
+        return Facts(
             load_cold_ms=cold,
             load_warm_ms=warm,
             weights_mb=lowered.stats["weights_mb"],
@@ -156,8 +163,10 @@ class CoreMLRuntime:
         if self._mac is not None:
             return self._mac.describe()
         found = self.phone.find()
+        model, name = self.phone.model(found)
         return {
-            "chip": self.device.chip,
+            "chip": name or model if self.device.chip == "host" else self.device.chip,
+            "model": model,
             "os": f"iOS {found.os_version} ({found.os_build_number})",
             "runtime_version": f"Core ML of iOS {found.os_version} ({found.os_build_number})",
             "toolkit_version": f"coremltools {package_version('coremltools')}, torch {package_version('torch')}",

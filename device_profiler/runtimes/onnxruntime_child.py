@@ -41,7 +41,11 @@ def _open(path: str, threads: int, provider: str, arena: bool) -> Any:
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     options.enable_cpu_mem_arena = options.enable_mem_pattern = options.enable_mem_reuse = arena
-    return ort.InferenceSession(path, options, providers=[provider])
+    session = ort.InferenceSession(path, options, providers=[provider])
+    used = session.get_providers()[0]
+    if used != provider:  # ONNX Runtime falls back to the CPU without an error
+        raise Unsupported(f"asked for {provider}, and onnxruntime took {used}; install what {provider} needs")
+    return session
 
 
 def _bind(session: Any, inputs: list[Input], shape: list[int]) -> tuple[Any, Any, list[Any]]:
@@ -61,7 +65,7 @@ def _bind(session: Any, inputs: list[Input], shape: list[int]) -> tuple[Any, Any
     return binding, output, arrays
 
 
-def load(folder: str, threads: int, provider: str) -> dict[str, Any]:
+def load(folder: str, threads: int, provider: str, gpu: bool = False) -> dict[str, Any]:
     """Load, measure memory, check the output; gives the fields of ``Facts``."""
     manifest = json.loads((Path(folder) / "lowered.json").read_text("utf-8"))
     inputs = [
@@ -101,7 +105,7 @@ def load(folder: str, threads: int, provider: str) -> dict[str, Any]:
         "load_warm_ms": warm,
         "weights_mb": manifest["stats"]["weights_mb"],
         "static_peak_mb": manifest["stats"]["static_peak_mb"],
-        "activation_peak_mb": peak if can_measure and base else None,
+        "activation_peak_mb": peak if can_measure and base and not gpu else None,  # a GPU's memory is not resident
         "max_error": error,
     }
 

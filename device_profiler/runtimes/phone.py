@@ -49,12 +49,14 @@ class Phone:
         self._session: Any = None
         self._socket: Any = None
         self._folder: Path | None = None
+        self._models: dict[str, tuple[str, str]] = {}
 
     def find(self) -> Any:
         """The attached phone, as coremltools describes it.
 
         Raises:
-            ProfileError: no tools, no phone, several and none named, developer mode off, locked: with the remedy.
+            ProfileError: no tools, no phone, several and none named, another model, developer mode off, locked: with
+                the remedy.
         """
         for tool in ("xcrun", "devicectl"):
             if shutil.which(tool) is None:
@@ -84,6 +86,7 @@ class Phone:
                 f"{self.name}: several phones are attached: {listed}; set phone.udid in the device's YAML."
             )
         found = phones[0]
+        self._check_model(found)
         if str(found.developer_mode_state).lower() not in ("enabled", ""):
             raise ProfileError(
                 f"{self.name}: developer mode is off on {found.name}; turn it on in Settings > Privacy & Security."
@@ -93,6 +96,35 @@ class Phone:
                 f"{self.name}: {found.name} is attached but {found.state.value}; unlock it and keep it awake."
             )
         return found
+
+    def model(self, phone: Any) -> tuple[str, str]:
+        """Product type and name in the shops, ``("iPhone17,2", "iPhone 16 Pro Max")``; empty where devicectl is silent.
+
+        coremltools reads the same list and leaves both out.
+        """
+        if phone.udid not in self._models:
+            from coremltools.models.ml_program.experimental import remote_device as rd
+
+            with _quiet():
+                try:
+                    listed = rd._DeviceCtl._run_command("xcrun devicectl list devices")["result"]["devices"]
+                except (rd._DeviceCtlError, ValueError, OSError, KeyError) as error:
+                    raise ProfileError(f"{self.name}: devicectl could not list devices: {_said(error)}.") from None
+            about: dict[str, Any] = next((d for d in listed if d.get("identifier") == phone.identifier), {})
+            hardware = about.get("hardwareProperties", {})
+            self._models[phone.udid] = hardware.get("productType") or "", hardware.get("marketingName") or ""
+        return self._models[phone.udid]
+
+    def _check_model(self, phone: Any) -> None:
+        wanted = self.settings.model
+        if not wanted:
+            return
+        found, name = self.model(phone)
+        if found != wanted:
+            raise ProfileError(
+                f"{self.name}: phone.model is {wanted}, and {phone.name} is {found or 'unknown'}"
+                f"{f' ({name})' if name else ''}; attach the right phone, or write a device YAML for this one."
+            )
 
     def start(self, timeout_s: float) -> None:
         """Make the app run, installing it first where it was not; nothing if it runs already."""

@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,7 +69,7 @@ class MemoryWatch:
     @staticmethod
     def available() -> bool:
         """Whether the program is installed."""
-        return shutil.which(PROGRAM) is not None
+        return _program() is not None
 
     def growth(self, once: Callable[[], object]) -> Growth:
         """Loaded and idle now; then ``once`` (one prediction) over and over: what each needed.
@@ -134,7 +135,7 @@ class MemoryWatch:
             return True
         self.close()
         self._folder = Path(tempfile.mkdtemp(prefix="phone-memory-"))
-        command = [PROGRAM, "developer", "dvt", "sysmon", "process", "monitor", "threshold", "0"]
+        command = [_program() or PROGRAM, "developer", "dvt", "sysmon", "process", "monitor", "threshold", "0"]
         keys = [part for key in ("pid", "name", "physFootprint") for part in ("-k", key)]
         output = ["-o", str(self._folder / "processes.jsonl")]
         with (self._folder / "said.txt").open("wb") as said:
@@ -176,3 +177,8 @@ class MemoryWatch:
         self._process = self._folder = None
         self._read, self._rest = 0, b""
         self._open.clear()
+
+
+def _program() -> str | None:
+    """On the PATH or beside this Python: a virtual environment is often run without being activated."""
+    return shutil.which(PROGRAM) or shutil.which(PROGRAM, path=str(Path(sys.executable).parent))
