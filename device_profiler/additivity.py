@@ -14,7 +14,7 @@ import numpy as np
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError
 from device_profiler.measure import Limits, OnProgress, RunLog
-from device_profiler.profile import CACHE, measure_workloads, profile, table_to_go_on_with
+from device_profiler.profile import CACHE, measure_workloads, note_run, profile, table_to_go_on_with
 from latency_tables.correction import MIN_NETWORKS, Correction, fit_correction, interval_of
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
@@ -291,6 +291,7 @@ def audit_table(
     profile(space, target, table_dir, method=method, seed=seed, progress=progress, cache_dir=folder)
     path = table_path(table_dir, target.name, target.runtime)
     table = table_to_go_on_with(target, table_dir, seed)
+    before = table.header
 
     def keep(records: Sequence[Record]) -> None:
         table.append(record for record in records if record.ok and not record.key.startswith("network:"))
@@ -314,8 +315,8 @@ def audit_table(
         table.header,
         additivity=found.evidence(),
         correction=fitted,
-        reference=dict(found.reference) or None,
-        updated=datetime.date.today().isoformat(),
     )
+    measured = [record.primary_key for record in found.records if not record.key.startswith("network:")]
+    note_run(table, before, found.reference or None, measured)
     table.save(path)
     return found, table

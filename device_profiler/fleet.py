@@ -164,7 +164,7 @@ def profile_fleet(
     wanted = profiling.wanted_rows(workloads, target, lowerings, method)
     path = table_path(table_dir, target.name, target.runtime)
     table = Table.load(path) if path.exists() else None
-    missing = profiling.missing_rows(table, wanted, retry)
+    missing = profiling.missing_rows(table, wanted, retry, "estimated" if target.roofline is not None else "measured")
     if table is not None and not missing:
         return table
     origin = profiling._origin(space, loaded)
@@ -177,7 +177,7 @@ def profile_fleet(
         try:
             run.measure(missing, max(1, group))
         finally:
-            run.finish(header)
+            run.finish()
     return table
 
 
@@ -311,7 +311,7 @@ class _Run:
             if "record" in event:
                 self._take(event)
 
-    def finish(self, header: Header) -> None:
+    def finish(self) -> None:
         """The last rows, and the reference workload's course: that of the least quiet worker."""
         self._catch_up()
         self._write(0.1)
@@ -321,11 +321,8 @@ class _Run:
             worst = max(self.references, key=lambda found: found["spread"])
             workers = len({found["worker"] for found in self.references})
             reference = {name: value for name, value in worst.items() if name != "worker"}
-            self.table.header = replace(
-                self.table.header,
-                updated=header.updated,
-                reference={**reference, "seed": self.order.seed, "workers": workers},
-            )
+            told = {**reference, "seed": self.order.seed, "workers": workers}
+            profiling.note_run(self.table, self.table.header, told, self.done)
         self.table.save(self.path)
 
 

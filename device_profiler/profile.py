@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from device_profiler.errors import ProfileError, WorkloadError, nearest
 from device_profiler.lowering.forms import LOWERING_NAMES
 from latency_tables.header import Header
 from latency_tables.record import Record
+from latency_tables.reference import with_run
 from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
@@ -287,26 +288,49 @@ def _fill(
     from device_profiler.measure import RunLog
 
     runtime = _open(device)
-    header = _header(device, runtime, seed)
-    table = opened_table(table, path, header)
+    missing = missing_rows(table, wanted, retry, runtime.source)
+    if table is not None and not missing:
+        return table
+    table = opened_table(table, path, _header(device, runtime, seed))
     cache = Path(cache_dir) if cache_dir is not None else Path(table_dir) / CACHE
     log = RunLog(path.with_name(f"{path.stem}.samples.csv.gz"))
-    try:
-        for record in _records(missing, device, runtime, space, limits, seed, progress, cache, log):
-            table.append(record)
-            table.save(path)
-    finally:
+    before, measured = table.header, []
+    for record in _records(missing, device, runtime, space, limits, seed, progress, cache, log):
+        table.append(record)
+        measured.append(record.primary_key)
         summary = log.summary(limits.drift if limits else 0.1)
-        if summary:
-            table.header = replace(table.header, updated=header.updated, reference={**summary, "seed": seed})
-            table.save(path)
+        note_run(table, before, {**summary, "seed": seed} if summary else None, measured)
+        table.save(path)
     return table
 
 
-def missing_rows(table: Table | None, wanted: Sequence[Wanted], retry: bool = False) -> list[Wanted]:
-    """What of ``wanted`` the table lacks; an unstable row counts as lacking, one without a number where ``retry``."""
+def note_run(
+    table: Table, before: Header, reference: Mapping[str, Any] | None, measured: Collection[tuple[str, str, str]]
+) -> None:
+    """Write into the table's header when it was measured last, and beside which reference latency each row was.
+
+    Args:
+        before: the header as it was before the run. measured: primary keys of the run's rows.
+    """
+    rows = [record.primary_key for record in table]
+    table.header = replace(
+        table.header,
+        updated=datetime.date.today().isoformat(),
+        reference=with_run(before, rows, reference, measured),
+    )
+
+
+def missing_rows(
+    table: Table | None, wanted: Sequence[Wanted], retry: bool = False, source: str = "measured"
+) -> list[Wanted]:
+    """What of ``wanted`` the table lacks; an unstable row counts as lacking, one without a number where ``retry``.
+
+    Args:
+        source: of the rows that are made: where that is ``measured``, an estimate counts as lacking.
+    """
     again = {"unstable"} | ({"oom", "unsupported", "failed", "timeout"} if retry else set())
-    have = {row.primary_key: row.status for row in table or ()}
+    kept = (row for row in table or () if not (source == "measured" and row.source == "estimated"))
+    have = {row.primary_key: row.status for row in kept}
     return [row for row in wanted if have.get(row.primary_key, "unstable") in again]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from latency_tables.header import IDENTITY
+from latency_tables.header import IDENTITY, SETTINGS
 from latency_tables.record import Record
 from latency_tables.reference import reference_of
 from latency_tables.table import Table
@@ -144,10 +144,13 @@ def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bo
         unchanged += not found
     changes += _lowerings(before, after)
     changes.sort(key=lambda change: (not change.regression, -_size(change), change.key, change.kind))
+    facts = [
+        {"toolkit_version": side.header.toolkit_version or None, **side.header.identity()} for side in (before, after)
+    ]
     header = tuple(
-        f"{name} {getattr(before.header, name) or 'unknown'} -> {getattr(after.header, name) or 'unknown'}"
-        for name in (*IDENTITY, "toolkit_version")
-        if getattr(before.header, name) != getattr(after.header, name)
+        f"{name} {_told(facts[0].get(name))} -> {_told(facts[1].get(name))}"
+        for name in (*IDENTITY, "toolkit_version", *SETTINGS)
+        if facts[0].get(name) != facts[1].get(name)
     )
     return Diff(_name(before), _name(after), drift, header, tuple(changes), unchanged, threshold)
 
@@ -241,6 +244,10 @@ def _latency(record: Record) -> str:
     low, high = record.latency_low_ms, record.latency_high_ms
     interval = "" if low is None or high is None else f" ({low:.3f}..{high:.3f})"
     return f"{record.latency_ms_median:.3f} ms{interval}"
+
+
+def _told(value: object) -> str:
+    return "unknown" if value is None else str(value)
 
 
 def _name(table: Table) -> str:

@@ -81,11 +81,12 @@ class Header:
 
     def conflicts(self, other: Header) -> list[str]:
         """``"runtime_version 1.30 and 1.31"`` for each identity or setting that both state and that differs."""
-        ours, theirs = self._stated(), other._stated()
+        ours, theirs = self.identity(), other.identity()
         shared = (name for name in ours if name in theirs and ours[name] != theirs[name])
         return [f"{name} {ours[name]} and {theirs[name]}" for name in shared]
 
-    def _stated(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
+        """``IDENTITY`` and ``SETTINGS``, as far as they are stated."""
         details = self.details or {}
         values = {name: getattr(self, name) for name in IDENTITY} | {name: details.get(name) for name in SETTINGS}
         return {name: value for name, value in values.items() if value not in ("", None)}

@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from latency_tables.header import Header
-from latency_tables.table import Table
 
 PrimaryKey = tuple[str, str, str]
 _SEPARATOR = " / "
 
 
-def with_run(table: Table, run: Mapping[str, Any] | None, measured: Collection[PrimaryKey]) -> dict[str, Any] | None:
-    """The header's ``reference`` after a run that measured some of the table's rows.
+def with_run(
+    header: Header, rows: Iterable[PrimaryKey], run: Mapping[str, Any] | None, measured: Collection[PrimaryKey]
+) -> dict[str, Any] | None:
+    """The header's ``reference`` after a run that measured some of a table's rows.
 
-    The reference of the largest set of rows stays where it is; the runs of other rows stand under ``others``, each with
-    its rows.
+    The reference of the largest set of rows stands by itself; those of other rows stand under ``others``, each with its
+    rows.
 
     Args:
+        header: as it was before the run. rows: the table's, after it.
         run: the reference workload's latency and spread in that run; None if it had none.
         measured: primary keys of its rows.
     """
-    rows = {record.primary_key for record in table}
-    runs = [
-        ({name: value for name, value in told.items() if name != "rows"}, (keys - set(measured)) & rows)
-        for told, keys in _runs(table.header, rows)
-    ]
-    runs.append((dict(run) if run else {}, set(measured) & rows))
-    held = sorted((one for one in runs if one[1]), key=lambda one: len(one[1]), reverse=True)
-    if not held:
-        return dict(run) if run else None
-    first, *others = held
-    named = [{**told, "rows": [_SEPARATOR.join(key) for key in sorted(keys)]} for told, keys in others]
-    return {**first[0], **({"others": named} if named else {})} or None
+    every, new = set(rows), set(measured)
+    runs: list[tuple[Mapping[str, Any], set[PrimaryKey]]] = []
+    for told, keys in [*((told, keys - new) for told, keys in _runs(header, every)), (run or {}, new & every)]:
+        same = next((known for of, known in runs if of == told), None)
+        if same is not None:
+            same |= keys
+        elif keys:
+            runs.append((told, set(keys)))
+    runs.sort(key=lambda one: len(one[1]), reverse=True)
+    others = [{**told, "rows": [_SEPARATOR.join(key) for key in sorted(keys)]} for told, keys in runs[1:]]
+    first = runs[0][0] if runs else run or {}
+    return {**first, **({"others": others} if others else {})} or None
 
 
 def reference_of(header: Header, primary_key: PrimaryKey) -> Mapping[str, Any]:
@@ -50,6 +52,10 @@ def _others(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _runs(header: Header, rows: set[PrimaryKey]) -> list[tuple[Mapping[str, Any], set[PrimaryKey]]]:
     told = header.reference or {}
-    others = [(run, {key for key in rows if _SEPARATOR.join(key) in set(run.get("rows", ()))}) for run in _others(told)]
+    others = []
+    for run in _others(told):
+        named = set(run.get("rows", ()))
+        kept = {name: value for name, value in run.items() if name != "rows"}
+        others.append((kept, {key for key in rows if _SEPARATOR.join(key) in named}))
     rest = rows.difference(*(keys for _, keys in others))
     return [({name: value for name, value in told.items() if name != "others"}, rest), *others]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from nas.config import load
 from nas.data.cached import CachedText, load_autoencoder
 from nas.errors import NasError
+from nas.flow import Prediction
 from nas.model import VideoUNet
 from nas.pipeline import INDEX, TextToVideoPipeline, save_pipeline
 from nas.supernet import Supernet
@@ -55,6 +56,7 @@ def build_anew(
     text: str,
     autoencoder: str | None = None,
     init: str | None = None,
+    prediction: Prediction = "velocity",
     seed: int = 0,
 ) -> dict[str, Any]:
     """Build an arrangement into ``out`` without a supernet: its temporal layers start as the identity.
@@ -62,19 +64,22 @@ def build_anew(
     Args:
         arrangement: its YAML. text: CLIP text model and tokenizer, hub id or folder.
         autoencoder: for a space of latents, hub id or folder. init: UNet whose weights the backbone takes over.
+        prediction: what those weights answer: Stable Diffusion 1.5, and what ``nas prune`` makes of it, `epsilon`.
         seed: of the weights that start anew.
 
     Returns:
         Path and parameters, and what came over from ``init``.
 
     Raises:
-        NasError: if the text model, autoencoder or UNet cannot be loaded, or does not fit the space. SpaceError: if the
-            arrangement does not.
+        NasError: if the text model, autoencoder or UNet cannot be loaded or does not fit the space, or there is no such
+            prediction. SpaceError: if the arrangement does not fit.
     """
     from nas.autoencoder import VideoAutoencoder
     from nas.text import TextEncoder
     from nas.weights import init_backbone
 
+    if prediction not in get_args(Prediction):
+        raise NasError(f"--prediction {prediction}: must be one of {', '.join(get_args(Prediction))}")
     loaded = Space.load(space)
     chosen = Arrangement.load(arrangement)
     loaded.check(chosen)
@@ -99,7 +104,7 @@ def build_anew(
         vae = found.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = VideoUNet(loaded.to_json(), chosen.to_json()).eval()
+        model = VideoUNet(loaded.to_json(), chosen.to_json(), prediction).eval()
     told = init_backbone(model.network.unet, init).sentence() if init is not None else ""
     _save(model, words.model, words.tokenizer, vae, out)
     return {**_facts(model, out), "init": told}

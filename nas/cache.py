@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nas.autoencoder import VideoAutoencoder, folder_or_hub, model_digest
-from nas.checkpoint import disk_is_full, sync
+from nas.checkpoint import disk_is_full, sole_writer, sync
 from nas.config import DataConfig
 from nas.data.cached import HEADER, INDEX, SCHEMA, read_header, read_index, text_name
 from nas.data.captions import Caption
@@ -76,7 +76,8 @@ def build_cache(
         Path, videos, clips, stills, what was skipped, and size in MB.
 
     Raises:
-        NasError: if a model cannot be loaded or does not fit the space, or ``out`` is a cache of another model.
+        NasError: if a model cannot be loaded or does not fit the space, or ``out`` is a cache of another model,
+            or another process is writing it.
     """
     autoencoder = VideoAutoencoder.load(config.autoencoder)
     autoencoder.check_fits(space)
@@ -109,9 +110,9 @@ def build_cache(
     }
     _claim(out, header)
     device = torch.device(config.device)
-    writer = _Writer(out, header, config.shard_mb)
-    maker = _Maker(data, clips, config, autoencoder.to(device), text.to(device), writer.known_texts)
-    with video_source(data, out / ".unpacked") as (segments, missing):
+    with sole_writer(out), video_source(data, out / ".unpacked") as (segments, missing):
+        writer = _Writer(out, header, config.shard_mb)
+        maker = _Maker(data, clips, config, autoencoder.to(device), text.to(device), writer.known_texts)
         held = held_digests(list(segments), data) if data.holdout == "video" else frozenset()
         jobs = list(segments.items())
         keys = {line["path"]: line["key"] for line in writer.lines}
@@ -133,7 +134,14 @@ def build_cache(
             writer.put(str(skip.path), "", {}, [], [skip])
         writer.texts({text_name(""): maker.states("")})
         writer.flush()
-    shutil.rmtree(out / ".frames", ignore_errors=True)
+        lines = read_index(out)
+        stored = {name for line in lines for name in line["texts"]}
+        for caption in sorted({clip["caption"] for line in lines for clip in line["clips"]}):
+            name = text_name(caption)
+            if name not in stored:  # it stood with a video that has another caption now
+                writer.put(name, "", {name: maker.states(caption)}, [], [])
+        writer.flush()
+        shutil.rmtree(out / ".frames", ignore_errors=True)
     lines = read_index(out)
     made = [clip for line in lines for clip in line["clips"]]
     return {

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from nas.errors import NasError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOCK = ".lock"
 STATE = "state.json"
 PREFIX = "step-"
 
@@ -76,6 +80,26 @@ def save_checkpoint(
         if old not in {checkpoint_path(folder, other) for other in also}:
             shutil.rmtree(old)
     return target
+
+
+@contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing ``folder`` while this lasts: two would delete each other's unfinished files.
+
+    The lock is the kernel's and ends with the process, whatever ends it; the file ``.lock`` stays and means nothing.
+
+    Raises:
+        NasError: if another process writes there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NasError(
+                f"{folder}: another process is writing there; wait for it or end it, or give another --out"
+            ) from None
+        yield
 
 
 def disk_is_full(error: BaseException) -> bool:

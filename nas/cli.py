@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on s
 Config = Annotated[
     Path | None, typer.Option("--config", help="YAML of keys that override the defaults, or a recipe's name: paper.")
 ]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.steps=200.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.clips=4.")]
 Yaml = Annotated[Path | None, typer.Option("--config", help="YAML of keys that override the defaults.")]
 Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is continued.")]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
@@ -164,8 +165,12 @@ def profile(
             raise NasError("--networks measures networks of a SPACE; name one, or leave it out")
         if lowering:
             raise NasError("--networks lowers whole networks in the device's own way; leave --lowering out")
+        for name, given in (("--retry", retry), ("--spatial", spatial), ("--scheduler", scheduler is not None)):
+            if given:
+                raise NasError(f"--networks measures a space's rows and whole networks here, anew; leave {name} out")
         audited = audit_space(space, device, table, networks)
-        emit(audited) if as_json else typer.echo(audited["message"])
+        failed = audited["additivity"].get("failed", [])
+        emit(audited) if as_json else typer.echo("\n".join([audited["message"], *(f"left out: {f}" for f in failed)]))
         return
     if scheduler is not None and space is None:
         raise NasError("--scheduler measures a whole SPACE; measure an operator without it")
@@ -395,6 +400,10 @@ def build(
     text: Annotated[str | None, typer.Option(help="Without a run: CLIP text model, hub id or folder.")] = None,
     autoencoder: Annotated[str | None, typer.Option(help="Without a run, for latents: hub id or folder.")] = None,
     init: Annotated[str | None, typer.Option(help="Without a run: the UNet that the backbone starts from.")] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(help="Without a run: what its weights answer: velocity, epsilon (Stable Diffusion 1.5) or v."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """An arrangement as a plain diffusers model: a run's chosen one with its weights, or any over an image backbone."""
@@ -407,15 +416,15 @@ def build(
             raise NasError(
                 f"build takes a RUN, or all of --space, --arrangement, --text and --out; add {', '.join(missing)}"
             )
-        summary = build_anew(space, arrangement, out, text=text, autoencoder=autoencoder, init=init)
+        kind: Any = prediction or "velocity"
+        summary = build_anew(space, arrangement, out, text=text, autoencoder=autoencoder, init=init, prediction=kind)
         emit(summary) if as_json else typer.echo(
             f"{summary['model']}: {summary['parameters']:,} parameters, temporal layers start as the identity"
             + (f"\n{summary['init']}" if summary["init"] else "")
         )
         return
-    given = [
-        name for name, value in {**anew, "--autoencoder": autoencoder, "--init": init}.items() if value is not None
-    ]
+    alone = {**anew, "--autoencoder": autoencoder, "--init": init, "--prediction": prediction}
+    given = [name for name, value in alone.items() if value is not None]
     if given:
         raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
     summary = build_model(run, out or run / "model")
@@ -453,7 +462,7 @@ def export(
 
     stats = export_model(
         model,
-        out or model.parent / "coreml",
+        out or Path(os.path.normpath(model / ".." / "coreml")),
         clip,
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
@@ -514,7 +523,8 @@ def finetune(
             shown(done, settings.stage(stage).steps, f"loss {row['loss']:.4f}")
 
         summary = run_stage(model, stage, settings, out, progress=step, warn=say)
-    emit(summary) if as_json else typer.echo(f"{summary['model']}: {stage}, {summary['steps']} steps")
+    if summary["main"]:
+        emit(summary) if as_json else typer.echo(f"{summary['model']}: {stage}, {summary['steps']} steps")
 
 
 @app.command()

@@ -6,17 +6,42 @@ import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from nas.checkpoint import sole_writer
+from nas.console import say
 from nas.errors import NasError
 
 CONFIG_FILE = "config.yaml"
 TABLE = "table"  # of a run folder: its device's table
+SUPERNET = "supernet"  # of a run folder: its training
 DEFAULTS = Path(__file__).parent / "configs"
+
+# What a training may be told otherwise when it goes on: how often to save and look, and how and where to run, do not
+# shape its losses.
+FREE_OF_TRAIN = frozenset(
+    {
+        "activation_checkpoints",
+        "checkpoint_every",
+        "compile",
+        "device",
+        "keep",
+        "sample_every",
+        "shard",
+        "spike",
+        "threads",
+        "trackers",
+        "validate_every",
+        "workers",
+    }
+)
+# Of search, what says which paths ``train.paths=within_budget`` draws.
+DRAWN_BY = ("latency_ms", "latency_ratio", "memory_mb", "parameters_min", "parameters_max", "margin", "allow_estimated")
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -35,7 +60,7 @@ class DataConfig(BaseModel):
         crop_margin: cached frames are this much larger than the clip on their tighter side; random crops move by it.
         holdout: `time` keeps the end of every captioned segment for validation, `video` keeps whole videos.
         validation_share: of the frames (`time`) or of the videos (`video`).
-        validation_clips: how many fixed clips the validation split has.
+        validation_clips: how many fixed clips the validation split has; two or more, for a standard error.
         max_objects, boundary: of `moving_shapes`; see `nas.data.shapes`.
         different_videos: of `moving_shapes`, how many training clips differ, after which they come again; 0 is
             endless. Single frames stay endless: images are easier to come by than videos.
@@ -53,7 +78,7 @@ class DataConfig(BaseModel):
     crop_margin: float = Field(default=1.25, ge=1.0, le=4.0)
     holdout: Literal["time", "video"] = "time"
     validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
-    validation_clips: int = Field(default=64, ge=1)
+    validation_clips: int = Field(default=64, ge=2)
     max_objects: int = Field(default=2, ge=1, le=2)
     boundary: Literal["wrap", "bounce", "inside"] = "wrap"
     different_videos: int = Field(default=0, ge=0)
@@ -294,23 +319,58 @@ def with_search(config: RunConfig, sets: Sequence[str]) -> RunConfig:
     return settle(RunConfig, config.model_dump(mode="json"), None, sets)
 
 
-def store(config: RunConfig, run: Path) -> None:
-    """Write ``run/config.yaml``, or check that the one there says the same.
+def check_warmup(train: TrainConfig) -> None:
+    """Refuse a training that is over before any temporal layer is trained.
+
+    No rule of ``TrainConfig``: a backbone trained alone is a start that other trainings can share.
 
     Raises:
-        NasError: if the folder is another run's, naming what differs; or is no run folder but not empty either.
+        NasError: with a shorter warm-up.
+    """
+    if train.warmup_steps >= train.steps:
+        raise NasError(
+            f"train.warmup_steps must be less than train.steps, or no temporal layer is trained, but is "
+            f"{train.warmup_steps} of {train.steps}; add --set train.warmup_steps={train.steps // 3}"
+        )
+
+
+def store(config: RunConfig, run: Path) -> None:
+    """Write ``run/config.yaml``, or check that the one there is of the same run.
+
+    What may be told otherwise when a run goes on (``FREE_OF_TRAIN``, and ``search``) is written anew, with a line.
+
+    Raises:
+        NasError: if the folder is another run's, naming what differs; if it is no run folder but not empty either; or
+            if something has to be written anew while another process trains there.
     """
     path = run / CONFIG_FILE
     if path.exists():
         known, wanted = _flat(load(run).model_dump(mode="json")), _flat(config.model_dump(mode="json"))
         changed = [key for key in wanted if known.get(key) != wanted[key]]
-        if changed:
-            what = "; ".join(f"{key} is {known.get(key)!r} there, {wanted[key]!r} here" for key in changed[:4])
+        held = [key for key in changed if not _is_free(key, config)]
+        if held:
+            what = "; ".join(f"{key} is {known.get(key)!r} there, {wanted[key]!r} here" for key in held[:4])
             raise NasError(f"{run} holds another run: {what}. Give another --out, or the same settings to continue it")
+        if changed:
+            with sole_writer(run / SUPERNET) if (run / SUPERNET).is_dir() else nullcontext():
+                _write(path, config)
+            say(f"config     {', '.join(f'{key} is now {wanted[key]}, was {known.get(key)}' for key in changed)}")
         return
     if run.is_dir() and any(part.name != TABLE for part in run.iterdir()):  # a table may be measured there first
         raise NasError(f"{run} is not empty and holds no {CONFIG_FILE}; give a new or empty folder to --out")
     run.mkdir(parents=True, exist_ok=True)
+    _write(path, config)
+
+
+def _is_free(key: str, config: RunConfig) -> bool:
+    """Whether a run may be told another value when it goes on."""
+    part, _, name = key.partition(".")
+    if part == "search":
+        return config.train.paths != "within_budget" or name not in DRAWN_BY
+    return part == "train" and name in FREE_OF_TRAIN
+
+
+def _write(path: Path, config: RunConfig) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     os.replace(partial, path)
@@ -341,7 +401,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
-        raise NasError(f"--set {text}: must be KEY=VALUE, such as train.steps=200")
+        raise NasError(f"--set {text}: must be KEY=VALUE, such as train.clips=4")
     try:
         nested: Any = yaml.safe_load(value)
     except yaml.YAMLError:

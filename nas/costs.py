@@ -128,7 +128,7 @@ def audit_space(space: str, device: str, table_dir: Path, networks: int) -> dict
     evidence, fit = found.evidence(), table.header.correction
     path = table_path(table_dir, target.name, target.runtime)
     message = (
-        f"{path}: sums of rows against {networks} whole networks: off by {found.mape:.1%} on average, "
+        f"{path}: sums of rows against {evidence['networks']} whole networks: off by {found.mape:.1%} on average, "
         f"{found.worst:.1%} at worst, Kendall tau {found.kendall_tau:.3f}, peak memory off by {found.peak_mape:.1%}"
     )
     if fit is not None:

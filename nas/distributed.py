@@ -34,24 +34,30 @@ class World:
     device: torch.device
 
     @classmethod
-    def open(cls, device: str) -> World:
+    def open(cls, device: str, key: str = "train.device") -> World:
         """Join the processes that torchrun, accelerate or ``nas train --processes`` started, if any did.
 
         With CUDA each process takes the device of its local rank, and NCCL; on a CPU gloo.
+
+        Args:
+            key: the setting that names the device, for the error.
 
         Raises:
             NasError: if the device cannot be used, or the processes do not find each other.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return cls(0, 1, usable_device(device))
+            return cls(0, 1, usable_device(device, key))
         from accelerate import PartialState
 
-        kind = torch.device(device).type
+        try:
+            kind = torch.device(device).type
+        except RuntimeError as error:
+            raise NasError(f"{key}: {device!r} is no device ({_first(error)}); use cpu or cuda") from None
         try:
             state = PartialState(cpu=kind == "cpu")
         except (RuntimeError, ValueError, OSError) as error:
             raise NasError(f"the {os.environ['WORLD_SIZE']} processes did not meet ({_first(error)})") from error
-        return cls(state.process_index, state.num_processes, usable_device(str(state.device)))
+        return cls(state.process_index, state.num_processes, usable_device(str(state.device), key))
 
     @property
     def main(self) -> bool:
@@ -138,7 +144,7 @@ class World:
             torch.distributed.destroy_process_group()
 
 
-def usable_device(name: str) -> torch.device:
+def usable_device(name: str, key: str) -> torch.device:
     """The device, once it has held a number.
 
     Raises:
@@ -148,9 +154,7 @@ def usable_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise NasError(
-            f"train.device: {name!r} cannot be used here ({_first(error)}); use cpu, or see nas doctor"
-        ) from error
+        raise NasError(f"{key}: {name!r} cannot be used here ({_first(error)}); use cpu, or see nas doctor") from error
     return device
 
 

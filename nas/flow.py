@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
@@ -16,6 +15,19 @@ from torch import Tensor
 
 TIMESTEPS = 1000.0  # the UNet's timestep embedding runs over 0..1000
 Prediction = Literal["velocity", "epsilon", "v"]
+
+
+def _log_ratios() -> Tensor:
+    """log(s / a) at Stable Diffusion 1.5's 1,000 timesteps, rising."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, int(TIMESTEPS), dtype=torch.float64, device="cpu") ** 2
+    kept = torch.cumprod(1 - betas, 0)
+    return 0.5 * torch.log((1 - kept) / kept)
+
+
+LOG_RATIOS = _log_ratios()  # made here, not when first asked for: an export would keep its own stand-in of it
+ENDS: tuple[float, float] = tuple(
+    torch.sigmoid(LOG_RATIOS[[0, -1]]).tolist()
+)  # levels where that schedule begins, ends
 
 
 def noise_levels(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
@@ -58,19 +70,18 @@ class Diffusion:
         """(count,) levels to train on: logit-normal for a velocity, else evenly spread timesteps."""
         if self.prediction == "velocity":
             return noise_levels(count, mean, std, generator)
-        ratios = _log_ratios()
-        steps = torch.randint(len(ratios), (count,), generator=generator)
-        return torch.sigmoid(ratios[steps]).float()
+        steps = torch.randint(len(LOG_RATIOS), (count,), generator=generator)
+        return torch.sigmoid(LOG_RATIOS[steps]).float()
 
     def timestep(self, level: Tensor) -> Tensor:
         """What the network is told of a level, in 0..1000."""
         if self.prediction == "velocity":
             return TIMESTEPS * level
-        ratios = _log_ratios().to(level.device)
-        wanted = torch.logit(level.double())
-        right = torch.searchsorted(ratios, wanted).clamp(1, len(ratios) - 1)
-        low, high = ratios[right - 1], ratios[right]
-        return (right - 1 + ((wanted - low) / (high - low)).clamp(0, 1)).to(level.dtype)
+        ratios, wanted = LOG_RATIOS.to(level.device), level.double()
+        wanted = torch.log(wanted / (1 - wanted))
+        # How far into each step of the schedule, added up: a piecewise line without a search, which Core ML has not.
+        low, high = ratios[:-1], ratios[1:]
+        return ((wanted[..., None] - low) / (high - low)).clamp(0, 1).sum(-1).to(level.dtype)
 
     def noised(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """The sample that the network sees at ``level`` (B,)."""
@@ -97,22 +108,13 @@ class Diffusion:
         """
         if self.prediction == "velocity":
             return predict(noisy, TIMESTEPS * level)
-        ends = torch.sigmoid(_log_ratios()[[0, -1]]).tolist()
-        level = level.clamp(*ends)
+        level = level.clamp(*ENDS)
         a, s = _scales(level, noisy)
         sample = noisy * (a + s)
         out = predict(sample, self.timestep(level)).float()
         if self.prediction == "epsilon":
             return out - (sample - s * out) / a
         return s * sample + a * out - (a * sample - s * out)
-
-
-@cache
-def _log_ratios() -> Tensor:
-    """log(s / a) at Stable Diffusion 1.5's 1,000 timesteps, rising."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, int(TIMESTEPS), dtype=torch.float64) ** 2
-    kept = torch.cumprod(1 - betas, 0)
-    return 0.5 * torch.log((1 - kept) / kept)
 
 
 def _scales(level: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

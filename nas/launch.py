@@ -17,6 +17,7 @@ from nas.distributed import LAUNCHED, PEER_LOST, REMEDY
 from nas.errors import NasError
 
 GRACE = 20.0  # seconds that the others get to end by themselves
+SAID = 5.0  # seconds that the first one gets to say what another one said before it ended
 
 
 def launch(arguments: Sequence[str], processes: int) -> None:
@@ -72,20 +73,28 @@ def _start(arguments: Sequence[str], rank: int, size: int, port: int, log: IO[by
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The process that ended it, or None when all are done."""
-    lost: int | None = None
+    """The process that ended it, or None when all are done.
+
+    What ends all of them alike, such as a discriminator that collapsed, is the first one's to say, with its exit code.
+    """
+    culprit: int | None = None
     since = 0.0
     while True:
         codes = [process.poll() for process in started]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         own = [rank for rank in failed if codes[rank] != PEER_LOST]
-        if own:
-            return own[0]
-        if failed and lost is None:
-            lost, since = failed[0], time.monotonic()
-        if lost is not None and time.monotonic() - since > GRACE:
-            return lost
-        if all(code == 0 for code in codes):
+        if failed and (culprit is None or own and codes[culprit] == PEER_LOST):
+            culprit, since = (own or failed)[0], time.monotonic()
+        if culprit is not None:
+            code, waited = codes[culprit] or 0, time.monotonic() - since
+            if code == PEER_LOST:
+                if waited > GRACE:
+                    return culprit
+            elif codes[0] == code:
+                return 0
+            elif codes[0] is not None or code < 0 or waited > SAID:
+                return culprit
+        elif all(code == 0 for code in codes):
             return None
         time.sleep(0.1)
 

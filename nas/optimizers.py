@@ -57,6 +57,7 @@ def unpack_state(
 ) -> None:
     """The inverse: what was packed, and nothing else, is the optimiser's state."""
     optimizer.state.clear()
+    fused = {p for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for name, tensor in packed.items():
         known = next(
             n for n in (name.rpartition("/")[0], name.rpartition("/")[0].rpartition("/")[0]) if n in parameters
@@ -68,8 +69,8 @@ def unpack_state(
             if entry not in state:
                 state[entry] = optimizer._new_buffer(parameter, entry == "exp_avg")  # type: ignore[attr-defined]
             _parts(state[entry])[part].copy_(tensor)
-        elif entry == "step":
-            state[entry] = tensor
+        elif entry == "step":  # a fused kernel wants it beside the parameter, the others on the CPU
+            state[entry] = tensor.to(parameter.device) if parameter in fused else tensor
         else:
             state[entry] = like(tensor, parameter)
 

@@ -36,6 +36,9 @@ def fair(space: Space, seed: int, step: int) -> list[Arrangement]:
     layers: list[tuple[str, tuple[Variant, ...]]] = []
     for p, position in enumerate(space.positions):
         count = len(position.variants)
+        if not count:  # nothing to choose from
+            layers.append((position.name, ()))
+            continue
         cycle, place = divmod(step, (position.max_layers + 1) * count)
         rng = np.random.default_rng([seed, p, cycle])
         depth, turn = divmod(int(rng.permutation((position.max_layers + 1) * count)[place]), count)

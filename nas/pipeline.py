@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -115,16 +116,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             NasError: if a prompt is longer than the text encoder takes, a size does not fit the network, or the noise
                 levels do not fall.
         """
-        trained = list(self.sampling.get("sigmas", ()))
-        steps = num_inference_steps if num_inference_steps is not None else len(sigmas or trained) or 25
-        if steps < 1:
-            raise NasError(f"num_inference_steps must be 1 or more, but is {steps}")
-        as_trained = not sigmas and len(trained) == steps
-        levels = list(sigmas or (trained if as_trained else torch.linspace(1, 1 / steps, steps).tolist()))
-        if guidance_scale is None:
-            guidance_scale = float(self.sampling.get("guidance", 1.0)) if as_trained else 1.0
-        if not all(1 >= a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True)):
-            raise NasError(f"sigmas must fall, from 1 or less to above 0, but are {levels}")
+        levels, guidance_scale = self.plan(num_inference_steps, sigmas, guidance_scale)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         space = self.unet.space
         frames, channels, default_height, default_width = space.latent_shape("training")
@@ -148,6 +140,38 @@ class TextToVideoPipeline(DiffusionPipeline):
             if callback is not None:
                 callback(step + 1, len(levels))
         return VideoOutput(self.decode(latents), len(levels), levels, guidance_scale)
+
+    def plan(
+        self,
+        num_inference_steps: int | None = None,
+        sigmas: Sequence[float] | None = None,
+        guidance_scale: float | None = None,
+    ) -> tuple[list[float], float]:
+        """The noise levels and the guidance that a call with these arguments samples with.
+
+        Raises:
+            NasError: if there is no step, or the noise levels do not fall.
+        """
+        trained = list(self.sampling.get("sigmas", ()))
+        steps = num_inference_steps if num_inference_steps is not None else len(sigmas or trained) or 25
+        if steps < 1:
+            raise NasError(f"num_inference_steps must be 1 or more, but is {steps}")
+        as_trained = not sigmas and len(trained) == steps
+        levels = list(sigmas or (trained if as_trained else torch.linspace(1, 1 / steps, steps).tolist()))
+        if guidance_scale is None:
+            guidance_scale = float(self.sampling.get("guidance", 1.0)) if as_trained else 1.0
+        if not all(1 >= a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True)):
+            raise NasError(f"sigmas must fall, from 1 or less to above 0, but are {levels}")
+        return levels, guidance_scale
+
+    def fingerprint(self) -> str:
+        """12 hex characters of the weights of network and text encoder: which model it is, wherever it lies."""
+        digest = hashlib.sha256()
+        for part in (self.unet, self.text_encoder):
+            for name, tensor in sorted(part.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:12]
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """(B, L, D) text states of the prompts.
@@ -204,6 +228,7 @@ def save_pipeline(pipeline: TextToVideoPipeline, out: Path) -> None:
     """
     from nas.sample import no_bars
 
+    out = Path(os.path.abspath(out))  # "." has no name to put something beside
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

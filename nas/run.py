@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nas.config import CONFIG_FILE, RunConfig, load, store, with_search
+from nas.config import CONFIG_FILE, SUPERNET, RunConfig, check_warmup, load, store, with_search
 from nas.console import progress, say
 from nas.costs import cost_model, load_table, profile_space
 from nas.errors import AnswerIsNo, NasError
-from nas.scores import open_scorer, ranking_evidence, rescorer, scored_by, with_scoring
+from nas.scores import open_scorer, rescorer, scored_by, with_scoring
 
 if TYPE_CHECKING:
     from latency_tables.budget import Budget
@@ -49,6 +49,7 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
     from nas.search.workers import check_workers
 
     check_workers(workers)
+    check_warmup(config.train)
     store(config, out)
     if "commit" not in read_metrics(out):
         note(out, **provenance(config))
@@ -128,11 +129,13 @@ def cache_latents(
 
 def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
+    from nas.checkpoint import list_checkpoints, sole_writer
     from nas.data import open_data
     from nas.trainer import Step, check_data, check_source, read_best, train
     from nas.weights import check_unet
     from search_spaces.space import Space
 
+    check_warmup(config.train)
     main = int(os.environ.get("RANK", "0")) == 0
     if main and (out / CONFIG_FILE).exists():
         store(config, out)  # another run is said before any video is decoded
@@ -142,13 +145,18 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     data = open_data(config.data, clip, "train", config.seed)
     validation = open_data(config.data, clip, "validation", config.seed) if config.train.validate_every else None
     check_data(space, data)
-    if config.train.init and not (out / "supernet").exists():
+    if validation is not None and len(validation) < 2:
+        raise NasError(
+            f"validation needs 2 clips or more, but the data gives {len(validation)}; give it more or longer videos, "
+            "or a larger data.validation_share"
+        )
+    if config.train.init and not list_checkpoints(out / SUPERNET):
         check_unet(config.train.init)
     if main:
         store(config, out)  # now that there is something to train on
     for skipped in data.skipped if main else ():
         say(f"  skipped {skipped}")
-    with progress("train") as report:
+    with sole_writer(out / SUPERNET) if main else nullcontext(), progress("train") as report:
 
         def told(step: Step) -> None:
             best = f", validation {step.validation:.4f}" if step.validation is not None else ""
@@ -287,10 +295,11 @@ def search_arrangement(
         shown(storage)  # what is no URL is said before anything is loaded
     with one_thread(workers) if workers > 1 else nullcontext():
         quality, steps = open_scorer(config, out)
+        scored = scored_by(config, out, steps)
         identity = {
             "space": problem.space.fingerprint,
             "table": table_digest(problem.costs),
-            **scored_by(config, out, steps),
+            **scored,
             "seed": str(config.seed),
         }
         words = ["search", str(out), "--trials", str(trials or config.search.trials), "--sampler", name]
@@ -327,11 +336,19 @@ def search_arrangement(
     if helper_of is not None:
         return Answer(True, "")
     with one_writer(out):
-        return write_answer(config, out, problem, found, quality)
+        return write_answer(config, out, problem, found, quality, scored)
 
 
-def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Evaluation], quality: Scorer) -> Answer:
-    """Choose from what a search has found, and write it down."""
+def write_answer(
+    config: RunConfig,
+    out: Path,
+    problem: Problem,
+    found: list[Evaluation],
+    quality: Scorer,
+    scored: dict[str, str],
+) -> Answer:
+    """Choose from what a search has found, and write it down; ``scored`` is what its scores depend on."""
+    from nas.ranking.evidence import sentence as ranking_evidence
     from nas.search.explain import explain, render
     from nas.search.front import choose, pareto_front, write_front
     from search_spaces.picture import picture
@@ -343,7 +360,7 @@ def write_answer(config: RunConfig, out: Path, problem: Problem, found: list[Eva
     chosen = choice.chosen
     write_front(out / "front.csv", found, chosen.arrangement.key)
     chosen.arrangement.save(out / "arrangement.yaml")
-    evidence = ranking_evidence(config, out)
+    evidence = ranking_evidence(out, scored)
     note_search(out, problem, found, choice, finer, evidence)
     reasons = explain(problem, found, chosen, finer.paired_difference)
     write_json(out / EXPLAIN, reasons.to_json())

@@ -117,16 +117,23 @@ def load_pipeline(model: Path) -> Any:
     """The pipeline of a model folder; one sentence instead of a library's traceback when it is none."""
     from safetensors import SafetensorError
 
+    from nas.model import VideoUNet
     from nas.pipeline import TextToVideoPipeline
 
     if not (model / "model_index.json").is_file():
         raise NasError(f"{model}: no model_index.json there; give the folder that nas build wrote, such as RUN/model")
     try:
         with no_bars():
-            return TextToVideoPipeline.from_pretrained(str(model), local_files_only=True)
+            pipeline: Any = TextToVideoPipeline.from_pretrained(str(model), local_files_only=True)
     except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise NasError(f"{model}: damaged, or of another version of the toolkit ({first}); build it again") from error
+    if not isinstance(pipeline.unet, VideoUNet):
+        raise NasError(
+            f"{model}: its unet is a {type(pipeline.unet).__name__}, not a VideoUNet; build a model over it with "
+            f"nas build --init {model} and --space, --arrangement, --text, --autoencoder, --out"
+        )
+    return pipeline
 
 
 @contextmanager

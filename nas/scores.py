@@ -100,21 +100,16 @@ def with_scoring(config: RunConfig, scoring: str | None) -> RunConfig:
 
 
 def scored_by(config: RunConfig, out: Path, steps: int) -> dict[str, str]:
-    """What scores depend on: the supernet's weights and how they are asked."""
+    """What scores depend on: the supernet's weights, the clips, and how they are asked."""
+    from nas.data import open_data, split_digest
+    from search_spaces.space import Space
+
+    clips = open_data(config.data, Space.load(config.space).clip("training"), "validation", config.seed)
     asked = config.quality.model_dump_json()
     if config.search.scoring != "path" or config.search.adapt_steps:
         asked += f" {config.search.scoring}, {config.search.adapt_steps} steps of adaptation"
-    return {"supernet": f"step {steps} ({weights_digest(out / 'supernet')})", "quality": asked}
-
-
-def ranking_evidence(config: RunConfig, out: Path) -> str:
-    """How well the run's scores are known to rank, in one line."""
-    from nas.ranking.evidence import sentence as told
-    from nas.trainer import load_supernet
-    from search_spaces.space import Space
-
-    steps = load_supernet(Space.load(config.space), out / "supernet")[2]
-    return told(out, scored_by(config, out, steps))
+    supernet = f"step {steps} ({weights_digest(out / 'supernet')})"
+    return {"supernet": supernet, "validation": split_digest(clips), "quality": asked}
 
 
 def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: int) -> Agreement:
@@ -133,7 +128,7 @@ def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: i
     chosen = arrangements(problem, count, config.seed)
     start = (quality.supernet, quality.text)
     identity = scored_by(config, out, trained)
-    weights = {"supernet": identity["supernet"], "quality": config.quality.model_dump_json(), "steps": steps}
+    weights = {**identity, "quality": config.quality.model_dump_json(), "steps": steps}
 
     def loss(arrangement: Arrangement) -> float:
         nets = alone(config, out, arrangement, start, steps, inherit=False)

@@ -27,7 +27,7 @@ from nas.checkpoint import (
     save_checkpoint,
     sync,
 )
-from nas.config import QualityConfig, TrainConfig
+from nas.config import FREE_OF_TRAIN, QualityConfig, TrainConfig
 from nas.data import Dataset
 from nas.data.clip import images_of
 from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World
@@ -304,8 +304,9 @@ class Trainer:
         if not overflow and self._went_wrong(total, norm):
             self._roll_back(total)
             return None
-        self.scaler.step(self.optimizer)  # which leaves the weights alone on an overflow, and scales less from then on
-        self.scaler.update()
+        if self._with_gradient():  # none along an empty path of a frozen backbone: a scaler takes no such step
+            self.scaler.step(self.optimizer)  # which leaves the weights alone on an overflow, and scales less after it
+            self.scaler.update()
         self._average()
         self.step += 1
         if self.step >= self.bad:  # past it; the steps before it, made again, are no progress
@@ -327,9 +328,12 @@ class Trainer:
             memory_mb=_memory_mb(self.device),
         )
 
+    def _with_gradient(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
     def _gradient_norm(self) -> float:
         """Average the gradients over the processes and clip them; their norm before that."""
-        active = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        active = self._with_gradient()
         if not active:
             return 0.0
         self.world.average_gradients(p for p in active if not is_sharded(p))
@@ -679,7 +683,5 @@ def cut_metrics(path: Path, step: int) -> None:
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that shape the loss curve; how often to save and look, and how and where to run, do not."""
-    free = {"checkpoint_every", "keep", "threads", "device", "spike", "validate_every", "sample_every", "trackers"}
-    free |= {"workers", "activation_checkpoints", "compile", "shard"}
-    return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
+    """The settings that shape the loss curve."""
+    return {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE_OF_TRAIN}

@@ -14,6 +14,7 @@ from training_fixtures import clips, short, tiny
 
 from latency_tables.header import Header
 from latency_tables.table import Table, table_path
+from nas.checkpoint import sole_writer
 from nas.cli import main
 from nas.config import resolve, store
 from nas.trainer import train
@@ -53,7 +54,8 @@ def shell(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a table of made-up costs and a supernet of six steps."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    store(resolve("tiny", sets=["data.source=moving_shapes", "train.steps=6", "quality.clips=4"]), out)
+    sets = ["data.source=moving_shapes", "train.steps=6", "train.warmup_steps=2", "quality.clips=4"]
+    store(resolve("tiny", sets=sets), out)
     made_up = tiny_problem().costs
     header = Header(device="host_cpu", runtime="onnxruntime", precision="fp32", chip="made up")
     Table(header, made_up.rows.values()).save(table_path(out / "table", "host_cpu", "onnxruntime"))
@@ -164,8 +166,31 @@ def test_a_full_disk(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    words = ("train", "tiny", "--out", tmp_path / "run", *SETTINGS, "--set", "train.steps=2")
-    assert "the disk is full" in shell.refused(*words)
+    few = ("--set", "train.steps=2", "--set", "train.warmup_steps=1")
+    assert "the disk is full" in shell.refused("train", "tiny", "--out", tmp_path / "run", *SETTINGS, *few)
+
+
+def test_a_warm_up_that_leaves_no_step_for_the_temporal_layers(shell: Shell, run: Path, tmp_path: Path) -> None:
+    for command in ("train", "run"):
+        line = shell.refused(command, "tiny", "--out", tmp_path / "new", *SETTINGS, "--set", "train.steps=200")
+        assert "no temporal layer is trained, but is 400 of 200; add --set train.warmup_steps=66" in line
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_trainings_in_one_folder(shell: Shell, run: Path) -> None:
+    words = ("train", "tiny", "--out", run, "--set", "data.source=moving_shapes", "--set", "train.steps=6")
+    words += ("--set", "train.warmup_steps=2", "--set", "quality.clips=4")
+    with sole_writer(run / "supernet"):
+        assert "another process is writing there; wait for it" in shell.refused(*words)
+        assert "another process is writing there" in shell.refused(*words, "--set", "train.keep=5")
+
+
+def test_too_few_validation_clips(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("train", "tiny", "--out", tmp_path / "run", *SETTINGS)
+    assert "data.validation_clips" in shell.refused(*words, "--set", "data.validation_clips=1")
+    monkeypatch.setattr("nas.data.shapes.MovingShapes.__len__", lambda shapes: 1)  # as of a single short video
+    assert "validation needs 2 clips or more, but the data gives 1" in shell.refused(*words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_another_run_or_of_something_else(shell: Shell, run: Path, tmp_path: Path) -> None:

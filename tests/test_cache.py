@@ -17,6 +17,7 @@ from training_fixtures import losses, short
 
 from nas.autoencoder import VideoAutoencoder, tiled
 from nas.cache import CacheConfig, Progress, build_cache
+from nas.checkpoint import sole_writer
 from nas.config import DataConfig
 from nas.data import open_data
 from nas.data.cached import CachedLatents, LatentCache, read_index
@@ -117,6 +118,23 @@ def test_run_again_it_encodes_only_what_is_new(shop: dict[str, Any], tmp_path: P
     assert second["clips"] == first["clips"] + 2
     now = {path.name: path.read_bytes() for path in (tmp_path / "cache").glob("*.safetensors")}
     assert before.items() < now.items() and len(now) == 2
+
+
+def test_a_caption_of_several_videos_outlives_the_first_of_them(shop: dict[str, Any], tmp_path: Path) -> None:
+    videos, cache = video_folder(tmp_path / "videos", count=3, frames=24), tmp_path / "cache"
+    build(shop, cache, videos=videos)
+    captions = (videos / "captions.csv").read_text()
+    (videos / "captions.csv").write_text(captions.replace("0.mkv,a blue ball falls", "0.mkv,a ball rises"))
+    for _ in range(2):
+        build(shop, cache, videos=videos)
+        data = LatentCache(cache)
+        assert {entry.caption for entry in data.entries} == {"a ball rises", "a red ball falls", "a blue ball falls"}
+        assert all(data.text(caption) is not None for caption in ("", *(entry.caption for entry in data.entries)))
+
+
+def test_two_cannot_make_one_cache_at_once(shop: dict[str, Any]) -> None:
+    with sole_writer(shop["cache"]), pytest.raises(NasError, match="another process is writing there; wait for it"):
+        build(shop, shop["cache"])
 
 
 def test_a_video_that_changed_is_encoded_again(shop: dict[str, Any], tmp_path: Path) -> None:

@@ -61,6 +61,27 @@ def test_a_file_that_is_no_configuration_is_refused(content: str, tmp_path: Path
         resolve("tiny", file=tmp_path / "nowhere.yaml")
 
 
+def test_what_shapes_no_loss_may_be_told_otherwise_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    store(resolve("tiny"), run)
+    for text in ("train.activation_checkpoints=true", "train.device=cuda", "train.shard=true", "search.trials=50"):
+        other = resolve("tiny", sets=[text])
+        store(other, run)
+        assert load(run) == other
+    assert capsys.readouterr().err.splitlines()[0] == "config     train.activation_checkpoints is now true, was false"
+    with pytest.raises(NasError, match="train.clips is '8' there, '9' here"):
+        store(resolve("tiny", sets=["train.clips=9", "train.keep=9"]), run)
+    assert load(run) == other
+
+
+def test_limits_that_draw_the_paths_are_kept(tmp_path: Path) -> None:
+    sets = ["train.paths=within_budget", "search.latency_ms=100"]
+    store(resolve("tiny", sets=sets), tmp_path)
+    store(resolve("tiny", sets=[*sets, "search.trials=7"]), tmp_path)
+    with pytest.raises(NasError, match="search.latency_ms is '100.0' there"):
+        store(resolve("tiny", sets=[*sets, "search.latency_ms=90"]), tmp_path)
+
+
 def test_the_stored_configuration_comes_back_and_another_is_refused(tmp_path: Path) -> None:
     config = resolve("tiny", sets=["seed=4"])
     store(config, tmp_path / "run")

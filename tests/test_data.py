@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from nas.config import DataConfig
-from nas.data import Images, open_data
+from nas.data import Images, open_data, split_digest
 from nas.data.captions import read_captions
 from nas.data.frames import FrameReader, FrameSpec, cached_frames, frame_range
 from nas.errors import NasError
@@ -93,6 +94,20 @@ def test_validation_does_not_depend_on_the_seed_and_ends(folder: Path) -> None:
     with pytest.raises(IndexError):
         one[6]
     assert [torch.equal(one[i]["video"], other[i]["video"]) for i in range(6)] == [True] * 6
+
+
+def test_a_split_is_known_by_what_it_is_cut_from(folder: Path, tmp_path: Path) -> None:
+    def digest(where: Path = folder, **changes: object) -> str:
+        return split_digest(open_data(config(where, **changes), Clip(), "validation"))
+
+    copy = Path(shutil.copytree(folder, tmp_path / "elsewhere" / "videos"))
+    assert digest() == digest() == digest(copy)
+    found = [digest(), digest(validation_share=0.4), digest(crop_margin=1.0), digest(validation_clips=3)]
+    (copy / "captions.csv").write_text((copy / "captions.csv").read_text().replace("darker", "dark"))
+    found.append(digest(copy))
+    write_video(folder / "b.mkv", counting(29)[::-1])
+    found += [digest(), digest(source="moving_shapes"), digest(source="moving_shapes", radius=(0.2, 0.3))]
+    assert len(set(found)) == len(found) == 8
 
 
 def test_no_frame_is_in_both_splits_in_time(folder: Path) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from latent_fixtures import save_allegro, save_text, small_space, video_folder
 from tuning_fixtures import DATA, make_model, mini
 
-from nas.config import DataConfig
+from nas.build import build_anew
+from nas.cache import CacheConfig, build_cache
+from nas.config import DataConfig, RunConfig, store
+from nas.data import open_data
 from nas.data.shapes import Cast, MovingShapes, Shape
 from nas.errors import NasError
 from nas.evaluate import EvaluateConfig, evaluate_model, keep, render, resolve_evaluate
 from nas.evaluate.classifier import ShapeClassifier, accuracies, chance, prompts, trained_classifier
 from nas.evaluate.frechet import frechet_distance, onnx_features
 from nas.evaluate.pixels import pixel_metrics
+from nas.sample import load_pipeline
 from search_spaces.space import Clip
 
 EASY = DataConfig(
@@ -180,6 +186,8 @@ def test_a_model_is_evaluated_on_moving_shapes_and_the_result_is_kept(model: Pat
     config = EvaluateConfig(data=DATA, clips=8, steps=2, classifier_steps=2, classifiers=tmp_path / "classifiers")
     told = evaluate_model(model, config)
     assert json.loads((model / "metrics.json").read_text())["evaluation"] == json.loads(json.dumps(told))
+    assert told["model"] == str(model) and told["weights"] == load_pipeline(model).fingerprint()
+    assert told["steps"] == 2 and told["guidance"] == 1.0  # what was sampled with, not what was left open
     assert told["prompts"]["1"]["chance"] == 1 / 80 and told["frechet"] > 0
     assert "classifier" in told["features"] and told["pixels_real"]["motion"] > 0
     assert evaluate_model(model, config)["pixels"] == told["pixels"]  # the same noise
@@ -198,16 +206,60 @@ def test_without_features_there_is_a_sentence_instead_of_a_distance(
     assert "give an ONNX network with --features" in render(told)
 
 
+def test_real_clips_of_a_cache_are_measured_in_pixels(tmp_path: Path) -> None:
+    space = small_space(tmp_path)
+    vae, text = save_allegro(tmp_path / "vae"), save_text(tmp_path / "text")
+    videos = DataConfig(source="folder", path=video_folder(tmp_path / "videos"))
+    build_cache(videos, space, CacheConfig(vae, text), tmp_path / "cache")
+    space.empty().save(tmp_path / "none.yaml")
+    build_anew(
+        str(tmp_path / "small_latents.yaml"), tmp_path / "none.yaml", tmp_path / "model", text=text, autoencoder=vae
+    )
+    data = DataConfig(source="cache", path=tmp_path / "cache")
+    told = evaluate_model(tmp_path / "model", EvaluateConfig(data=data, clips=3, steps=1, batch=2))
+    cached = open_data(data.model_copy(update={"validation_clips": 3}), space.clip("training"), "validation")
+    latents = torch.stack([cached[i]["video"] for i in range(told["real_clips"])]).transpose(1, 2)
+    with torch.no_grad():
+        real = load_pipeline(tmp_path / "model").decode(latents).numpy()
+    assert real.shape[1:] == (8, 32, 32, 3)
+    assert told["pixels_real"] == pytest.approx(pixel_metrics(real), rel=1e-3)
+
+
+def test_too_few_frames_are_refused_before_anything_is_sampled(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nas.evaluate as evaluate
+
+    monkeypatch.setattr(evaluate, "real_clips", lambda *arguments: np.zeros((2, 2, 8, 8, 3)))
+    monkeypatch.setattr(evaluate, "sample_many", lambda *arguments: pytest.fail("sampled"))
+    with pytest.raises(NasError, match="three frames or more, but the videos have 2"):
+        evaluate_model(model, EvaluateConfig(data=DATA, clips=2))
+
+
 def test_a_run_keeps_the_result_in_its_own_metrics(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "config.yaml").write_text("space: tiny\n")
     (tmp_path / "metrics.json").write_text('{"search": 1}')
-    keep(tmp_path / "model", {"a": 1})
-    keep(tmp_path / "model", {"b": 2})
-    assert json.loads((tmp_path / "metrics.json").read_text()) == {"search": 1, "evaluation": {"a": 1, "b": 2}}
+
+    def kept(**told: Any) -> Any:
+        keep(tmp_path / "model", told)
+        found = json.loads((tmp_path / "metrics.json").read_text())
+        assert found.pop("search") == 1
+        return found["evaluation"]
+
+    assert kept(weights="one", a=1) == {"weights": "one", "a": 1}
+    assert kept(weights="one", vbench=2) == {"weights": "one", "a": 1, "vbench": 2}
+    assert kept(weights="one", b=3) == {"weights": "one", "vbench": 2, "b": 3}  # nothing stale of the first evaluation
+    assert kept(weights="two", b=4) == {"weights": "two", "b": 4}  # scores of another model
     (tmp_path / "metrics.json").write_text("{")
     with pytest.raises(NasError, match="damaged"):
         keep(tmp_path / "model", {})
+
+
+def test_a_model_may_be_the_folder_one_stands_in(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store(RunConfig(space="tiny", data=EASY), tmp_path)
+    shutil.copytree(model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path / "model")
+    assert resolve_evaluate(Path(".")).data == EASY
+    assert keep(Path("."), {"weights": "one"}) == tmp_path / "metrics.json"
 
 
 def test_unknown_settings_are_named(model: Path) -> None:

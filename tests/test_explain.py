@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from search_problems import KnownQuality, tiny_problem
 
 from latency_tables.budget import Budget
+from nas.report.searching import reasons as page_reasons
 from nas.search.explain import Explanation, explain, left_out_error, render
 from nas.search.front import pareto_front
 from nas.search.problem import Problem
@@ -134,7 +136,26 @@ def test_the_model_s_error_is_of_evaluations_it_has_not_seen() -> None:
     assert np.sqrt(np.mean((fitted.predict(features(choices)) - noise) ** 2)) < left_out_error(features, choices, noise)
     exact = features(choices) @ rng.standard_normal(features.unary[0].shape[1])
     assert left_out_error(features, choices, exact) < 0.5 * exact.std()
-    assert np.isnan(left_out_error(features, choices[:5], noise[:5]))
+    assert left_out_error(features, choices[:5], noise[:5]) is None
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_what_no_model_can_tell_is_said_and_is_strict_json(known: bool) -> None:
+    """Models' fronts run along the latency: limits on size may leave nothing of all of them, or of some."""
+    problem = tiny_problem()
+    choices = problem.costs.random(3000, np.random.default_rng(0))
+    sizes = problem.cost(choices).parameters
+    often, least = float(np.bincount(sizes).argmax()), float(np.quantile(sizes, 0.9))
+    limits = Budget(latency_ms=200.0, parameters_min=least) if known else Budget(None, None, often, often)
+    problem, quality = replace(problem, budget=limits), KnownQuality(problem)
+    found = [_evaluation(problem, quality, row) for row in choices[problem.feasible(choices)][:9]]
+    chosen = min(found, key=lambda e: e.loss)
+    told = explain(problem, found, chosen, lambda a, b: (quality.loss(a) - quality.loss(b), 0.001))
+    json.dumps(told.to_json(), allow_nan=False)
+    assert told.model_error is None and (told.regret is not None) == known
+    text = render(told)
+    assert ("unknown: what the additive model" in text) == (not known) and "nan" not in text and "inf" not in text
+    assert ("cannot tell how far" in page_reasons(told.to_json())["distance"]) == (not known)
 
 
 def test_it_reads_well_and_keeps(searched, tmp_path: Path) -> None:

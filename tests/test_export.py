@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +18,15 @@ from diffusers import AutoencoderKLAllegro, FlowMatchEulerDiscreteScheduler
 from latent_fixtures import save_allegro, small_space
 from training_fixtures import clips, tiny
 
+from device_profiler.lowering.coreml import lower
 from latency_tables.lookup import load_table
 from nas.cli import main
 from nas.errors import NasError
 from nas.export import compress, ends, export_model
 from nas.export.forms import best_forms
 from nas.export.metadata import PREFIX
-from nas.export.network import function_name, parse_shape
+from nas.export.network import NAMES, bound_at, function_name, parse_shape
+from nas.export.packages import _peak_mb, _put
 from nas.model import VideoUNet
 from nas.pipeline import TextToVideoPipeline
 from nas.supernet import Supernet
@@ -73,6 +79,23 @@ def test_a_package_says_which_model_it_is(plain: tuple[Path, dict[str, Any]], mo
     unet = VideoUNet.from_pretrained(model, subfolder="unet")
     assert told[PREFIX + "arrangement"] == unet.arrangement.key and told[PREFIX + "space"] == "tiny"
     assert PREFIX + "latency_ms" not in told  # nobody asked for a device
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v"])
+def test_a_package_gives_the_model_s_velocity_whatever_its_network_answers(kind: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    arrangement = tiny().sample(np.random.default_rng(2))
+    unet = VideoUNet.of(tiny(), Supernet(tiny()).eval().extract(arrangement), arrangement, kind)
+    bound, (x, _, context) = bound_at(unet, SMALL)
+    for step in (0.0, 300.3, 750.0, 1000.0):
+        with torch.no_grad():
+            expected = unet(x.transpose(0, 1)[None], step, context).sample[0].transpose(0, 1)
+            got = bound(x, torch.tensor([step]), context)
+        assert torch.allclose(got, expected, atol=1e-4 * float(expected.abs().max()))
+    told = lower(bound, (x, torch.tensor([500.0]), context), NAMES, "fused", "fp16", tmp_path)
+    described = spec(tmp_path / told["file"]).description
+    assert {tuple(entry.type.multiArrayType.shape) for entry in described.input} == {(4, 3, 16, 16), (1,), (1, 16, 32)}
+    assert told["export_error"] < 1e-5 and told["ops"]["log"] == 1  # its schedule is in there
 
 
 def test_shapes_are_functions_that_share_their_weights(
@@ -180,6 +203,83 @@ def test_bad_requests_are_one_line_and_leave_what_was_there(
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(NasError, match="holds no export"):
         export_model(model, tmp_path / "mine")
+
+
+def test_exporting_one_part_again_leaves_the_others(
+    model: Path, plain: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "coreml"
+    shutil.copytree(plain[0], out)
+    (out / "notes.txt").write_text("mine")
+    before = json.loads((out / "export.json").read_text())
+    monkeypatch.chdir(out)
+    export_model(model, Path("."), shapes=[SMALL], parts=["text_encoder"], quantize="int8")
+    after = json.loads((out / "export.json").read_text())
+    assert after.pop("text_encoder")["quantize"] == "int8" and before.pop("text_encoder")["quantize"] is None
+    assert after == before and after["quantize"] is None and after["operations"] == plain[1]["operations"]
+    assert {path.name for path in out.iterdir()} == {
+        "export.json",
+        "notes.txt",
+        "text_encoder.mlpackage",
+        "unet.mlpackage",
+    }
+    assert spec(out / "unet.mlpackage").description == spec(plain[0] / "unet.mlpackage").description
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_packages_lie_beside_the_model_one_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Path] = []
+
+    def export(model: Path, out: Path, *more: Any, **named: Any) -> dict[str, Any]:
+        asked.append(out)
+        return {"forms": {}, "predicted": None}
+
+    monkeypatch.setattr("nas.export.export_model", export)
+    for model in (".", "run/model"):
+        with pytest.raises(SystemExit):
+            main(["export", model])
+    assert asked == [Path("../coreml"), Path("run/coreml")]
+
+
+@pytest.mark.parametrize("killed_at", range(8))
+def test_what_export_json_tells_of_is_there_whenever_it_is_killed(
+    killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    for folder, text in ((out, "old"), (partial, "new")):
+        for name in ("unet", "text_encoder", "decoder")[: 3 if folder == out else 2]:
+            (folder / f"{name}.mlpackage").mkdir(parents=True)
+            (folder / f"{name}.mlpackage" / "made").write_text(text)
+    before = {"operations": "old", "text_encoder": "old", "decoder": "old"}
+    facts = {"operations": "new", "text_encoder": "new"}
+    (out / "export.json").write_text(json.dumps(before))
+    calls: list[Any] = []
+    replace = os.replace
+
+    def killed(*arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == killed_at + 1:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        _put(partial, out, facts, before)
+    told = json.loads((out / "export.json").read_text())
+    assert told["decoder"] == (out / "decoder.mlpackage" / "made").read_text() == "old"
+    for key, name in (("operations", "unet"), ("text_encoder", "text_encoder")):
+        assert key not in told or told[key] == (out / f"{name}.mlpackage" / "made").read_text()
+    assert killed_at < 6 or told == {**before, **facts}  # six moves in all
+
+
+def test_peak_memory_is_told_in_megabytes_on_both_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    for system, unit in (("linux", 1024), ("darwin", 1)):
+        monkeypatch.setattr("nas.export.packages.sys", SimpleNamespace(platform=system))
+        told = SimpleNamespace(ru_maxrss=2_048_000_000 // unit)
+        monkeypatch.setattr("nas.export.packages.resource.getrusage", lambda who, told=told: told)
+        assert _peak_mb() == 2048
 
 
 def test_sizes_are_added_up_by_bits() -> None:

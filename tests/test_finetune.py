@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tuning_fixtures import config, make_model
 
 import nas.finetune.adversarial as adversarial_stage
 import nas.finetune.joint as joint_stage
+from nas.config import RunConfig, store
+from nas.data.cached import _NoStills
 from nas.errors import AnswerIsNo, NasError
 from nas.finetune import finetune
 from nas.finetune.adversarial import pseudo_huber
@@ -188,6 +191,32 @@ def test_a_collapsed_discriminator_is_reported_and_the_last_good_model_kept(
     assert all(torch.equal(kept[name.removeprefix("unet.")], tensor) for name, tensor in average.items())
 
 
+def test_a_collapse_over_many_checkpoints_still_finds_one_from_before_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = adversarial_stage.Adversarial.advance
+
+    def collapsing(self: Any, number: int, *more: Any) -> Any:
+        told = step(self, number, *more)
+        return {**told, "loss_discriminator": 0.001} if number >= 4 else {**told, "loss_discriminator": 9.0}
+
+    monkeypatch.setattr(adversarial_stage.Adversarial, "advance", collapsing)
+    settings = config(steps=20, collapse_window=6, keep=1, collapse_low=0.02)
+    with pytest.raises(AnswerIsNo, match="at step 10 .*; kept step 2, from before it began"):
+        finetune(model, "adversarial", settings, tmp_path / "out")
+    kept = sorted(path.name for path in (tmp_path / "out" / "finetune").glob("step-*"))
+    assert kept == ["step-00000002", "step-00000006", "step-00000008"]
+
+    def lost(self: Any, number: int, *more: Any) -> Any:
+        for path in sorted((tmp_path / "lost" / "finetune").glob("step-*"))[:-1]:
+            shutil.rmtree(path)
+        return collapsing(self, number, *more)
+
+    monkeypatch.setattr(adversarial_stage.Adversarial, "advance", lost)
+    with pytest.raises(AnswerIsNo, match="kept step 8, the oldest that is left, perhaps from amid it"):
+        finetune(model, "adversarial", settings, tmp_path / "lost")
+
+
 def test_the_heads_may_learn_first_and_more_often(model: Path, tmp_path: Path) -> None:
     made = []
     step = adversarial_stage.Adversarial._step
@@ -257,8 +286,32 @@ def test_what_cannot_be_fine_tuned_is_one_line(model: Path, tmp_path: Path) -> N
 def test_settings_say_what_is_wrong_with_them(model: Path) -> None:
     with pytest.raises(NasError, match="adversarial.head: unknown key. Did you mean heads?"):
         resolve_finetune(model, None, ["adversarial.head=unified"])
+    with pytest.raises(NasError, match="adversarial.text_rate: unknown key"):  # it trains no text encoder
+        resolve_finetune(model, None, ["adversarial.text_rate=0.1"])
     with pytest.raises(NasError, match="adversarial.levels: .*must start at 1 and fall"):
         resolve_finetune(model, None, ["adversarial.levels=[0.9, 0.5]"])
+
+
+def test_models_may_be_the_folder_one_stands_in(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    finetune(model, "joint", config(steps=1, checkpoint_every=1), Path("."))
+    assert load_pipeline(tmp_path / "out").sampling["clips"] == [[4, 8, 8]]
+    store(RunConfig(space="tiny", data=config().data), tmp_path / "run")
+    (tmp_path / "run" / "model").mkdir()
+    monkeypatch.chdir(tmp_path / "run" / "model")
+    assert resolve_finetune(Path(".")).data == config().data != FinetuneConfig().data
+
+
+def test_a_cache_without_stills_names_the_key_of_whoever_trains() -> None:
+    with pytest.raises(NasError, match="--set train.images=0, joint.images=0 or adversarial.images=0"):
+        _NoStills(Path("latents"))[0]
+
+
+@pytest.mark.parametrize("stage", ["joint", "adversarial"])
+def test_a_device_that_is_not_there_is_named_with_the_stage_s_key(stage: str, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(NasError, match=f"^{stage}.device: 'gpu' cannot be used here"):
+        finetune(model, stage, config(device="gpu"), tmp_path / "out")
 
 
 def test_the_data_of_the_model_before_is_the_default(model: Path, tmp_path: Path) -> None:

@@ -7,12 +7,16 @@ import multiprocessing
 import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tuning_fixtures import config, make_model, mini
 
+from nas import launch
+from nas.cli import main
+from nas.distributed import PEER_LOST
 from nas.errors import NasError
 from nas.finetune import finetune
 from nas.sample import load_pipeline
@@ -77,3 +81,51 @@ def test_clips_that_do_not_divide_are_refused_on_every_process(tmp_path: Path) -
     said = together(model, "joint", config(clips=3), tmp_path / "out")
     assert said == ["clips must divide by the 2 processes that share it, but is 3"] * 2
     assert not (tmp_path / "out").exists()
+
+
+class Ends:
+    """Stands for a process that ends with ``code`` at a time."""
+
+    def __init__(self, code: int, at: float, clock: list[float]) -> None:
+        self.code, self.at, self.clock = code, at, clock
+
+    def poll(self) -> int | None:
+        return self.code if self.clock[0] >= self.at else None
+
+
+@pytest.mark.parametrize(
+    ("ends", "culprit"),
+    [
+        ([(1, 0.5), (1, 0.0)], 0),  # a collapse that both found: the first one's sentence and exit code
+        ([(0, 0.5), (2, 0.0)], 1),
+        ([(PEER_LOST, 0.5), (2, 0.0)], 1),
+        ([(PEER_LOST, 0.0), (2, 3.0)], 1),
+        ([(1, 99.0), (1, 0.0)], 1),  # the first one hangs
+        ([(1, 9.0), (-9, 0.0)], 1),
+        ([(PEER_LOST, 0.0), (PEER_LOST, 0.0)], 0),
+        ([(0, 1.0), (0, 0.0)], None),
+    ],
+)
+def test_what_ends_all_processes_alike_is_said_by_the_first(
+    ends: list[tuple[int, float]], culprit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+
+    def later(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr("nas.launch.time", SimpleNamespace(sleep=later, monotonic=lambda: clock[0]))
+    started: Any = [Ends(code, at, clock) for code, at in ends]
+    assert launch._wait(started) == culprit
+
+
+@pytest.mark.parametrize("main_one", [True, False])
+def test_only_the_main_process_prints_the_summary(
+    main_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"model": "out", "stage": "joint", "steps": 1, "main": main_one}
+    monkeypatch.setattr("nas.finetune.finetune", lambda *arguments, **more: told)
+    for words in ([], ["--json"]):
+        with pytest.raises(SystemExit):
+            main(["finetune", str(make_model(tmp_path / "model")), "--out", str(tmp_path / "out"), *words])
+        assert bool(capsys.readouterr().out.strip()) is main_one

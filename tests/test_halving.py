@@ -119,6 +119,30 @@ def test_optuna_sees_pruned_trials_and_a_resumed_study_stops_the_same(tmp_path: 
     assert {e.trial for e in whole if e.pruned} == {n for n, state in states.items() if state == TrialState.PRUNED}
 
 
+@pytest.mark.parametrize("sampler", ["surrogate", "value"])
+def test_a_study_that_was_interrupted_in_a_trial_stops_the_same(sampler: str, tmp_path: Path) -> None:
+    """The interrupted trial is run again as what it was: a proposal, which may be stopped early."""
+    whole, quality = run(tmp_path / "whole.journal", trials=30, sampler=sampler)
+    stopped = next(i for i, e in enumerate(whole) if e.pruned)
+    problem = tiny_problem(LIMITS)
+    halves = InstalmentQuality(problem)
+    prepare, key = halves.prepare, key_of(whole[stopped])
+
+    def interrupted(arrangements: Sequence[Arrangement], batches: int | None = None) -> None:
+        if key in [arrangement.key for arrangement in arrangements]:
+            raise KeyboardInterrupt
+        prepare(arrangements, batches)
+
+    halves.prepare = interrupted  # type: ignore[method-assign]
+    settings = {"identity": {}, "trials": 30, "sampler": sampler, "seed": 0, "gradual": halves, "halving": True}
+    with pytest.raises(KeyboardInterrupt):
+        search(problem, halves.score, tmp_path / "halves.journal", **settings)
+    resumed, _ = run(tmp_path / "halves.journal", trials=30, sampler=sampler)
+    assert [(e.choice, e.clips, e.loss, e.origin) for e in resumed] == [
+        (e.choice, e.clips, e.loss, e.origin) for e in whole
+    ]
+
+
 def test_a_hand_made_design_is_scored_whole(tmp_path: Path) -> None:
     found, quality = run(tmp_path / "study.journal")
     references = [e for e in found if e.is_reference]

@@ -93,6 +93,22 @@ def test_a_model_is_built_without_a_run_over_an_image_unet(tmp_path: Path, capsy
         assert stop.value.code == 2
         return capsys.readouterr().err
 
+    told = [*words[:-1], str(tmp_path / "noise"), "--prediction", "epsilon"]  # as Stable Diffusion's weights answer
+    with pytest.raises(SystemExit) as stop:
+        main(told)
+    assert stop.value.code == 0
+    of_noise = load_pipeline(tmp_path / "noise").unet
+    assert of_noise.config["prediction"] == "epsilon" and pipeline.unet.config["prediction"] == "velocity"
+    with torch.no_grad():
+        wanted = of_noise.diffusion.as_velocity(
+            video,
+            torch.tensor([0.3]),
+            lambda x, t: backbone(x[0].transpose(0, 1), t, context.expand(2, -1, -1)).sample.transpose(0, 1)[None],
+        )
+        assert torch.allclose(of_noise(video, 300.0, context).sample, wanted, atol=1e-4)
+    capsys.readouterr()
+    assert "--prediction noise: must be one of velocity, epsilon, v" in refused(*told[1:-1], "noise")
+    assert "leave --prediction out" in refused(str(tmp_path), "--prediction", "v")
     assert "add --arrangement, --text, --out" in refused("--space", "tiny")
     assert "leave --init out" in refused(str(tmp_path), "--init", "unet")
     assert "name its autoencoder" in refused(*words[1:7], "--out", str(tmp_path / "other"))

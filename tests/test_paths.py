@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from training_fixtures import tiny
@@ -40,6 +41,13 @@ def test_fair_paths_put_no_two_variants_together_for_good() -> None:
     assert len(pairs) > 0.9 * len(position.variants) ** 2
     other = Counter((a.at("down.1.0"), a.at("up.0.0")) for a in (fair(SPACE, 0, step)[0] for step in range(300)))
     assert len(other) > 150  # of 300; in step with each other they would be 18
+
+
+def test_a_position_without_variants_stays_empty() -> None:
+    first, *others = SPACE.positions
+    space = replace(SPACE, positions=(replace(first, max_layers=0, variants=()), *others))
+    for draw in PATHS.values():
+        assert all(a.at(first.name) == () for a in draw(space, 0, 1))
 
 
 def test_another_seed_is_another_training() -> None:

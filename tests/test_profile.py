@@ -94,6 +94,14 @@ def test_only_missing_rows_are_measured(estimated: tuple[Path, Table], tmp_path:
     assert {event.key.split("(")[0] for event in events if event.stage == "load"} == {"Conv3D"}
 
 
+def test_an_estimate_does_not_stand_for_a_measurement(estimated: tuple[Path, Table]) -> None:
+    _, table = estimated
+    space, device = Space.load("tiny"), profile_module.Device.load(ROOFLINE)
+    wanted = profile_module.wanted_rows(space.workloads("fp16"), device)
+    assert not profile_module.missing_rows(table, wanted, source="estimated")
+    assert len(profile_module.missing_rows(table, wanted)) == len(wanted)
+
+
 def test_failed_rows_are_results_until_a_retry_is_asked_for(
     estimated: tuple[Path, Table], tmp_path: Path, cache: Path
 ) -> None:

@@ -262,6 +262,24 @@ def test_a_latency_target_is_met_by_cuts_that_save_time(
         prune_unet(source, space(tmp_path), tmp_path / "none", settings(), latency_ms=0.5)
 
 
+def test_a_table_of_cuts_that_was_only_begun_is_begun_again(tmp_path: Path) -> None:
+    from nas.prune.prune import _forget, _note
+
+    path = tmp_path / "sensitivity.csv"
+    path.write_text("")
+    _forget(path, 0)
+    _note(path, 0, "mid block", 0.5, 1e6, "parameters")
+    _forget(path, 1)
+    assert path.read_text().splitlines() == ["cuts_before,cut,missed,parameters", "0,mid block,0.5,1000000"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_line(device: str, source: str, tmp_path: Path) -> None:
+    with pytest.raises(NasError, match=f"^prune.device: '{device}' cannot be used here"):
+        prune_unet(source, space(tmp_path), tmp_path / "out", settings(device=device))
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_does_not_fit_is_one_line(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*arguments: str) -> str:
         with pytest.raises(SystemExit) as stop:

@@ -46,6 +46,7 @@ def test_losses_are_kept_one_by_one_and_not_made_again(tmp_path: Path) -> None:
     assert [rest[a.key] for a in chosen] == [1.0, 2.0, 3.0, 9.0, 9.0]
     other = collect(tmp_path, chosen, lambda a: 7.0, {**IDENTITY, "supernet": "another"})
     assert set(other.values()) == {7.0}
+    assert collect(tmp_path, chosen, pytest.fail, IDENTITY) == rest  # kept beside the others
 
 
 def test_a_search_says_what_is_known_of_its_ranking(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_init import save_unet
 from tuning_fixtures import make_model
 
 from nas.cli import main
@@ -115,3 +117,24 @@ def test_a_model_folder_of_another_version_is_one_line(
         assert stop.value.code == 2
         said = capsys.readouterr().err.strip().splitlines()
         assert len(said) == 1 and "of another version of the toolkit" in said[0]
+
+
+def test_a_pipeline_of_another_network_is_one_line_that_names_the_way(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Stable Diffusion's folder has all the parts by the same names."""
+    shutil.copytree(model, tmp_path / "sd")
+    shutil.rmtree(tmp_path / "sd" / "unet")
+    save_unet(tmp_path / "sd" / "unet", in_channels=3, out_channels=3)
+    told = json.loads((tmp_path / "sd" / "model_index.json").read_text())
+    told |= {"_class_name": "StableDiffusionPipeline", "unet": ["diffusers", "UNet2DConditionModel"]}
+    told["safety_checker"] = [None, None]
+    del told["sampling"]
+    (tmp_path / "sd" / "model_index.json").write_text(json.dumps(told))
+    for command in (["sample", "--prompt", "a"], ["evaluate"], ["finetune", "--out", str(tmp_path / "new")]):
+        with pytest.raises(SystemExit) as stop:
+            main([command[0], str(tmp_path / "sd"), *command[1:]])
+        assert stop.value.code == 2
+        said = capfd.readouterr().err.strip().splitlines()
+        assert len(said) == 1 and "is a UNet2DConditionModel, not a VideoUNet" in said[0], said
+        assert f"nas build --init {tmp_path / 'sd'}" in said[0]

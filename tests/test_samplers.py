@@ -12,9 +12,9 @@ from search_problems import KnownQuality, tiny_problem
 
 from latency_tables.budget import Budget
 from nas.errors import NasError
-from nas.search.front import pareto_front
+from nas.search.front import choose, pareto_front
 from nas.search.problem import Problem, mes
-from nas.search.samplers import SAMPLERS
+from nas.search.samplers import SAMPLERS, repair
 from nas.search.study import Evaluation, search
 from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler, action_effects
@@ -112,3 +112,38 @@ def test_objectives_that_mean_nothing_are_refused() -> None:
     for objectives in ((), ("loss",), ("mes", "mes")):
         with pytest.raises(NasError, match="search.objectives must be one or more of latency_ms"):
             replace(tiny_problem(), objectives=objectives)
+
+
+def narrow_problem() -> Problem:
+    """Many parameters at a low latency: next to nothing is feasible, and most descents come to a dead end."""
+    base = tiny_problem()
+    choices = base.costs.random(20_000, np.random.default_rng(0))
+    costs = base.cost(choices)
+    spread = [(column - column.mean()) / column.std() for column in (costs.parameters, costs.latency_ms)]
+    best = int(np.argmax(spread[0] - spread[1]))
+    limits = Budget(latency_ms=costs.latency_ms[best] * 1.0001, parameters_min=costs.parameters[best] * 0.9999)
+    return replace(base, budget=limits)
+
+
+def test_a_repair_that_comes_to_a_dead_end_begins_anew() -> None:
+    problem, rng = narrow_problem(), np.random.default_rng(1)
+    for _ in range(20):
+        proposal = rng.integers(0, problem.num_options)
+        assert problem.feasible(repair(problem, proposal, set(), rng))[0]
+
+
+def test_a_search_that_finds_fewer_than_were_wanted_says_so(tmp_path: Path) -> None:
+    problem, said = tiny_problem(), []
+    nothing = np.zeros(len(problem.positions), dtype=np.int64)
+    third = np.sort(problem.cost(problem.neighbours(nothing)).latency_ms)[2]
+    problem = replace(problem, budget=Budget(latency_ms=float(third)))
+    settings = {"identity": {}, "trials": 12, "sampler": "random", "seed": 0, "tell": said.append}
+    found = search(problem, KnownQuality(problem), tmp_path / "study.journal", **settings)
+    searched = [e for e in found if not e.is_reference]
+    assert len(searched) == 3 and all(e.feasible for e in searched)
+    assert [line.startswith("search     3 of the 12 trials that were wanted: nothing else") for line in said] == [True]
+
+
+def test_an_empty_front_is_one_line() -> None:
+    with pytest.raises(NasError, match="nothing within the budget.*loosen a limit"):
+        choose([], lambda a, b: (0.0, 1.0))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import training_fixtures
+import yaml
 
 from latency_tables.table import PACKAGED, Table
 from nas.cli import main
@@ -85,6 +86,17 @@ def test_a_table_that_was_measured_again_is_refused_with_its_rows(
     assert said.count("\n") == 1, said
     assert "study.journal holds a study of something else: table was" in said
     assert f"{key} was" in said and "is 999.0 ms" in said
+
+
+def test_a_search_of_other_validation_clips_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert nas("search", run, "--trials", 1) == 0
+    assert nas("search", run, "--trials", 1) == 0
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["data"]["max_objects"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    capsys.readouterr()
+    assert nas("search", run, "--trials", 1) == 2
+    assert "holds a study of something else: validation was" in capsys.readouterr().err
 
 
 def test_a_table_that_changes_while_a_search_runs_ends_it(run: Path) -> None:

@@ -21,7 +21,7 @@ from nas.search.lease import BEAT, OWNER, Keeper, Owner
 from nas.search.ledger import GAVE_WAY, LOSSES, ledger_of
 from nas.search.problem import Problem
 from nas.search.storage import Drafting, open_storage, shown
-from nas.search.study import Evaluation, open_study, search
+from nas.search.study import RETRY_OF, Evaluation, open_study, search
 
 IDENTITY = {"space": "tiny", "table": "made up"}
 LIMITS = Budget(latency_ms=130.0, memory_mb=27.0)
@@ -331,6 +331,17 @@ def test_a_lost_arrangement_is_run_again_once_however_many_find_it(tmp_path: Pat
     assert choices <= {e.choice for e in found}
     assert len(set(asked)) == len(asked) == len(found)
     assert len([e for e in found if not e.is_reference]) == 12
+
+
+def test_a_lost_arrangement_is_run_again_once_while_an_earlier_trial_still_runs(tmp_path: Path) -> None:
+    journal = tmp_path / "study.journal"
+    storage, study, problem = begin(journal)
+    earlier = claimed(storage, study, problem, replace(Owner.me(), token="another search here"), 1)
+    lost = claimed(storage, study, problem, replace(Owner.me(), pid=2**22 + 1), 2)
+    threading.Timer(1.0, storage.set_trial_state_values, (earlier._trial_id, TrialState.FAIL)).start()
+    run(journal, trials=3)
+    retries = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(RETRY_OF) == lost.number]
+    assert [t.state for t in retries] == [TrialState.COMPLETE]
 
 
 def test_an_arrangement_that_ends_every_worker_is_left_alone_in_the_end(tmp_path: Path) -> None:

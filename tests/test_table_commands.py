@@ -187,6 +187,10 @@ def test_a_run_that_was_slower_as_a_whole_is_no_regression() -> None:
     assert diff(table, blind).regressions
 
 
+def keys_of(table: Table) -> list[tuple[str, str, str]]:
+    return [record.primary_key for record in table]
+
+
 @pytest.mark.parametrize("now", [1.25, 2.0])
 def test_a_row_that_was_not_measured_again_has_not_changed(now: float) -> None:
     """One row more, on a better or a worse day: the reference of that day is not the other rows'."""
@@ -198,7 +202,7 @@ def test_a_row_that_was_not_measured_again_has_not_changed(now: float) -> None:
     assert found.unchanged == len(before) and not found.regressions
     assert {change.kind for change in found.changes} == {"added"}
 
-    reference = with_run(after, run_of_it, [extra.primary_key])
+    reference = with_run(after.header, keys_of(after), run_of_it, [extra.primary_key])
     assert reference is not None and reference["latency_ms"] == 1.589
     kept = Table(replace(before.header, reference=reference), list(after))
     assert reference_of(kept.header, extra.primary_key)["latency_ms"] == now
@@ -210,14 +214,15 @@ def test_a_row_that_was_not_measured_again_has_not_changed(now: float) -> None:
 
 def test_the_reference_of_a_run_that_measured_most_rows_becomes_the_tables() -> None:
     table = small_table(header=small_header(reference={"key": "r", "latency_ms": 1.0}))
-    keys = [record.primary_key for record in table]
-    most = with_run(table, {"key": "r", "latency_ms": 2.0}, keys[1:])
+    keys = keys_of(table)
+    most = with_run(table.header, keys, {"key": "r", "latency_ms": 2.0}, keys[1:])
     assert most is not None and most["latency_ms"] == 2.0 and len(most["others"]) == 1
     again = Table(replace(table.header, reference=most), list(table))
     assert reference_of(again.header, keys[0])["latency_ms"] == 1.0
-    assert with_run(again, {"key": "r", "latency_ms": 3.0}, keys) == {"key": "r", "latency_ms": 3.0}
-    unknown = replace(table.header, reference=with_run(table, None, keys[:1]))
+    assert with_run(again.header, keys, {"key": "r", "latency_ms": 3.0}, keys) == {"key": "r", "latency_ms": 3.0}
+    unknown = replace(table.header, reference=with_run(table.header, keys, None, keys[:1]))
     assert "latency_ms" not in reference_of(unknown, keys[0])
+    assert with_run(small_header(), keys, None, keys[:1]) is None
 
 
 def test_a_row_that_disappeared_is_a_regression_unless_allowed() -> None:

@@ -16,6 +16,7 @@ from nas.data import Dataset
 from nas.data.clip import Buckets, Images, images_of
 from nas.errors import NasError
 from nas.loader import Loader
+from nas.optimizers import unpack_state
 from nas.supernet import Supernet, compile_blocks
 from nas.trainer import Step, Trainer, read_best
 
@@ -71,6 +72,16 @@ def test_an_overflow_of_half_precision_is_no_step_and_lowers_the_scale(tmp_path:
     assert made.scaler.get_scale() == 2.0**59 and made.step == 1
 
 
+def test_half_precision_passes_a_step_without_any_gradient(tmp_path: Path) -> None:
+    """An empty path over a frozen backbone; a scaler refuses to step then."""
+    nothing = [tiny().empty()]
+    config = short(warmup_steps=0, precision="fp16", images=0, clips=1, spatial_rate=0.0)
+    made = Trainer(tiny(), clips(), config, tmp_path, 5, lambda message: None, draw=lambda step: nothing)
+    made.resume()
+    done = made.advance()
+    assert done is not None and done.grad_norm == 0.0 and made.step == 1
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_compiled_blocks_walk_any_path_and_answer_the_same() -> None:
@@ -99,6 +110,17 @@ def test_an_optimiser_that_is_not_installed_is_one_line(tmp_path: Path, monkeypa
     with pytest.raises(NasError, match="pip install torchao") as caught:
         trainer(tmp_path, optimizer="adamw8bit")
     assert "\n" not in str(caught.value)
+
+
+def test_the_step_of_a_fused_optimiser_comes_back_beside_its_parameter() -> None:
+    """Where torch's own ``load_state_dict`` puts it; meta stands in for CUDA."""
+    weight = torch.nn.Parameter(torch.empty(3, device="meta"))
+    packed = {"w/step": torch.tensor(5.0), "w/exp_avg": torch.zeros(3), "w/exp_avg_sq": torch.zeros(3)}
+    for fused, device in ((True, "meta"), (False, "cpu")):
+        optimizer = torch.optim.AdamW([weight])
+        optimizer.param_groups[0]["fused"] = fused
+        unpack_state(optimizer, packed, {"w": weight})
+        assert optimizer.state[weight]["step"].device.type == device
 
 
 def test_reading_ahead_changes_nothing(tmp_path: Path) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import hashlib
+from typing import TYPE_CHECKING, Any, Literal
 
 from nas.data.clip import Buckets, ClipLike, Dataset, Images, Item
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
 
-__all__ = ["ClipLike", "Dataset", "Images", "Item", "open_data"]
+__all__ = ["ClipLike", "Dataset", "Images", "Item", "open_data", "split_digest"]
 
 
 def open_data(
@@ -46,3 +47,24 @@ def open_data(
 
     captions, skipped = source_captions(config, config.cache / "unpacked")
     return open_videos(captions, config, clip, split, seed, skipped)
+
+
+def split_digest(data: Dataset) -> str:
+    """12 hex characters of what a split is cut from, and where; the same for copies elsewhere.
+
+    Not of its pixels: decoders of two machines may round them otherwise, and scores would not be shared.
+    """
+    from nas.data.cached import Cached, CachedLatents
+    from nas.data.shapes import MovingShapes
+    from nas.data.videos import VideoClips
+
+    made_of: list[Any] = [len(data)]
+    if isinstance(data, CachedLatents):
+        entries = (entry for part in data.parts if isinstance(part, Cached) for entry in part.entries)
+        made_of += [(entry.name, entry.caption) for entry in entries]
+    elif isinstance(data, VideoClips):
+        said = [(run.frames.digest, run.caption.text, run.caption.x, run.caption.y) for run in data.runs]
+        made_of += [data.room, *zip(said, [(run.first, run.count) for run in data.runs], strict=True)]
+    elif isinstance(data, MovingShapes):
+        made_of += [data.config.boundary, *(data.scene(i) for i in range(min(len(data), 64)))]
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]

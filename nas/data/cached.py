@@ -226,7 +226,7 @@ class _NoStills:
     def __getitem__(self, index: int) -> Item:
         raise NasError(
             f"{self.folder}: holds no stills, and a frame of these latents is no image; run nas cache with --stills 1, "
-            "or train with --set train.images=0"
+            "or train on none: --set train.images=0, joint.images=0 or adversarial.images=0"
         )
 
 

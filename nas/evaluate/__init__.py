@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from nas.config import CONFIG_FILE, DataConfig
+from nas.data import Item
 from nas.errors import NasError
 
 METRICS = "metrics.json"
@@ -64,20 +65,33 @@ def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | Non
 
     Returns:
         ``pixels`` and ``pixels_real``; ``frechet`` with the ``features`` used, or why there is none; for moving shapes
-        ``prompts`` by number of objects and ``classifier``; ``seconds`` of sampling a clip.
+        ``prompts`` by number of objects and ``classifier``; ``seconds`` of sampling a clip; ``model``, its ``weights``
+        as a fingerprint, and the ``steps`` and ``guidance`` that it was sampled with.
 
     Raises:
-        NasError: if the model is none, a prompt does not fit it, or there are no real clips to compare with.
+        NasError: if the model is none, a prompt does not fit it, or there are no real clips of three frames or more to
+            compare with.
     """
     from nas.data import open_data
+    from nas.evaluate.pixels import check_frames
     from nas.sample import load_pipeline
 
     pipeline = load_pipeline(model)
     clip = pipeline.unet.space.clip("training")
     real_data = open_data(config.data.model_copy(update={"validation_clips": config.clips}), clip, "validation")
     items = [real_data[i] for i in range(min(config.clips, len(real_data)))]
-    real = np.stack([(item["video"].permute(0, 2, 3, 1).numpy() + 1) / 2 for item in items])
-    told: dict[str, Any] = {"clips": config.clips, "real_clips": len(items), "seed": config.seed}
+    real = real_clips(pipeline, real_data, items, config.batch)
+    check_frames(min(clip.frames, real.shape[1]))  # before long sampling
+    levels, guidance = pipeline.plan(config.steps, guidance_scale=config.guidance)
+    told: dict[str, Any] = {
+        "model": str(model),
+        "weights": pipeline.fingerprint(),
+        "clips": config.clips,
+        "real_clips": len(items),
+        "seed": config.seed,
+        "steps": len(levels),
+        "guidance": guidance,
+    }
     features: Any = None
     reason = "no features: give an ONNX network with --features"
     if config.features is not None:
@@ -124,10 +138,27 @@ def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | Non
     told.update(measure(real, np.concatenate(made), features))
     if features is None:
         told["frechet_missing"] = reason
-    told["steps"], told["guidance"] = config.steps, config.guidance
     told["seconds"] = seconds / total
     keep(model, told)
     return told
+
+
+def real_clips(pipeline: Any, data: Any, items: Sequence[Item], batch: int) -> NDArray[Any]:
+    """(N, T, H, W, 3) in 0..1 of items of a dataset; latents are decoded with the pipeline, ``batch`` at a time.
+
+    Raises:
+        NasError: if they are not the latents of the model's space.
+    """
+    import torch
+
+    from nas.data.cached import CachedLatents
+
+    if not isinstance(data, CachedLatents):
+        return np.stack([(item["video"].permute(0, 2, 3, 1).numpy() + 1) / 2 for item in items])
+    data.check_fits(pipeline.unet.space)
+    latents = torch.stack([item["video"] for item in items]).transpose(1, 2)
+    with torch.no_grad():
+        return np.concatenate([pipeline.decode(part).numpy() for part in latents.split(batch)])
 
 
 def measure(real: NDArray[Any], made: NDArray[Any], features: Any = None) -> dict[str, Any]:
@@ -162,9 +193,14 @@ def sample_many(
     return np.concatenate(parts)
 
 
-def keep(model: Path, told: Mapping[str, Any], part: str = "evaluation") -> Path:
-    """Put ``told`` into ``metrics.json``: the run's, where the model lies in a run folder, else the model's own."""
-    folder = model.parent if (model.parent / CONFIG_FILE).is_file() else model
+def keep(model: Path, told: Mapping[str, Any]) -> Path:
+    """Put ``told`` into ``metrics.json``: the run's, where the model lies in a run folder, else the model's own.
+
+    VBench's scores and what was measured here stand beside each other as long as both are of the same ``weights``; of
+    an earlier evaluation nothing else stays.
+    """
+    folder = Path(os.path.abspath(model))  # the parent of "." is no folder
+    folder = folder.parent if (folder.parent / CONFIG_FILE).is_file() else folder
     path = folder / METRICS
     known: dict[str, Any] = {}
     if path.exists():
@@ -172,8 +208,12 @@ def keep(model: Path, told: Mapping[str, Any], part: str = "evaluation") -> Path
             known = dict(json.loads(path.read_text()))
         except ValueError as error:
             raise NasError(f"{path}: damaged ({error}); delete it and evaluate again") from None
+    before = known.get("evaluation")
+    if not isinstance(before, dict) or before.get("weights") != told["weights"]:
+        before = {}
+    stays = before if "vbench" in told else {name: before[name] for name in ("vbench",) if name in before}
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**known, part: {**known.get(part, {}), **told}}, indent=1, default=str))
+    partial.write_text(json.dumps({**known, "evaluation": {**stays, **told}}, indent=1, default=str))
     os.replace(partial, path)
     return path
 
@@ -185,16 +225,20 @@ def vbench_folder(
 
     Raises:
         NasError: if the model is none, a prompt does not fit it or cannot name a file, or ``out`` holds videos of
-            other prompts' making.
+            another model, or of other steps, guidance, seed or size.
     """
     import torch
 
-    from nas.evaluate.vbench import read_prompts, write_folder
+    from nas.evaluate.vbench import claim, read_prompts, write_folder
     from nas.sample import enlarge, load_pipeline, to_uint8
 
     texts = read_prompts(prompts)
     pipeline = load_pipeline(model)
     pipeline.check_prompts(texts)
+    clip = pipeline.unet.space.clip("training")
+    levels, guidance = pipeline.plan(config.steps, guidance_scale=config.guidance)
+    made_with = {"weights": pipeline.fingerprint(), "steps": len(levels), "guidance": guidance, "seed": config.seed}
+    claim(out, {**made_with, "size": f"{clip.frames}x{clip.height}x{clip.width}"})
 
     def sample(prompt: str, number: int) -> NDArray[np.uint8]:
         made = pipeline(
@@ -205,15 +249,16 @@ def vbench_folder(
         )
         return enlarge(to_uint8(made.frames[0].numpy()))
 
-    return {"vbench": write_folder(out, texts, sample, pipeline.unet.space.clip("training").fps, progress=progress)}
+    return {"vbench": write_folder(out, texts, sample, clip.fps, progress=progress)}
 
 
 def vbench_scores(model: Path, results: Path) -> dict[str, Any]:
     """VBench's scores of a model, kept in ``metrics.json`` beside what was measured here."""
     from nas.evaluate.vbench import read_results
+    from nas.sample import load_pipeline
 
     told = {"vbench": read_results(results)}
-    keep(model, told)
+    keep(model, {"model": str(model), "weights": load_pipeline(model).fingerprint(), **told})
     return told
 
 

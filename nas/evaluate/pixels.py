@@ -23,8 +23,7 @@ def pixel_metrics(videos: Videos) -> dict[str, float]:
     Raises:
         NasError: if the videos have fewer than three frames; a second difference needs them.
     """
-    if videos.shape[1] < 3:
-        raise NasError(f"flicker is measured over three frames or more, but the videos have {videos.shape[1]}")
+    check_frames(videos.shape[1])
     v = videos.astype(np.float64)
     first = np.diff(v, axis=1)
     flat = v.reshape(v.shape[0], v.shape[1], -1)
@@ -38,3 +37,13 @@ def pixel_metrics(videos: Videos) -> dict[str, float]:
         "motion": float(np.abs(first).mean()),
         "consistency": float(consistency.mean()),
     }
+
+
+def check_frames(count: int) -> None:
+    """Refuse videos that are too short to be measured.
+
+    Raises:
+        NasError: if they have fewer than three frames.
+    """
+    if count < 3:
+        raise NasError(f"flicker is measured over three frames or more, but the videos have {count}")

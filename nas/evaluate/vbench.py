@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from nas.errors import NasError
 from nas.sample import write_video
 
 VIDEOS = "videos"  # of a folder for VBench: nothing but videos lies in there, it looks at the first name it finds
+MADE = "made.json"  # beside them: what they were made with
 EACH = 5  # videos of one prompt that its standard mode reads
 
 QUALITY = (
@@ -58,7 +59,10 @@ def read_prompts(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise NasError(f"{path}: no such file; give VBench_full_info.json or a text file with one prompt in each line")
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise NasError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from None
     if path.suffix == ".json":
         try:
             found = [str(entry["prompt_en"]) for entry in json.loads(text)]
@@ -77,6 +81,32 @@ def read_prompts(path: Path) -> list[str]:
     return found
 
 
+def claim(folder: Path, made: Mapping[str, Any]) -> None:
+    """Write down what the folder's videos are made with, before the first one is.
+
+    Raises:
+        NasError: if it holds videos that were made with something else, or nobody knows with what.
+    """
+    from nas.finetune.loop import write_whole
+
+    path = folder / MADE
+    remedy = "give another --vbench-out, or delete its videos and that file"
+    if path.is_file():
+        try:
+            known = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise NasError(f"{path}: damaged ({error}); {remedy}") from None
+        differs = [
+            f"{name} is {known.get(name)}, now {value}" for name, value in made.items() if known.get(name) != value
+        ]
+        if differs:
+            raise NasError(f"{path}: the videos there were made with other settings ({', '.join(differs)}); {remedy}")
+    elif any((folder / VIDEOS).glob("*")):
+        raise NasError(f"{folder / VIDEOS}: holds videos, but no {MADE} beside it says what made them; {remedy}")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(dict(made), indent=1))
+
+
 def write_folder(
     folder: Path,
     prompts: Sequence[str],
@@ -86,6 +116,8 @@ def write_folder(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Sample ``videos/PROMPT-I.mp4`` for every prompt; what is there already stays, so that a stop loses nothing.
+
+    Who made what is there is not asked here; see ``claim``.
 
     Args:
         sample: (prompt, number) to (T, H, W, 3) frames.

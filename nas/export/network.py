@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import NasError
+from nas.flow import TIMESTEPS
 from nas.sample import latent_shape
 
 if TYPE_CHECKING:
@@ -18,14 +19,19 @@ Shape = tuple[int, int, int]  # frames, height, width in pixels
 
 
 class Bound(nn.Module):
-    """The network with its number of frames bound: (T, C, H, W), (1,), (1, L, D) to (T, C, H, W)."""
+    """The model with its number of frames bound: (T, C, H, W), (1,), (1, L, D) to the velocity (T, C, H, W)."""
 
     def __init__(self, model: VideoUNet, frames: int) -> None:
         super().__init__()
-        self.network, self.frames = model.network, frames
+        self.network, self.diffusion, self.frames = model.network, model.diffusion, frames
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return self.network(x, timestep, context, self.frames)
+        def predict(sample: Tensor, told: Tensor) -> Tensor:
+            return self.network(sample, told, context, self.frames)
+
+        if self.diffusion.prediction == "velocity":
+            return predict(x, timestep)
+        return self.diffusion.as_velocity(x, timestep / TIMESTEPS, predict)
 
 
 def bound_at(unet: VideoUNet, shape: Shape) -> tuple[Bound, tuple[Tensor, ...]]:

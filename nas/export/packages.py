@@ -7,8 +7,9 @@ import os
 import platform
 import resource
 import shutil
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from nas.export.network import NAMES, Shape, bound_at, function_name
 from nas.sample import latent_shape
 
 PACKAGE, FACTS = "unet.mlpackage", "export.json"
-PARTS = ("network", "text_encoder", "decoder")
+ENDS = ("text_encoder", "decoder")
+PARTS = ("network", *ENDS)
 PARITY = 0.05  # of the largest output, float16 against float32
 
 
@@ -40,7 +42,8 @@ def export_model(
     """Write ``out/unet.mlpackage`` (float16, iOS 18), those of its ends, and ``out/export.json`` beside them.
 
     The exported program is compared with the network in torch everywhere; the package's own output only where Core ML
-    can predict (macOS), and ``parity`` says which of the two happened.
+    can predict (macOS), and ``parity`` says which of the two happened. Packages of other parts that lie in ``out``
+    stay, with their facts.
 
     Args:
         clip: of the space; its shape is the package's. shapes: in its place; several become functions of one package
@@ -64,8 +67,7 @@ def export_model(
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise NasError(f"--parts {','.join(parts)}: must be of {', '.join(PARTS)}")
-    if out.exists() and not (out / FACTS).is_file() and any(out.iterdir()):
-        raise NasError(f"{out} is not empty and holds no export; give another --out")
+    before = _exported(out)
     pipeline = load_pipeline(model)
     unet = pipeline.unet.eval()
     known = unet.space.clip(clip)
@@ -80,7 +82,8 @@ def export_model(
     predicted = None if device is None else metadata.predicted_costs(unet, device, tables)
     written = {} if device is None else forms.forms_of_device(unet, device, tables)
     forms.apply_forms(unet, written)
-    partial = out.with_name(f".{out.name}.partial")
+    whole = Path(os.path.abspath(out))  # "." has no name to put something beside
+    partial = whole.with_name(f".{whole.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     started = time.perf_counter()
@@ -101,11 +104,57 @@ def export_model(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     facts["seconds"] = round(time.perf_counter() - started, 1)
-    facts["peak_host_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 0)
-    (partial / FACTS).write_text(json.dumps(facts, indent=1))
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(partial, out)
+    facts["peak_host_mb"] = _peak_mb()
+    _put(partial, out, facts, before)
     return facts
+
+
+def _peak_mb() -> float:
+    """Peak memory of this process so far; macOS counts bytes, Linux kibibytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 0)
+
+
+def _exported(out: Path) -> dict[str, Any]:
+    """What an earlier export told of the packages in ``out``; empty for a new folder.
+
+    Raises:
+        NasError: if it holds something else, or the file is damaged.
+    """
+    path = out / FACTS
+    if not path.is_file():
+        if out.exists() and any(out.iterdir()):
+            raise NasError(f"{out} is not empty and holds no export; give another --out")
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise NasError(f"{path}: damaged ({error}); give another --out, or delete that folder") from None
+
+
+def _put(partial: Path, out: Path, facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Move the packages of ``partial`` over those of ``out``, whose other packages and facts stay.
+
+    A package cannot be replaced at one stroke, so its facts go first and come back last: whenever this is killed,
+    what ``export.json`` tells of lies there whole.
+    """
+    packages = list(partial.iterdir())
+    made = {package.name.removesuffix(".mlpackage") for package in packages}
+    stays = {name: told for name, told in before.items() if (name if name in ENDS else "unet") not in made}
+
+    def tell(told: Mapping[str, Any]) -> None:
+        (partial / FACTS).write_text(json.dumps(told, indent=1))
+        os.replace(partial / FACTS, out / FACTS)
+
+    out.mkdir(parents=True, exist_ok=True)
+    tell(stays)
+    for package in packages:
+        target = out / package.name
+        if target.exists():
+            os.replace(target, partial / f"old-{package.name}")
+        os.replace(package, target)
+    tell({**facts, **stays})
+    shutil.rmtree(partial)
 
 
 def _network(
@@ -172,6 +221,7 @@ def _end(
     shutil.rmtree(place)
     return {
         "inputs": {key: list(x.shape) for key, x in zip(names, inputs, strict=True)},
+        "quantize": quantize,
         "operations": stats["operations"],
         "weights_mb": weights_mb(folder / f"{name}.mlpackage"),
         "package_mb": package_mb(folder / f"{name}.mlpackage"),

@@ -31,7 +31,7 @@ def finetune(
     ``nas finetune --processes`` started share the clips of a step.
 
     Returns:
-        Path, stage, steps and the last losses.
+        Path, stage, steps, the last losses, and whether this process is the main one.
 
     Raises:
         NasError: if the model is none, ``out`` holds another fine-tuning, a step goes wrong again and again, or another
@@ -51,7 +51,7 @@ def finetune(
     settings = config.stage(stage)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    world = World.open(settings.device)
+    world = World.open(settings.device, f"{stage}.device")
     try:
         return _finetune(model, stage, config, out, world, progress, warn)
     except PeerLost:
@@ -71,8 +71,11 @@ def _finetune(
     progress: Callable[[int, Mapping[str, float]], None] | None,
     warn: Callable[[str], None],
 ) -> dict[str, Any]:
+    from contextlib import nullcontext
+
     import yaml
 
+    from nas.checkpoint import sole_writer
     from nas.config import CONFIG_FILE
     from nas.finetune.adversarial import Adversarial
     from nas.finetune.batches import Batches
@@ -84,7 +87,7 @@ def _finetune(
 
     settings = config.stage(stage)
     pipeline = load_pipeline(model).to(world.device)
-    origin = _fingerprint(pipeline)
+    origin = pipeline.fingerprint()
     folder = out / FOLDER
     if out.is_dir() and any(out.iterdir()) and not folder.is_dir():
         raise NasError(f"{out} is not empty and holds no fine-tuning; give a new or empty folder to --out")
@@ -110,7 +113,7 @@ def _finetune(
     loop = Loop(work, folder, facts, config.seed, warn, world)
     collapsed: AnswerIsNo | None = None
     try:
-        with world.together():
+        with sole_writer(folder) if world.main else nullcontext(), world.together():
             loop.run(progress)
     except AnswerIsNo as answer:
         collapsed = answer
@@ -128,16 +131,4 @@ def _finetune(
     if collapsed is not None:
         raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
     last = {name: value for name, value in (loop.rows[-1] if loop.rows else {}).items() if name.startswith("loss")}
-    return {"model": str(out), "stage": stage, "steps": loop.step, **last}
-
-
-def _fingerprint(pipeline: Any) -> str:
-    """12 hex characters of the weights: a fine-tuning goes on only from the model that it began with."""
-    import hashlib
-
-    digest = hashlib.sha256()
-    for part in (pipeline.unet, pipeline.text_encoder):
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return {"model": str(out), "stage": stage, "steps": loop.step, **last, "main": world.main}

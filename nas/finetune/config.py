@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -48,23 +49,23 @@ class StageConfig(LoopConfig):
 
     Attributes:
         clips, images: videos and single frames a step. image_share: weight of the images' loss.
-        text_rate: the share of the learning rate that the text encoder gets; 0 freezes it.
     """
 
     clips: int = Field(8, ge=1)
     images: int = Field(4, ge=0)
     image_share: float = Field(0.2, ge=0.0, lt=1.0)
-    text_rate: float = Field(0.0, ge=0.0, le=1.0)
 
 
 class JointConfig(StageConfig):
     """Flow matching on images and videos together.
 
     Attributes:
+        text_rate: the share of the learning rate that the text encoder gets; 0 freezes it.
         caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
         timestep_mean, timestep_std: of the logit-normal noise level (Esser et al., arXiv 2403.03206, section 3.1).
     """
 
+    text_rate: float = Field(0.0, ge=0.0, le=1.0)
     caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
     timestep_mean: float = 0.0
     timestep_std: float = Field(1.0, gt=0.0)
@@ -144,6 +145,7 @@ def resolve_finetune(model: Path, file: Path | None = None, sets: Sequence[str] 
 
     A model inside a run folder was made with the run's data; one that was fine-tuned, with what is stored beside it.
     """
+    model = Path(os.path.abspath(model))  # the parent of "." is no folder
     base: dict[str, Any] = {}
     tuned = stored(model)
     if tuned is not None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nas.checkpoint import (
+    PREFIX,
     Checkpoint,
     check_belongs,
     checkpoint_path,
@@ -171,20 +172,28 @@ class Loop:
         self.warn(f"step {bad} went wrong; went back to step {self.step} and draws the noise anew")
 
     def _give_up(self, trouble: str) -> None:
-        """Return to the newest checkpoint that was saved before the trouble can have begun."""
+        """Return to the newest checkpoint from before the trouble can have begun; to the oldest if none is left."""
         found, began = self.step, self.step - len(self.rows)
         self.world.wait()
         kept = list_checkpoints(self.folder)
-        good = [path for path in kept if int(path.name.removeprefix("step-")) <= began] or kept[:1]
+        good = [path for path in kept if int(path.name.removeprefix(PREFIX)) <= began] or kept[:1]
         self._restore(load_checkpoint(good[-1]))
-        raise AnswerIsNo(f"at step {found} {trouble}; kept step {self.step}, from before it began")
+        when = "from before it began" if self.step <= began else "the oldest that is left, perhaps from amid it"
+        raise AnswerIsNo(f"at step {found} {trouble}; kept step {self.step}, {when}")
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint; the main process does."""
+        """Write a checkpoint; the main process does.
+
+        Beside the newest ones stays the last that no trouble found from now on can reach back to, and the first after
+        it, which will be that one later.
+        """
         if not self.world.main:
             return
+        sound = max(0, self.step - self.stage.window)
+        earlier = [int(path.name.removeprefix(PREFIX)) for path in list_checkpoints(self.folder)]
+        also = [step for step in earlier if step <= sound][-1:] + [step for step in earlier if step > sound][:1]
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._named()}
         groups: dict[str, Mapping[str, Tensor]] = {"weights": dict(self._named()), "average": self.average}
         for which, optimizer in self.stage.optimizers.items():
@@ -194,7 +203,7 @@ class Loop:
         state = {**self.facts, "salt": self.salt, "recent": list(self.recent), "rows": list(self.rows)}
         if (self.folder / METRICS).exists():
             sync(self.folder / METRICS)
-        save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.stage.config.keep)
+        save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.stage.config.keep, also)
 
     def resume(self) -> bool:
         """Take up the newest readable checkpoint; a damaged one is passed over with a sentence.

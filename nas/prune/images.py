@@ -33,7 +33,7 @@ class Images:
 
         check_source(space, settings.data.source)
         self.config, self.seed = settings.prune, settings.seed
-        self.world = World.open(self.config.device)
+        self.world = World.open(self.config.device, "prune.device")
         data = open_data(settings.data, space.clip("training"), "train", settings.seed)
         check_data(space, data)
         self.text: Any

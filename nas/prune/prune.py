@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from nas.checkpoint import disk_is_full
+from nas.checkpoint import disk_is_full, sole_writer
 from nas.config import CONFIG_FILE
 from nas.console import progress, say
+from nas.distributed import usable_device
 from nas.errors import NasError
 from nas.finetune.loop import Loop, write_whole
 from nas.prune.config import PruneConfig, PruneSettings
@@ -86,7 +87,7 @@ def prune_unet(
         raise NasError(f"{out} is not empty and holds no pruning; give a new or empty folder to --out")
     if config.threads:
         torch.set_num_threads(config.threads)
-    whole = load_unet(source).to(config.device).eval().requires_grad_(False)
+    whole = load_unet(source).to(usable_device(config.device, "prune.device")).eval().requires_grad_(False)
     for note in check_unet(loaded, whole, source):
         say(f"prune      {source}: {note}")
     if parameters is None and latency_ms is None and not _leads(whole.config, loaded):
@@ -101,22 +102,23 @@ def prune_unet(
         cost = Latency(loaded, device, table, out / "tried")
     asked = {"source": source, "space": loaded.fingerprint, "target": target, "cost": cost.name, "device": device}
     _settle_folder(out, settings, asked)
-    sensitivity = Sensitivity(whole, list(images.calibration()))
-    unet, steps = _cut(whole, sensitivity, cost, target, loaded, config, settings.seed, out)
-    made = space_with(loaded, unet)
-    write_whole(out / SPACE_FILE, space_text(made))
-    recovered = sensitivity.loss(unet)
-    if config.steps:
-        unet.requires_grad_(True)
-        work = Recover(whole, unet, images.training, config)
-        loop = Loop(
-            work, out / RECOVERY, {"cuts": [step.cut for step in steps], **asked}, settings.seed, say, images.world
-        )
-        with progress("recover") as report:
-            loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
-        loop.load_average()
-        recovered = sensitivity.loss(unet.eval())
-    _save_unet(unet, out / UNET)
+    with sole_writer(out):
+        sensitivity = Sensitivity(whole, list(images.calibration()))
+        unet, steps = _cut(whole, sensitivity, cost, target, loaded, config, settings.seed, out)
+        made = space_with(loaded, unet)
+        write_whole(out / SPACE_FILE, space_text(made))
+        recovered = sensitivity.loss(unet)
+        if config.steps:
+            unet.requires_grad_(True)
+            work = Recover(whole, unet, images.training, config)
+            loop = Loop(
+                work, out / RECOVERY, {"cuts": [step.cut for step in steps], **asked}, settings.seed, say, images.world
+            )
+            with progress("recover") as report:
+                loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
+            loop.load_average()
+            recovered = sensitivity.loss(unet.eval())
+        _save_unet(unet, out / UNET)
     count = Parameters()
     return {
         "unet": str(out / UNET),
@@ -248,8 +250,11 @@ def _decided(out: Path) -> list[str]:
 def _forget(path: Path, decided: int) -> None:
     """Drop the trials of a step that was not decided: they are made again."""
     if path.is_file():
-        head, *rows = path.read_text().splitlines(keepends=True)
-        write_whole(path, "".join([head, *(row for row in rows if int(row.split(",")[0]) < decided)]))
+        lines = path.read_text().splitlines(keepends=True)
+        if not lines:  # made, but stopped before its head was written
+            path.unlink()
+            return
+        write_whole(path, "".join([lines[0], *(row for row in lines[1:] if int(row.split(",")[0]) < decided)]))
 
 
 def _note(path: Path, step: int, cut: str, loss: float, cost: float, kind: str) -> None:

@@ -58,15 +58,16 @@ def collect(
     """Stand-alone losses by key; each is in ``rank.csv`` as soon as it is known, and is not made again.
 
     Args:
-        identity: what the losses depend on; rows of another identity are dropped.
+        identity: what the losses depend on; rows of another identity stay in the file, for when it is asked for again.
     """
     path, mark = out / ROWS, json.dumps(identity, sort_keys=True)
-    known = {row["key"]: float(row["loss"]) for row in _rows(path) if row["identity"] == mark}
-    _write(path, known, mark)
+    rows = _rows(path)
+    known = {row["key"]: float(row["loss"]) for row in rows if row["identity"] == mark}
+    others = [row for row in rows if row["identity"] != mark]
     for arrangement in chosen:
         if arrangement.key not in known:
             known[arrangement.key] = alone(arrangement)
-            _write(path, known, mark)
+            _write(path, others, known, mark)
         if progress is not None:
             progress(sum(a.key in known for a in chosen), len(chosen), known[arrangement.key])
     return {a.key: known[a.key] for a in chosen}
@@ -102,10 +103,11 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def _write(path: Path, known: dict[str, float], mark: str) -> None:
+def _write(path: Path, others: Sequence[dict[str, str]], known: dict[str, float], mark: str) -> None:
     partial = path.with_suffix(".partial")
     with partial.open("w", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["key", "loss", "identity"])
+        writer.writerows((row["key"], row["loss"], row["identity"]) for row in others)
         writer.writerows((key, f"{loss:.8f}", mark) for key, loss in known.items())
     os.replace(partial, path)

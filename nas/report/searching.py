@@ -142,9 +142,16 @@ def reasons(told: Mapping[str, Any]) -> dict[str, Any]:
     distance = (
         f"By an additive model of the {told['evaluations']} evaluations, the best arrangement within the budget is "
         f"{told['regret']:.4f} lower in loss on average, and at most {told['regret_high']:.4f} in 90% of what they "
-        f"leave possible. On evaluations it had not seen the model is off by {told['model_error']:.4f}, where losses "
-        f"spread by {told['loss_spread']:.4f}."
+        "leave possible."
+        if told["regret"] is not None
+        else f"An additive model of the {told['evaluations']} evaluations cannot tell how far the best arrangement "
+        "within the budget is: what it likes best at any latency breaks another limit."
     )
+    if told["model_error"] is not None:
+        distance += (
+            f" On evaluations it had not seen the model is off by {told['model_error']:.4f}, where losses spread by "
+            f"{told['loss_spread']:.4f}."
+        )
     return {
         "distance": distance,
         "positions": positions,

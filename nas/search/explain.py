@@ -59,8 +59,8 @@ class More:
     Attributes:
         layers: the best of ``tried`` arrangements that need the looser limit, by the supernet; empty where none does.
         loss, loss_stderr: its loss less the chosen one's, on the same clips and noise.
-        low, high: 90% interval over models of how the least loss within the limits would change. A layer that was
-            never evaluated is worth nothing to a model: that is why some are tried.
+        low, high: 90% interval over models of how the least loss within the limits would change; ``None`` where no
+            model tells. A layer that was never evaluated is worth nothing to a model: that is why some are tried.
     """
 
     what: str
@@ -68,8 +68,8 @@ class More:
     loss: float
     loss_stderr: float
     tried: int
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,10 @@ class Explanation:
         more: what looser limits would buy.
         designs: hand-made designs.
         regret, regret_high: how far the model thinks the chosen one is from the best within the budget, on average
-            over models and at most in 90% of them; not a bound, since the model may be wrong.
+            over models and at most in 90% of them; not a bound, since the model may be wrong. ``None`` where no model
+            knows a best: its front runs along the latency, and limits on size may leave nothing of it.
         model_error: root mean square error of the model on evaluations it was not fitted on (five folds), beside the
-            standard deviation of the losses.
+            standard deviation of the losses; ``None`` for too few evaluations.
     """
 
     key: str
@@ -112,9 +113,9 @@ class Explanation:
     positions: tuple[Contribution, ...]
     more: tuple[More, ...]
     designs: tuple[Design, ...]
-    regret: float
-    regret_high: float
-    model_error: float
+    regret: float | None
+    regret_high: float | None
+    model_error: float | None
     loss_spread: float
     evaluations: int
 
@@ -136,7 +137,8 @@ def explain(problem: Problem, found: Sequence[Evaluation], chosen: Evaluation, d
     rng = np.random.default_rng(0)
     models = [posterior.draw(rng) for _ in range(DRAWS)]
     bests = [_best(problem, features, w)[0] for w in models]
-    regrets = [max(0.0, chosen.loss - posterior.offset - posterior.unit * best) for best in bests]
+    known_bests = [best for best in bests if np.isfinite(best)]
+    regrets = [max(0.0, chosen.loss - posterior.offset - posterior.unit * best) for best in known_bests]
     known = {e.arrangement.key: e for e in found}
     return Explanation(
         chosen.arrangement.key,
@@ -149,18 +151,18 @@ def explain(problem: Problem, found: Sequence[Evaluation], chosen: Evaluation, d
         _contributions(problem, features, models, posterior.unit, chosen, difference),
         _more(problem, features, posterior, models, bests, chosen, choices, difference),
         tuple(_designs(problem, known, chosen, difference)),
-        float(np.mean(regrets)),
-        float(np.quantile(regrets, 0.9)),
+        float(np.mean(regrets)) if regrets else None,
+        float(np.quantile(regrets, 0.9)) if regrets else None,
         left_out_error(features, choices, losses),
         float(losses.std()),
         len(found),
     )
 
 
-def left_out_error(features: Features, choices: Indices, losses: Floats, folds: int = 5) -> float:
-    """Root mean square error of the additive model on evaluations that it was not fitted on; nan for too few."""
+def left_out_error(features: Features, choices: Indices, losses: Floats, folds: int = 5) -> float | None:
+    """Root mean square error of the additive model on evaluations that it was not fitted on; None for too few."""
     if len(losses) < 2 * folds:
-        return float("nan")
+        return None
     order = np.random.default_rng(0).permutation(len(losses))
     errors = np.empty(len(losses))
     for fold in range(folds):
@@ -252,9 +254,9 @@ def _more(
     found = []
     for what, loosened in wider.items():
         other = replace(problem, budget=loosened)
-        pairs = zip(models, bests, strict=True)
-        changes = [posterior.unit * (_best(other, features, w)[0] - best) for w, best in pairs]
-        low, high = (float(value) for value in np.quantile(changes, [0.05, 0.95]))
+        pairs = [(_best(other, features, w)[0], best) for w, best in zip(models, bests, strict=True)]
+        changes = [posterior.unit * (wide - best) for wide, best in pairs if np.isfinite(wide) and np.isfinite(best)]
+        low, high = (float(value) for value in np.quantile(changes, [0.05, 0.95])) if changes else (None, None)
         candidates = _candidates(problem, other, features, posterior, np.array(chosen.choice, dtype=np.int64), seen)
         told = [(*difference(problem.arrangement(row), chosen.arrangement), row) for row in candidates]
         loss, stderr, row = min(told, key=lambda entry: entry[0], default=(0.0, 0.0, None))
@@ -322,10 +324,16 @@ def render(found: Explanation) -> str:
     ]
     for column, (low, high) in found.reachable.items():
         lines.append(f"reachable  {column} {low:,.6g} to {high:,.6g}")
+    distance = "distance   unknown: what the additive model likes best at any latency breaks another limit"
+    if found.regret is not None and found.regret_high is not None:
+        distance = (
+            f"distance   by the additive model the best within the budget is {found.regret:.4f} lower on average, at "
+            f"most {found.regret_high:.4f} in 90% of what the evaluations leave possible"
+        )
+    error = "unknown, they are too few" if found.model_error is None else f"{found.model_error:.4f}"
     lines += [
-        f"distance   by the additive model the best within the budget is {found.regret:.4f} lower on average, at most "
-        f"{found.regret_high:.4f} in 90% of what the evaluations leave possible",
-        f"           (the model's own error on evaluations it had not seen: {found.model_error:.4f}; their spread: "
+        distance,
+        f"           (the model's own error on evaluations it had not seen: {error}; their spread: "
         f"{found.loss_spread:.4f})",
         "",
         f"{'position':<10} {'gain':>8} {'+-':>7} {'model':>8} {'+-':>7} {'ms':>9} {'MB':>8} {'per ms':>9}  layers",
@@ -344,9 +352,10 @@ def render(found: Explanation) -> str:
         if not more.layers:
             lines.append(f"{more.what:<12} lets in nothing that differs from the chosen one at one position")
             continue
+        expected = "cannot tell" if more.low is None else f"expects {more.low:+.4f} to {more.high:+.4f}"
         lines.append(
             f"{more.what:<12} {more.loss:+.4f} +- {more.loss_stderr:.4f} with the best of {more.tried} that it lets in "
-            f"(the model expects {more.low:+.4f} to {more.high:+.4f}):"
+            f"(the model {expected}):"
         )
         lines += textwrap.wrap(more.layers, 110, initial_indent=" " * 13, subsequent_indent=" " * 13)
     if found.designs:

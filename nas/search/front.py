@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nas.errors import NasError
 from nas.search.study import Evaluation
 from search_spaces.arrangement import Arrangement
 
@@ -66,12 +67,20 @@ def choose(
     """The cheapest member of the front whose loss cannot be told apart from the best's: the one-standard-error rule.
 
     Args:
-        front: cheapest first, not empty.
+        front: cheapest first.
         difference: (a, b) -> mean and standard error of loss(a) - loss(b) over the same clips, noise and timesteps.
 
     Source: the one-standard-error rule of Breiman et al., Classification and Regression Trees (1984), section 3.4.3,
     with paired instead of independent errors, because common random numbers make the pairs far tighter.
+
+    Raises:
+        NasError: if the front is empty.
     """
+    if not front:
+        raise NasError(
+            "the search evaluated nothing within the budget, so there is nothing to choose from; give it more --trials "
+            "or loosen a limit"
+        )
     best = min(front, key=lambda e: e.loss)
     tied: list[tuple[Evaluation, float, float]] = []
     for member in front:

@@ -140,8 +140,12 @@ class Ledger:
         return self._settled.done + sum(number is None or t.number < number for t in counted)
 
     def holders(self, choice: Choice) -> list[int]:
-        """Numbers of the trials that hold the choice: the lowest, and those after the settled ones."""
-        found = [trial.number for trial in self._tail if choice_of(trial, self._problem) == choice]
+        """Numbers of the trials that hold the choice: the lowest, and those after the settled ones.
+
+        A failed trial holds nothing: what is lost is free to be run again.
+        """
+        live = [trial for trial in self._tail if trial.state != TrialState.FAIL]
+        found = [trial.number for trial in live if choice_of(trial, self._problem) == choice]
         lowest = self._now.taken.get(choice)
         return sorted({*found, *([] if lowest is None else [lowest])})
 

@@ -12,6 +12,7 @@ from optuna.distributions import CategoricalDistribution
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel, Costs
+from latency_tables.optimum import limits_of, optimum
 from nas.errors import NasError
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
@@ -123,6 +124,11 @@ class Problem:
     def violations(self, indices: Indices) -> dict[str, NDArray[np.float64]]:
         """Limit -> value / limit - 1 of (N, P) choices: zero or less is kept, as Optuna's constraints read it."""
         return self.budget.violations(self.cost(indices))
+
+    @cached_property
+    def within_budget(self) -> Indices | None:
+        """Some arrangement that meets every limit, found exactly; ``None`` if there is none."""
+        return optimum(self.costs, "latency_ms", limits_of(self.budget.bounds), enough=np.inf)
 
     def objective_costs(self, indices: Indices) -> NDArray[np.float64]:
         """What is minimised beside the loss, shape (N, objectives), of (N, P) choices."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler
 
 PROPOSALS = 8  # tries of the inner sampler before its last proposal is repaired
+RESTARTS = 8  # of a repair that came to a dead end, from random arrangements
 POPULATION = 20  # small populations won on placement problems of this size; see benchmarks/search_regret.py
 
 
@@ -94,10 +95,32 @@ def evaluated(study: optuna.Study, problem: Problem) -> set[tuple[int, ...]]:
 def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices:
     """The proposal, changed at as few positions as a greedy descent needs, feasible and not in ``seen``.
 
+    Limits that pull apart (a low latency, many parameters) have dead ends. A descent that ends in one is begun anew
+    from random arrangements, and at last from one that is known to be feasible.
+
     Raises:
-        SpaceExhausted: if no such arrangement is within two changes a position.
+        SpaceExhausted: if no such arrangement is within two changes a position of any of them.
     """
-    current = proposal
+    found = _descend(problem, proposal, seen, rng)
+    if found is not None:
+        return found
+    for start in _other_starts(problem, rng):
+        if tuple(int(i) for i in start) not in seen and problem.feasible(start)[0]:
+            return start
+        found = _descend(problem, start, seen, rng)
+        if found is not None:
+            return found
+    raise SpaceExhausted
+
+
+def _other_starts(problem: Problem, rng: np.random.Generator) -> Iterator[Indices]:
+    yield from problem.costs.random(RESTARTS, rng)
+    if problem.within_budget is not None:
+        yield problem.within_budget
+
+
+def _descend(problem: Problem, start: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices | None:
+    current = start
     for _ in range(2 * len(problem.positions)):
         around = problem.neighbours(current)
         excess = problem.excess(around)
@@ -106,7 +129,7 @@ def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng:
             return around[rng.choice(fits)]
         best = np.flatnonzero(excess == excess.min())
         current = around[rng.choice(best)]
-    raise SpaceExhausted
+    return None
 
 
 def _nsga2(problem: Problem, seed: int) -> BaseSampler:

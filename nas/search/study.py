@@ -29,6 +29,7 @@ from search_spaces.arrangement import Arrangement
 POLL = (0.02, 0.5)  # seconds between looks at others' trials once nothing is left to claim: doubled from first to last
 PATIENCE = 10.0  # seconds of that before it is said
 RETRY_OF = "retry_of"  # user attribute: number of the lost trial whose arrangement this one runs again
+ASKED_FOR = "asked_for"  # user attribute of a retry: whether somebody had asked for the lost trial
 
 Identity = Mapping[str, str]
 Details = Mapping[str, Mapping[str, str]]
@@ -103,6 +104,8 @@ def search(
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
+    Fewer, and a line that says so, where no further arrangement within the budget is found.
+
     Any number of processes may call this at once on one storage, join and leave: an arrangement is evaluated by one
     of them, and again by another only if its worker is gone (see ``nas.search.lease``). All return when all is done.
     Each budget is a study of its own; a quality that any study of the same identity has asked for is never asked
@@ -145,6 +148,11 @@ def search(
                     _refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
                 found = worker.step()
                 if found is None:
+                    if worker.ledger.done < trials:
+                        tell(
+                            f"search     {worker.ledger.done} of the {trials} trials that were wanted: nothing else "
+                            "within the budget was found; loosen a limit for more"
+                        )
                     return evaluations(study, problem)
                 if progress is not None:
                     for evaluation in found:
@@ -267,8 +275,9 @@ class _Worker:
         for choice, lost in ledger.lost.items():
             kept = {name: value for name, value in lost.system_attrs.items() if not name.startswith("constraints")}
             origin = self._references.get(choice, lost.user_attrs.get("origin"))
+            asked_for = choice in self._references or _asked_for(lost)
             return (
-                {**({"origin": origin} if origin else {}), RETRY_OF: lost.number},
+                {**({"origin": origin} if origin else {}), RETRY_OF: lost.number, ASKED_FOR: asked_for},
                 {**kept, "fixed_params": self.problem.params(choice)},
             )
         for choice, origin in self._references.items():
@@ -348,7 +357,7 @@ class _Worker:
         for batches in gradual.rungs if asked.halving else (None,):
             gradual.prepare([self._arrangement(trial) for trial in going.values()], batches)
             for number, trial in list(going.items()) if asked.halving else ():
-                if "fixed_params" in trial.system_attrs:  # somebody wants this one's score
+                if _asked_for(trial):
                     continue
                 samples = np.array(stored(gradual.samples(self._arrangement(trial))))
                 verdict = self._race.judge(self.problem.indices(trial.params), samples)
@@ -417,6 +426,11 @@ class _Worker:
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         except UpdateFinishedTrialError:
             pass  # somebody else has just done the same
+
+
+def _asked_for(trial: FrozenTrial) -> bool:
+    """Whether somebody wants this very score: a design by hand, or enqueued; a retry is what its lost trial was."""
+    return bool(trial.user_attrs.get(ASKED_FOR, "fixed_params" in trial.system_attrs))
 
 
 # Studies -----------------------------------------------------------------------------------------------
