@@ -227,6 +227,17 @@ def test_exporting_one_part_again_leaves_the_others(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_packages_of_two_models_do_not_share_a_folder(
+    model: Path, plain: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    out = tmp_path / "coreml"
+    shutil.copytree(plain[0], out)
+    facts = json.loads((out / "export.json").read_text())
+    (out / "export.json").write_text(json.dumps({**facts, "weights": "of another"}))
+    with pytest.raises(NasError, match="holds unet.mlpackage of another model; export all parts anew"):
+        export_model(model, out, shapes=[SMALL], parts=["text_encoder"])
+
+
 def test_packages_lie_beside_the_model_one_stands_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -69,6 +69,8 @@ def export_model(
         raise NasError(f"--parts {','.join(parts)}: must be of {', '.join(PARTS)}")
     before = _exported(out)
     pipeline = load_pipeline(model)
+    weights = pipeline.fingerprint()
+    _refuse_other_models(out, before, weights, parts)
     unet = pipeline.unet.eval()
     known = unet.space.clip(clip)
     wanted = list(dict.fromkeys(shapes)) or [(known.frames, known.height, known.width)]
@@ -88,7 +90,7 @@ def export_model(
     partial.mkdir(parents=True)
     started = time.perf_counter()
     try:
-        facts: dict[str, Any] = {"package": str(out / PACKAGE), "clip": clip, "quantize": quantize}
+        facts: dict[str, Any] = {"package": str(out / PACKAGE), "weights": weights, "clip": clip, "quantize": quantize}
         if "network" in parts:
             facts |= _network(model, unet, wanted, quantize, partial, tell)
             metadata.write(partial / PACKAGE, metadata.facts_of(unet, predicted))
@@ -130,6 +132,14 @@ def _exported(out: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise NasError(f"{path}: damaged ({error}); give another --out, or delete that folder") from None
+
+
+def _refuse_other_models(out: Path, before: Mapping[str, Any], weights: str, parts: Sequence[str]) -> None:
+    """Packages that are not made anew must be of the same model: an app would load all of them together."""
+    made = {PACKAGE if part == "network" else f"{part}.mlpackage" for part in parts}
+    left = sorted(package.name for package in out.glob("*.mlpackage") if package.name not in made)
+    if left and before.get("weights", weights) != weights:
+        raise NasError(f"{out} holds {', '.join(left)} of another model; export all parts anew, or give another --out")
 
 
 def _put(partial: Path, out: Path, facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:
