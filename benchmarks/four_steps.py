@@ -175,6 +175,7 @@ def run_seed(
         )
 
     row("25 steps, guidance", "base-25", lambda: judge(load_pipeline(model), steps=25, guidance=GUIDANCE))
+    row("25 steps, no guidance", "base-25-bare", lambda: judge(load_pipeline(model), steps=25, guidance=1.0))
     row("4 steps, untouched", "base-4", lambda: judge(load_pipeline(model), steps=4, guidance=1.0))
     for variant in variants:
         change = {"adversarial_weight": 0.0} if variant == "plain" else {"heads": variant}
@@ -272,6 +273,7 @@ def main() -> int:
         "seeds": len(found),
         "chance": round(chance(judge.cast, 1), 4),
         "accuracy_25": round(float(np.mean(many)), 4),
+        "accuracy_25_without_guidance": round(float(np.mean(over_seeds("25 steps, no guidance"))), 4),
         "accuracy_4_plain": round(float(np.mean(plain)), 4),
         "accuracy_4_untouched": round(float(np.mean(over_seeds("4 steps, untouched"))), 4),
         "accuracy_4": round(float(np.mean(few_steps)), 4),

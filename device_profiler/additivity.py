@@ -291,11 +291,14 @@ def audit_table(
     profile(space, target, table_dir, method=method, seed=seed, progress=progress, cache_dir=folder)
     path = table_path(table_dir, target.name, target.runtime)
     table = table_to_go_on_with(target, table_dir, seed)
-    before = table.header
+    before, log = table.header, RunLog()
 
     def keep(records: Sequence[Record]) -> None:
-        table.append(record for record in records if record.ok and not record.key.startswith("network:"))
+        parts = [record for record in records if record.ok and not record.key.startswith("network:")]
+        table.append(parts)
         table.header = replace(table.header, additivity=None, correction=None)
+        drift = (limits or LIMITS).drift
+        note_run(table, before, log.summary(drift) or None, [record.primary_key for record in parts])
         table.save(path)
 
     found = check_additivity(
@@ -307,16 +310,11 @@ def audit_table(
         limits=limits,
         seed=seed,
         progress=progress,
+        log=log,
         keep=keep,
     )
     enough = len(found.rows) >= MIN_NETWORKS
     fitted = {"space": found.space, "rows": found.rows_digest, **found.correction().to_mapping()} if enough else None
-    table.header = replace(
-        table.header,
-        additivity=found.evidence(),
-        correction=fitted,
-    )
-    measured = [record.primary_key for record in found.records if not record.key.startswith("network:")]
-    note_run(table, before, found.reference or None, measured)
+    table.header = replace(table.header, additivity=found.evidence(), correction=fitted)
     table.save(path)
     return found, table

@@ -82,6 +82,13 @@ def save_checkpoint(
     return target
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A small file, written whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
 @contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from writing ``folder`` while this lasts: two would delete each other's unfinished files.

@@ -306,10 +306,9 @@ def train(
         launch([*words, *(["--json"] if as_json else [])], processes)
         return
     summary = train_supernet(settings, out)
-    if as_json:
-        emit(summary)
-    elif summary["main"]:
-        typer.echo(f"{out / 'supernet'}: {summary['steps']} steps; best checkpoint: {summary['best']}")
+    if summary["main"]:
+        line = f"{out / 'supernet'}: {summary['steps']} steps; best checkpoint: {summary['best']}"
+        emit(summary) if as_json else typer.echo(line)
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nas.checkpoint import sole_writer
+from nas.checkpoint import sole_writer, write_whole
 from nas.console import say
 from nas.errors import NasError
 
@@ -371,9 +370,7 @@ def _is_free(key: str, config: RunConfig) -> bool:
 
 
 def _write(path: Path, config: RunConfig) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    os.replace(partial, path)
+    write_whole(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def load(run: Path) -> RunConfig:

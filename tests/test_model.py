@@ -94,7 +94,7 @@ with torch.no_grad():
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == arrangement.key, done.stderr
-    assert torch.allclose(torch.load(tmp_path / "out.pt"), evaluate(model), atol=1e-5)
+    assert torch.allclose(torch.load(tmp_path / "out.pt", weights_only=True), evaluate(model), atol=1e-5)
     assert done.stderr.split("quiet from here")[1].strip() == ""
 
 

@@ -194,6 +194,14 @@ def test_a_mistake_is_one_line_with_its_path(tmp_path, old, new, message):
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
 
 
+def test_a_file_of_a_stranger_runs_nothing(tmp_path):
+    proof = tmp_path / "ran"
+    path = write(tmp_path, old="name: own", new=f'name: !!python/object/apply:os.system ["touch {proof}"]')
+    with pytest.raises(ValueError, match="is no YAML .*could not determine a constructor"):
+        Space.load(path)
+    assert not proof.exists()
+
+
 def test_an_unknown_space_names_the_known_ones(tmp_path):
     with pytest.raises(ValueError, match=r"unknown space 'tinny'. Did you mean 'tiny'\? Known spaces: snapgen_v, tiny"):
         Space.load("tinny")

@@ -343,6 +343,13 @@ def test_yaml_that_is_no_header_is_refused_in_one_line(path, text):
     assert "\n" not in str(error.value) and "onnxruntime.yaml" in str(error.value)
 
 
+def test_a_header_of_a_stranger_runs_nothing(tmp_path):
+    proof = tmp_path / "ran"
+    with pytest.raises(TableError, match="no valid YAML .*could not determine a constructor"):
+        parse_header(f'schema: 1\na: !!python/object/apply:os.system ["touch {proof}"]'.encode())
+    assert not proof.exists()
+
+
 def test_header_values_are_plain_and_survive_the_file(path):
     header = small_header(created="2026-01-02", details={"threads": 1, "ok": True, "list": [1, 2.5, "a"], "none": None})
     Table(header, [small_record(key("A"))]).save(path)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from nas.checkpoint import write_whole
 from nas.config import CONFIG_FILE, DataConfig
 from nas.data import Item
 from nas.errors import NasError
@@ -212,9 +213,7 @@ def keep(model: Path, told: Mapping[str, Any]) -> Path:
     if not isinstance(before, dict) or before.get("weights") != told["weights"]:
         before = {}
     stays = before if "vbench" in told else {name: before[name] for name in ("vbench",) if name in before}
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({**known, "evaluation": {**stays, **told}}, indent=1, default=str))
-    os.replace(partial, path)
+    write_whole(path, json.dumps({**known, "evaluation": {**stays, **told}}, indent=1, default=str))
     return path
 
 

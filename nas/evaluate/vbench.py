@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nas.checkpoint import write_whole
 from nas.errors import NasError
 from nas.sample import write_video
 
@@ -87,8 +88,6 @@ def claim(folder: Path, made: Mapping[str, Any]) -> None:
     Raises:
         NasError: if it holds videos that were made with something else, or nobody knows with what.
     """
-    from nas.finetune.loop import write_whole
-
     path = folder / MADE
     remedy = "give another --vbench-out, or delete its videos and that file"
     if path.is_file():

@@ -75,13 +75,13 @@ def _finetune(
 
     import yaml
 
-    from nas.checkpoint import sole_writer
+    from nas.checkpoint import sole_writer, write_whole
     from nas.config import CONFIG_FILE
     from nas.finetune.adversarial import Adversarial
     from nas.finetune.batches import Batches
     from nas.finetune.config import FOLDER, AdversarialConfig, JointConfig
     from nas.finetune.joint import Joint
-    from nas.finetune.loop import Loop, Stage, write_whole
+    from nas.finetune.loop import Loop, Stage
     from nas.pipeline import save_pipeline
     from nas.sample import load_pipeline
 

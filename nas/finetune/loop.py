@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import statistics
 import time
 from collections import deque
@@ -274,10 +273,3 @@ def _settings(config: LoopConfig) -> dict[str, Any]:
     """The settings that shape the result; how often to save, and where to run, do not."""
     free = {"checkpoint_every", "keep", "threads", "device", "spike"}
     return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A small file, written whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

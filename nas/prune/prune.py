@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from nas.checkpoint import disk_is_full, sole_writer
+from nas.checkpoint import disk_is_full, sole_writer, write_whole
 from nas.config import CONFIG_FILE
 from nas.console import progress, say
 from nas.distributed import usable_device
 from nas.errors import NasError
-from nas.finetune.loop import Loop, write_whole
+from nas.finetune.loop import Loop
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
 from nas.prune.cuts import Cut, block_cuts, width_cut
