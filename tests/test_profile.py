@@ -19,12 +19,13 @@ from device_profiler.admission import admit, predicted_peak_mb
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory
 from device_profiler.lowering import default_lowerings, lower
-from device_profiler.measure import Limits, Progress
+from device_profiler.measure import Limits, Progress, RunLog
 from device_profiler.profile import measure_workloads, operator_workload, profile, profile_operator, wanted_rows
 from device_profiler.subject import Subject, reference_subject
 from latency_tables.cost import CostModel
 from latency_tables.plan import Plan
 from latency_tables.record import Record
+from latency_tables.reference import reference_of
 from latency_tables.table import Table, table_path
 from search_spaces.space import Space
 from search_spaces.workload import Workload
@@ -264,6 +265,9 @@ def together(monkeypatch: pytest.MonkeyPatch, scripted: ScriptedRuntime) -> dict
 
     def measure(workloads: list[Workload], device: Device, **given: object) -> list[Record]:
         how["limits"] = given["limits"]
+        log = given["log"]
+        if isinstance(log, RunLog) and "reference" in how:
+            log.reference_key, log.reference = "reference", [(0, 2.5), (1, 2.5)]
         rows, networks = [], 0
         for n, workload in enumerate(workloads):
             networks += workload.block == "network"
@@ -313,12 +317,14 @@ def test_a_network_that_fails_is_named_and_the_others_count(
 def test_when_no_network_has_a_number_the_measured_rows_are_kept(
     together: dict[str, object], tmp_path: Path, cache: Path
 ) -> None:
-    together["oom"] = 3
+    together.update(oom=3, reference=True)
     with pytest.raises(ProfileError, match="none of 3 networks has a number; .*: oom: too big; measure with other"):
         audit_table("tiny", DEVICE, tmp_path, networks=3, cache_dir=cache)
     table = Table.load(table_path(tmp_path, "fake", "onnxruntime"))
     latencies = {row.latency_ms_median for row in table.rows("Conv1D(kernel_size=3)/c16/t8/48x48/b1@fp32")}
     assert latencies & {float(n) for n in range(1, 20)} and table.header.additivity is None
+    measured = next(row for row in table if row.latency_ms_median in latencies)
+    assert reference_of(table.header, measured.primary_key)["latency_ms"] == 2.5
 
 
 def test_networks_of_other_settings_do_not_take_a_tables_place(
