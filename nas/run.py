@@ -64,7 +64,7 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
     search = lambda: say_answer(search_arrangement(out, workers=workers, storage=storage))  # noqa: E731
     once(out, "search", arrangement, [settings, table, last], search)
     once(out, "build", out / "model" / "model_index.json", [arrangement, last], lambda: build(out))
-    once(out, "compare", out / "compare.json", [arrangement, table], lambda: measure_chosen(config, out))
+    once(out, "compare", out / "compare.json", [arrangement, table], lambda: compare(config, out))
     once(out, "export", out / "coreml" / "export.json", [arrangement, last], lambda: export(out))
     once(out, "samples", out / "samples" / "samples.npz", [arrangement, last, settings], lambda: show(config, out))
     from nas.report import write_report
@@ -411,41 +411,14 @@ def show(config: RunConfig, out: Path) -> None:
     write_samples(config, out)
 
 
-def measure_chosen(config: RunConfig, out: Path) -> dict[str, Any]:
-    """Lower and time the whole chosen network, and the bare backbone beside it in the same interleaved rounds."""
-    from device_profiler.device import Device
-    from device_profiler.profile import measure_workloads
-    from search_spaces.arrangement import Arrangement
-    from search_spaces.space import Space
+def compare(config: RunConfig, out: Path) -> None:
+    """The chosen network measured whole, beside the sum that chose it."""
+    from nas import compare as comparing
 
-    device, space = Device.load(config.device), Space.load(config.space)
-    arrangement = Arrangement.load(out / "arrangement.yaml")
-    workloads = [
-        space.network_workload(arrangement, device.precision),
-        space.backbone_workload(device.precision),
-    ]
-    with progress("compare") as report:
-        network, backbone = measure_workloads(
-            workloads,
-            device,
-            space=config.space,
-            arrangements={arrangement.key: arrangement},
-            cache_dir=out / "table" / ".cache",
-            seed=config.seed,
-            progress=lambda p: report(p.done, p.total, p.stage),
-        )
-    measured = {
-        "latency_ms_measured": network.latency_ms_median,
-        "peak_mb_measured": _sum(network.weights_mb, network.activation_peak_mb),
-        "backbone_latency_ms_measured": backbone.latency_ms_median,
-        "measured_status": network.status,
-        "measured_source": network.source,
-    }
-    if not network.ok:
-        say(f"  the chosen network has no number: {network.status}: {network.reason}")
-    (out / "compare.json").write_text(json.dumps({"key": arrangement.key, **measured}, indent=1))
+    facts = comparing.measure_chosen(config, out)
+    comparing.write(out, facts)
+    measured = {name: value for name, value in facts.items() if name != "key"}
     note(out, chosen={**read_metrics(out).get("chosen", {}), **measured})
-    return measured
 
 
 # The search's parts -----------------------------------------------------------------------------------
@@ -632,11 +605,6 @@ def _row(e: Evaluation) -> dict[str, Any]:
         "parameters": e.parameters,
         "layers": layers or "no temporal layers",
     }
-
-
-def _sum(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
 
 
 # What a run knows of itself -----------------------------------------------------------------------------
