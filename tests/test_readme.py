@@ -19,7 +19,7 @@ def load_tree() -> str:
 
 
 def test_the_tree_in_the_readme_is_the_tree() -> None:
-    """Write it again with: python .ci/tree.py"""
+    """Write it again with: python .ci/tree.py --write"""
     assert load_tree() in README
 
 
