@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from device_profiler.threads import share_cores
 from nas.errors import AnswerIsNo, NasError
 
 app = typer.Typer(
@@ -605,6 +606,7 @@ def report(run: RunDir) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: one clear line and exit code 2 for wrong use or bad input; a traceback only with --debug."""
+    share_cores()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
