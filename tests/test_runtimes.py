@@ -14,7 +14,6 @@ from device_profiler.errors import OutOfMemory, ProfileError, Unsupported, Workl
 from device_profiler.lowering import lower
 from device_profiler.runtimes import RUNTIMES, onnxruntime_child, open_runtime
 from device_profiler.runtimes.onnxruntime import OnnxRuntime
-from device_profiler.runtimes.roofline import RooflineRuntime
 from device_profiler.runtimes.torch import TorchRuntime
 from device_profiler.testing import RuntimeContract
 
@@ -118,17 +117,6 @@ def test_a_killed_child_is_told_apart_from_an_answer(tmp_path: Path) -> None:
     with pytest.raises(ChildDied, match="SIGSEGV"):
         session.run(1, PATIENT)
     session.close()
-
-
-def test_the_roofline_takes_the_longer_of_computing_and_moving() -> None:
-    runtime = RooflineRuntime(Device.load("iphone16_pro_max_roofline"))
-    ceilings = runtime.ceilings
-    compute = 1e12 / (ceilings.peak_tflops * ceilings.efficiency * 1e12) * 1e3
-    move = 1e9 / (ceilings.bandwidth_gb_s * 1e9) * 1e3
-    assert runtime.latency_ms([[1e12, 1.0]]) == pytest.approx(compute)
-    assert runtime.latency_ms([[1.0, 1e9]]) == pytest.approx(move)
-    assert runtime.latency_ms([[1e12, 1.0], [1.0, 1e9]]) == pytest.approx(compute + move)
-    assert runtime.latency_ms([[1.0, 1.0]]) == pytest.approx(ceilings.overhead_us * 1e-3)
 
 
 def test_what_cannot_be_captured_as_a_graph_is_timed_eagerly_and_says_so(tmp_path: Path) -> None:
