@@ -15,7 +15,7 @@ import fleet_worker
 import pandas as pd
 import pytest
 
-from device_profiler import ProfileError, fleet
+from device_profiler import ProfileError, fleet, fleet_network
 from device_profiler import profile as profiling
 from device_profiler.device import Device
 from device_profiler.fleet import profile_fleet, serve
@@ -292,7 +292,7 @@ def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path) -> Non
 
 
 def test_a_scheduler_that_does_not_answer_is_said_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fleet, "CONNECT_S", 0.5)
+    monkeypatch.setattr(fleet_network, "CONNECT_S", 0.5)
     for call in (lambda at: profile_fleet("tiny", board(), tmp_path, at), lambda at: serve(at, board())):
         with pytest.raises(ProfileError, match="no scheduler answers at tcp://127.0.0.1:1; start one with: dask"):
             call("tcp://127.0.0.1:1")
