@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import fleet_worker
 import psutil
 import pytest
+import yaml
 
 from device_profiler import ProfileError, fleet_network
 from device_profiler.device import Device
@@ -98,27 +100,32 @@ def test_a_worker_of_this_machines_scheduler_listens_on_no_other_interface(tmp_p
         assert listening() == {"127.0.0.1"}
 
 
+DOCS = (Path(__file__).parent.parent / "docs" / "profiler.md").read_text("utf-8")
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate that signs itself, for this test alone, as the docs say to make one."""
+    """A certificate that signs itself, made by the command in the docs."""
     folder = tmp_path_factory.mktemp("tls")
-    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=fleet"]
+    command = DOCS.partition("$ openssl ")[2].partition("\n")[0]
     try:
-        subprocess.run(
-            ["openssl", *words, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-            check=True,
-            capture_output=True,
-        )
-    except OSError:
+        subprocess.run(["openssl", *shlex.split(command)], check=True, capture_output=True, cwd=folder)
+    except FileNotFoundError:
         pytest.skip("openssl is not here to make a certificate")
     return folder
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """dask's own settings for TLS, the ones that the docs name."""
-    both = {"cert": str(folder / "cert.pem"), "key": str(folder / "key.pem")}
-    tls = {"ca-file": both["cert"], "scheduler": both, "worker": both, "client": both}
-    return {"distributed.comm.tls": tls, "distributed.comm.require-encryption": True}
+    """dask's own settings for TLS, as the docs write them down."""
+    text = DOCS.partition("```yaml\n# ~/.config/dask")[2].partition("\n")[2].partition("```")[0]
+    return flat(yaml.safe_load(text.replace("/path", str(folder))))
+
+
+def flat(mapping: dict[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in mapping.items():
+        found |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return found
 
 
 def test_with_certificates_the_fleet_speaks_tls_and_lets_nobody_else_in(certificates: Path, tmp_path: Path) -> None:
