@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import queue
 import tempfile
 import time
@@ -36,7 +37,8 @@ from latency_tables.table import Table, table_path
 if TYPE_CHECKING:
     from device_profiler.measure import Limits, OnProgress
 
-GROUP = 8  # workloads of one task: enough to interleave, few enough to be measured again
+GROUP = 8  # workloads of one task at most: enough to interleave, few enough to be measured again
+TURNS = 2  # tasks a worker should get at least: with fewer the others wait for whoever has the last one
 PATIENCE_S = 60.0  # how long a run goes on without any worker
 SAMPLES = "-samples"
 PLUGIN = "temporal-nas-device"
@@ -146,7 +148,7 @@ def profile_fleet(
     retry: bool = False,
     limits: Limits | None = None,
     seed: int = 0,
-    group: int = GROUP,
+    group: int | None = None,
     patience_s: float = PATIENCE_S,
     progress: OnProgress | None = None,
 ) -> Table:
@@ -155,7 +157,7 @@ def profile_fleet(
     Args:
         scheduler: its address, ``tcp://host:8786``.
         spatial: measure the backbone's parts too, each by itself.
-        group: workloads a worker takes at once.
+        group: workloads a worker takes at once; by default as ``group_size`` says.
         patience_s: how long to wait for a worker when there is none, before giving up with what is written.
 
     Raises:
@@ -183,10 +185,15 @@ def profile_fleet(
         order = Order((), "" if text else origin, text, limits, seed, f"nas-{uuid.uuid4().hex}", header.to_mapping())
         run = _Run(client, target, order, table, path, progress, patience_s)
         try:
-            run.measure(missing, max(1, group))
+            run.measure(missing, group or group_size(len(missing), run.worker_count()))
         finally:
             run.finish()
     return table
+
+
+def group_size(rows: int, workers: int) -> int:
+    """Workloads of one task: ``GROUP``, or fewer where some workers would have nothing to do before the end."""
+    return max(1, min(GROUP, math.ceil(rows / (TURNS * max(1, workers)))))
 
 
 class _Run:
@@ -265,6 +272,10 @@ class _Run:
         return self.client.submit(
             measure_order, replace(self.order, rows=tuple(rows)), resources={self.device.name: 1}, pure=False
         )
+
+    def worker_count(self) -> int:
+        """How many workers own the device now."""
+        return len(self._workers())
 
     def _workers(self) -> set[str]:
         known = self.client.scheduler_info(n_workers=-1)["workers"]
