@@ -99,6 +99,7 @@ def build_cache(
             "time": autoencoder.time,
             "space": autoencoder.space,
             "channels": autoencoder.channels,
+            "causal": autoencoder.causal,
         },
         "text": {
             "source": folder_or_hub(config.text),
@@ -158,8 +159,12 @@ def build_cache(
 def check_clip(space: Space, clip: ClipLike) -> None:
     """Refuse a clip that does not divide by the autoencoder and the backbone's strides."""
     down = space.autoencoder.space * max(position.downscale for position in space.positions)
+    if not space.autoencoder.divides(clip.frames):
+        alone = "be 1 + a multiple of" if space.autoencoder.causal else "divide by"
+        raise NasError(
+            f"data.buckets: frames of {clip.frames}x{clip.height}x{clip.width} must {alone} {space.autoencoder.time}"
+        )
     for name, size, by in (
-        ("frames", clip.frames, space.autoencoder.time),
         ("height", clip.height, down),
         ("width", clip.width, down),
     ):
@@ -168,7 +173,7 @@ def check_clip(space: Space, clip: ClipLike) -> None:
 
 
 def _latent_shape(clip: ClipLike, made: VideoAutoencoder) -> tuple[int, int, int, int]:
-    return clip.frames // made.time, made.channels, clip.height // made.space, clip.width // made.space
+    return made.factors.latent_frames(clip.frames), made.channels, clip.height // made.space, clip.width // made.space
 
 
 def _claim(out: Path, header: dict[str, Any]) -> None:
@@ -229,7 +234,7 @@ class _Maker:
             return self.text([caption])[0].half().cpu()
 
     def frames(self, clip: dict[str, Any]) -> int:
-        return int(clip["shape"][0]) * self.autoencoder.time
+        return self.autoencoder.factors.pixel_frames(int(clip["shape"][0]))
 
     def encode(
         self, path: Path, captions: Sequence[Caption], key: str, scratch: Path, held: frozenset[str]

@@ -226,7 +226,7 @@ def save_pipeline(pipeline: TextToVideoPipeline, out: Path) -> None:
     Raises:
         NasError: if the disk is full; an earlier model in ``out`` is then as it was.
     """
-    from nas.sample import no_bars
+    from nas.pretrained.loading import no_bars
 
     out = Path(os.path.abspath(out))  # "." has no name to put something beside
     partial = out.with_name(f".{out.name}.partial")

@@ -295,7 +295,7 @@ def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) ->
 
 
 def _save_unet(unet: Any, target: Path) -> None:
-    from nas.sample import no_bars
+    from nas.pretrained.loading import no_bars
 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
