@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from nas.checkpoint import disk_is_full, sole_writer, write_whole
+from nas.files import read_yaml
 from nas.config import CONFIG_FILE
 from nas.console import progress, say
 from nas.distributed import usable_device
@@ -279,9 +280,9 @@ def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) ->
     wanted = {"asked": asked, **settings.model_dump(mode="json")}
     if path.is_file():
         try:
-            known = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise NasError(f"{path}: damaged; give a new folder to --out") from None
+            known = read_yaml(path)
+        except NasError as error:
+            raise NasError(f"{error}; give a new folder to --out") from None
         differs = [
             k for k in wanted if not isinstance(known, dict) or known.get(k) != json.loads(json.dumps(wanted[k]))
         ]
