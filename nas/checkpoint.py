@@ -15,10 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nas.errors import NasError
 from nas.files import disk_is_full as disk_is_full
-from nas.files import partial_name
+from nas.files import partial_name, why_full
 from nas.files import sole_writer as sole_writer
 from nas.files import sync as sync
-from nas.files import why_full
 from nas.files import write_whole as write_whole
 
 if TYPE_CHECKING:
@@ -154,4 +153,3 @@ def check_belongs(state: Mapping[str, Any], expected: Mapping[str, Any], path: P
                 f"{k} is {found.get(k)!r}, the run's {value.get(k)!r}" for k in changed
             )
         raise NasError(f"{path}: this checkpoint's {what}; train in another run folder, or with the same {name}")
-

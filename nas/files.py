@@ -7,16 +7,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from latency_tables.files import lock, tell_unlocked
 from nas.errors import NasError
 from search_spaces import reading
 from search_spaces.reading import UnreadableError, parse_json, parse_yaml
-from search_spaces.writing import is_partial, partial_name, whole, write_whole
+from search_spaces.writing import folder_beside, is_partial, partial_name, sweep, whole, write_whole
 
-__all__ = ["disk_is_full", "held", "is_partial", "only_leftovers", "partial_name", "read_json", "read_text"]
-__all__ += ["read_yaml", "sole_writer", "sync", "whole", "why_full", "write_whole"]
+__all__ = ["append", "disk_is_full", "folder_beside", "held", "is_partial", "only_leftovers", "partial_name"]
+__all__ += ["read_json", "read_text", "read_yaml", "sole_writer", "sweep", "sync", "whole", "why_full", "write_whole"]
 
 LOCK = ".lock"
 MAX_MB = 256.0  # of a text file: what a year of training logs is not
@@ -94,6 +94,17 @@ def _refused(folder: Path) -> Iterator[None]:
 def only_leftovers(folder: Path, but: tuple[str, ...] = ()) -> bool:
     """Whether nothing stands in a folder but ``but`` and what a process of ours leaves when it is killed."""
     return all(part.name in (*but, LOCK) or is_partial(part) for part in folder.iterdir())
+
+
+def append(path: Path) -> IO[str]:
+    """A log to add lines to; a link in its place is refused, as it could lead anywhere."""
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.fdopen(os.open(path, flags, 0o666), "a", encoding="utf-8")
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NasError(f"{path}: a link stands where our log goes; remove it") from None
+        raise
 
 
 def sync(path: Path) -> None:

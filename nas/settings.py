@@ -122,8 +122,8 @@ def explained(error: ValidationError, kind: type[BaseModel]) -> str:
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         return f"{path}: unknown key.{hint} Known keys: {', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{path}: {message}, but is {_short(first['input'])}" if path else f"{message}, but is {_short(first['input'])}"
+    message = f"{first['msg'].removeprefix('Value error, ')}, but is {_short(first['input'])}"
+    return f"{path}: {message}" if path else message
 
 
 def _at(kind: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:

@@ -1,4 +1,4 @@
-"""The one base error of this package, how its messages suggest what was meant, and the rules that every number meets."""
+"""The one base error of this package, how its messages suggest what was meant, and rules that all numbers meet."""
 
 import math
 from collections.abc import Iterable, Sequence

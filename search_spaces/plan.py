@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError, unknown
 from search_spaces.reading import UnreadableError, parse_json, read_text
-from search_spaces.space import SPACES, Space, list_spaces
+from search_spaces.space import MAX_LAYERS, SPACES, Space, list_spaces
 from search_spaces.variant import Variant
 from search_spaces.writing import write_whole
 
@@ -128,7 +128,9 @@ class Plan:
         """
         try:
             return cls.from_json(parse_json(read_text(path, MAX_FILE)))
-        except (SpaceError, UnreadableError) as error:
+        except UnreadableError as error:
+            raise SpaceError(f"{path}: is no plan of schema {SCHEMA}: {error}") from None
+        except SpaceError as error:
             raise SpaceError(f"{path}: {error}") from None
 
     @classmethod
@@ -144,7 +146,7 @@ class Plan:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise SpaceError(
-                f"is no plan of schema {SCHEMA} ({where}: {first['msg']}); run python -m search_spaces.plan, or remove it"
+                f"is no plan of schema {SCHEMA} ({where}: {first['msg']}); write it again: python -m search_spaces.plan"
             ) from None
         ends = {"text_encoder": file.text_encoder, "decoder": file.decoder}
         return cls(
@@ -276,7 +278,7 @@ class _FilePosition(_Part):
     frames: Count
     height: Count
     width: Count
-    max_layers: Annotated[int, Field(ge=0, le=8)]
+    max_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
     layers: list[_FileLayer]
 
 

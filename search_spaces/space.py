@@ -29,7 +29,7 @@ SPACES = Path(__file__).parent / "spaces"
 
 #: Options of one position that may be enumerated; beyond it nothing that lists them would end.
 MAX_OPTIONS = 1_000_000
-MAX_LAYERS = 8  # at one position
+MAX_LAYERS = 64  # at one position
 MAX_FACTOR = 1024  # of an autoencoder
 MAX_FPS = 1000.0
 
@@ -659,4 +659,3 @@ def _mapping(
     if missing:
         raise SpaceError(f"{at} lacks {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
     return dict(data)
-

@@ -14,12 +14,11 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from nas.checkpoint import disk_is_full, sole_writer, write_whole
-from nas.files import read_yaml
 from nas.config import CONFIG_FILE
 from nas.console import progress, say
 from nas.distributed import usable_device
 from nas.errors import NasError
+from nas.files import folder_beside, read_yaml, sole_writer, why_full, write_whole
 from nas.finetune.loop import Loop
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
@@ -298,19 +297,18 @@ def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) ->
 def _save_unet(unet: Any, target: Path) -> None:
     from nas.sample import no_bars
 
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with no_bars():
-            unet.to("cpu").save_pretrained(str(partial))
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not disk_is_full(error):
-            raise
-        raise NasError(f"{target}: the disk is full; free some space and run the same command again") from error
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
+    with folder_beside(target) as partial:
+        try:
+            with no_bars():
+                unet.to("cpu").save_pretrained(str(partial))
+        except Exception as error:
+            full = why_full(error)
+            if full is None:
+                raise
+            raise NasError(f"{target}: {full[0]}; {full[1]} and run the same command again") from error
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
 
 
 def render(told: dict[str, Any]) -> str:

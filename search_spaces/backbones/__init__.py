@@ -249,7 +249,8 @@ def build_backbone(space: Space) -> nn.Module:
     try:
         return build(space.backbone.config)
     except Exception as error:  # diffusers checks little of it, and says so with errors of any kind
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())[:300]
         raise SpaceError(f"{space.name}: backbone.config is refused by {space.backbone.name}: {reason}") from error
 
 
