@@ -7,18 +7,25 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device_profiler.errors import ProfileError, nearest
+from search_spaces.reading import UnreadableError, parse_yaml
 
 Positive = Annotated[float, Field(gt=0)]
 COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
 BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2}
 
 
+def _plain_name(name: str) -> str:
+    """A device's name becomes a folder of tables, so it leads nowhere else."""
+    if not name or len(name) > 100 or name.startswith(".") or "/" in name or not name.isprintable():
+        raise ValueError("must be a plain name of 1 to 100 characters, without / and not starting with a dot")
+    return name
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class Roofline(_Strict):
@@ -65,7 +72,7 @@ class Device(_Strict):
             launches from Python.
     """
 
-    name: str
+    name: Annotated[str, AfterValidator(_plain_name)]
     summary: str = ""
     chip: str = "host"
     os: str = "host"
@@ -116,6 +123,8 @@ class Device(_Strict):
                 return cls.parse(path.read_text(encoding="utf-8"), origin=path.name)
             except UnicodeDecodeError as error:
                 raise ProfileError(f"{path.name}: not a text file ({error.reason}); a device is a YAML.") from None
+            except OSError as error:
+                raise ProfileError(f"{text}: cannot be read ({error.strerror}); check the path.") from None
         shipped = _shipped()
         if text not in shipped:
             raise ProfileError(
@@ -128,11 +137,9 @@ class Device(_Strict):
     def parse(cls, text: str, origin: str = "device") -> Device:
         """The device a YAML text states; ``origin`` stands before each error message."""
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}" if mark else ""
-            raise ProfileError(f"{origin}: not valid YAML{where}; see a shipped device for the form.") from None
+            data = parse_yaml(text)
+        except UnreadableError as error:
+            raise ProfileError(f"{origin}: {error}; see a shipped device for the form.") from None
         if not isinstance(data, dict):
             raise ProfileError(f"{origin}: a device is a mapping of keys to values, not {type(data).__name__}.")
         try:

@@ -136,9 +136,7 @@ class VideoAutoencoder:
         by = (self.time, self.space, self.space)
         small = (latents.shape[0] if self.causal else window[0] // by[0], window[1] // by[1], window[2] // by[2])
         apart = tuple(size // factor for size, factor in zip(overlap, by, strict=True))
-        frames = tiled(
-            self._decode_tile, latents.transpose(0, 1), small, apart, (-self.time, -self.space), self.causal
-        )
+        frames = tiled(self._decode_tile, latents.transpose(0, 1), small, apart, (-self.time, -self.space), self.causal)
         return frames.transpose(0, 1)
 
     def _windows(self, frames: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -25,6 +25,7 @@ from nas.data.clip import ClipLike, Skip
 from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames, content_digest
 from nas.data.videos import choose_bucket, clip_buckets, cut, held_digests, split_runs, video_source
 from nas.errors import NasError
+from nas.files import partial_name, write_whole
 from nas.text import TextEncoder
 from search_spaces.space import Space
 
@@ -183,7 +184,7 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
             raise NasError(f"{out} is not empty and holds no {HEADER}; give a new or empty folder to --out")
         out.mkdir(parents=True, exist_ok=True)
         (out / ".gitignore").write_text("*\n")
-        _write(out / HEADER, json.dumps(header, indent=1))
+        write_whole(out / HEADER, json.dumps(header, indent=1))
         return
     known = read_header(out)
     for model in ("autoencoder", "text"):
@@ -198,13 +199,6 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
 
 def _sizes(header: dict[str, Any]) -> str:
     return ", ".join(f"{c['frames']}x{c['height']}x{c['width']} at {c['fps']:g}/s" for c in header["clips"])
-
-
-def _write(path: Path, content: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content)
-    sync(partial)
-    os.replace(partial, path)
 
 
 class _Maker:
@@ -327,7 +321,7 @@ class _Writer:
         sizes = {line["shard"]: line["bytes"] for line in lines if line["shard"]}
         whole = {s for s, size in sizes.items() if (out / s).is_file() and (out / s).stat().st_size == size}
         self.lines = [line for line in lines if line["shard"] is None or line["shard"] in whole]
-        _write(out / INDEX, "".join(json.dumps(line) + "\n" for line in self.lines))
+        write_whole(out / INDEX, "".join(json.dumps(line) + "\n" for line in self.lines))
         for shard in out.glob("latents-*.safetensors"):
             if shard.name not in whole:
                 shard.unlink()  # of a process that was killed before the index knew of it
@@ -378,7 +372,7 @@ class _Writer:
         try:
             size = None
             if shard is not None:
-                partial = self.out / f".{shard}.partial"
+                partial = partial_name(self.out / shard)
                 save_file(self._tensors, str(partial), metadata=self.metadata)
                 sync(partial)
                 os.replace(partial, self.out / shard)

@@ -108,7 +108,9 @@ def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int,
     down = max((position.downscale for position in space.positions), default=1) * side
     if space.autoencoder.causal and not space.autoencoder.divides(frames):
         near = 1 + max(0, round((frames - 1) / time)) * time
-        raise NasError(f"frames must be 1 + a multiple of {time} for this model, but is {frames}; the nearest is {near}")
+        raise NasError(
+            f"frames must be 1 + a multiple of {time} for this model, but is {frames}; the nearest is {near}"
+        )
     unit = 1 if space.autoencoder.causal else time
     for name, value, by in (("frames", frames, unit), ("height", height, down), ("width", width, down)):
         if value < 1 or value % by:

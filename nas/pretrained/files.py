@@ -23,9 +23,7 @@ WEIGHTS = re.compile(
     rf"(?P<stem>{'|'.join(STEMS)})(\.(?P<variant>\w+))?(?P<shard>-\d{{5}}-of-(?P<of>\d{{5}}))?(\.(?P<late>\w+))?"
     r"\.safetensors"
 )
-INDEX = re.compile(
-    rf"(?P<stem>{'|'.join(STEMS)})(\.(?P<early>\w+))?\.safetensors\.index(\.(?P<variant>\w+))?\.json"
-)
+INDEX = re.compile(rf"(?P<stem>{'|'.join(STEMS)})(\.(?P<early>\w+))?\.safetensors\.index(\.(?P<variant>\w+))?\.json")
 PRECISE = ("", "fp32", "fp16", "bf16")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 POINTER = b"version https://git-lfs.github.com/spec/"
