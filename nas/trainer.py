@@ -32,6 +32,7 @@ from nas.data import Dataset
 from nas.data.clip import images_of
 from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World
 from nas.errors import NasError
+from nas.files import append, write_whole
 from nas.loader import Batch, Loader
 from nas.optimizers import build_optimizer, pack_state, set_rates, unpack_state
 from nas.paths import PATHS
@@ -251,7 +252,7 @@ class Trainer:
                 if self._due(config.validate_every) and self.validation is not None:
                     done = self.validate(done)
                 if self.world.main:
-                    with (self.folder / METRICS).open("a") as metrics:
+                    with append(self.folder / METRICS) as metrics:
                         metrics.write(json.dumps(vars(done)) + "\n")
                 if watch is not None:
                     watch.log(done)
@@ -469,9 +470,7 @@ class Trainer:
         best = read_best(self.folder) if self.world.main else None
         better = best is None or best["step"] >= done.step or done.validation < best["loss"]
         if self.world.say(int(better)) and self.world.main:
-            partial = self.folder / f".{BEST}.partial"
-            partial.write_text(json.dumps({"step": done.step, "loss": done.validation}))
-            os.replace(partial, self.folder / BEST)
+            write_whole(self.folder / BEST, json.dumps({"step": done.step, "loss": done.validation}))
         return bool(self.world.say(int(better)))
 
     def _draw(self, watch: Any) -> None:
@@ -667,19 +666,19 @@ def _memory_mb(device: torch.device) -> float:
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop what was logged after ``step``, and a last line that was cut off: those steps will be made again."""
+    """Drop what was logged after ``step``, as those steps will be made again, and damaged lines."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            break
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
+    write_whole(path, b"".join(line + b"\n" for line in path.read_bytes().split(b"\n") if _logged_until(line, step)))
+
+
+def _logged_until(line: bytes, step: int) -> bool:
+    """Whether a line of the log is whole and of a step up to this one; a damaged one costs itself, not those after."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
