@@ -61,13 +61,16 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
 
     once(out, "profile", table, [settings], lambda: profile_space(config.space, config.device, out / "table"))
     problem_or_refuse(config, out)  # an impossible budget is answered before hours of training
+    from nas.export.packages import first_missing as missing_package
+    from nas.pretrained.folder import first_missing
+
     last = out / "supernet" / f"step-{config.train.steps:08d}"
     once(out, "train", last, [settings], lambda: train_supernet(config, out))
     search = lambda: say_answer(search_arrangement(out, workers=workers, storage=storage))  # noqa: E731
     once(out, "search", arrangement, [settings, table, last], search)
-    once(out, "build", out / "model" / "model_index.json", [arrangement, last], lambda: build(out))
+    once(out, "build", first_missing(out / "model"), [arrangement, last], lambda: build(out))
     once(out, "compare", out / "compare.json", [arrangement, table], lambda: measure_chosen(config, out))
-    once(out, "export", out / "coreml" / "export.json", [arrangement, last], lambda: export(out))
+    once(out, "export", missing_package(out / "coreml"), [arrangement, last], lambda: export(out))
     once(out, "samples", out / "samples" / "samples.npz", [arrangement, last, settings], lambda: show(config, out))
     from nas.report import write_report
 
