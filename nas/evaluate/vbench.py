@@ -186,9 +186,9 @@ def read_results(path: Path) -> dict[str, Any]:
     """Scores from VBench's ``*_eval_results.json``, one file or a folder of them.
 
     Returns:
-        ``dimensions``: each one's score as VBench prints it; ``protocol``: of each, how many videos it was read from,
-        for temporal flickering whether they were filtered, and what made the videos; ``quality``, ``semantic``, ``total``: its weighted means
-        over stretched scores (total is (4 quality + semantic) / 5), None where a dimension is missing.
+        ``dimensions``: each one's score as VBench prints it; ``quality``, ``semantic``, ``total``: its weighted means
+        over stretched scores (total is (4 quality + semantic) / 5), None where a dimension is missing; ``protocol``: of
+        each dimension how many videos it was read from, of flickering whether they were filtered, and what made them.
 
     Raises:
         NasError: if there is none, or a file is damaged, or names an unknown dimension.
