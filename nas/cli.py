@@ -222,7 +222,7 @@ def table(context: typer.Context) -> None:
 def cache(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of videos and captions, or webdataset shards.")],
     out: Annotated[Path, typer.Option(help="Folder of the cache; an existing one is continued.")],
-    autoencoder: Annotated[str, typer.Option(help="AutoencoderKLAllegro or AutoencoderKL: hub id or folder.")],
+    autoencoder: Annotated[str, typer.Option(help="One of diffusers' autoencoders: hub id or folder.")],
     text: Annotated[str, typer.Option(help="CLIP text model: hub id or folder.")],
     space: Annotated[str, typer.Option(help="The space that will be trained on it.")] = "snapgen_v",
     stills: Annotated[int, typer.Option(help="Single frames encoded as images, a training clip.")] = 1,
