@@ -91,6 +91,24 @@ def _check_classes(model: Path, index: Index) -> None:
             )
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder's index says that it is a model of this toolkit, however damaged the rest is."""
+    try:
+        told = json.loads((folder / INDEX).read_text("utf-8"))
+        return bool(told["_class_name"] == "TextToVideoPipeline" and told["unet"][1] == "VideoUNet")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return False
+
+
+def first_missing(model: Path) -> Path:
+    """The first part that a model's index names and that is not there; the index, where all are."""
+    try:
+        named = [name for name, told in vars(read_index(model)).items() if isinstance(told, tuple) and told[1]]
+    except NasError:
+        return model / INDEX / "damaged"
+    return next((model / name for name in named if not (model / name).is_dir()), model / INDEX)
+
+
 def load_pipeline(model: Path) -> Any:
     """The pipeline of a model folder.
 
