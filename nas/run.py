@@ -52,6 +52,10 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
 
     check_workers(workers)
     check_warmup(config.train)
+    if storage:
+        from nas.search.storage import open_storage
+
+        open_storage(storage).close()  # what the search needs is known to be there before hours of training
     store(config, out)
     if "commit" not in read_metrics(out):
         note(out, **provenance(config))
