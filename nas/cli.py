@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+<<<<<<< HEAD
 from nas.errors import AnswerIsNo, NasError, explain
 from nas.options import (
     LONG,
@@ -32,6 +33,10 @@ from nas.options import (
     below_root,
     finite,
 )
+=======
+from device_profiler.threads import share_cores
+from nas.errors import AnswerIsNo, NasError
+>>>>>>> main
 
 app = typer.Typer(
     name="nas",
@@ -216,11 +221,20 @@ def worker(
     scheduler: Annotated[str, typer.Argument(help="Address that dask scheduler printed, e.g. tcp://host:8786.")],
     device: Annotated[str, typer.Option(help="The device that this process owns: a name, or a YAML.")] = "host_cpu",
     cache: Annotated[Path, typer.Option(help="Folder of lowered files.")] = Path("tables/.cache"),
+    trusted_network: Annotated[
+        bool,
+        typer.Option("--trusted-network", help="Listen beyond this machine without TLS; whoever connects runs code."),
+    ] = False,
 ) -> None:
     """Own one device of a fleet and measure what nas profile --scheduler asks for, until stopped."""
     from device_profiler.fleet import serve
 
+<<<<<<< HEAD
     serve(scheduler, device, cache, lambda name: tell(f"{name}: ready for {scheduler}; stop it with Ctrl-C"))
+=======
+    ready = lambda name: typer.echo(f"{name}: ready for {scheduler}; stop it with Ctrl-C")  # noqa: E731
+    serve(scheduler, device, cache, ready, trusted_network=trusted_network)
+>>>>>>> main
 
 
 @app.command(
@@ -658,6 +672,7 @@ def report(run: RunDir) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: one clear line and exit code 2 for wrong use or bad input; a traceback only with --debug."""
+    share_cores()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
