@@ -9,10 +9,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-<<<<<<< HEAD
-=======
-import yaml
->>>>>>> main
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device_profiler.errors import ProfileError, nearest
@@ -24,18 +20,10 @@ Seconds = Annotated[float, Field(gt=0, le=MILLION)]
 Rate = Annotated[float, Field(ge=1e-6, le=MILLION)]  # TFLOP/s or GB/s: wider than any chip, far from overflow
 Microseconds = Annotated[float, Field(ge=0, le=MILLION)]
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
-LONGEST = 1_000_000  # characters of a device file
 COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
 BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2}
 
 
-<<<<<<< HEAD
-def _plain_name(name: str) -> str:
-    """A device's name becomes a folder of tables, so it leads nowhere else."""
-    if not name or len(name) > 100 or name.startswith(".") or "/" in name or not name.isprintable():
-        raise ValueError("must be a plain name of 1 to 100 characters, without / and not starting with a dot")
-    return name
-=======
 def _one_line(text: str) -> str:
     """A text that goes into a line: printable, so that nobody's file speaks to a terminal.
 
@@ -62,7 +50,6 @@ def _file_name(text: str) -> str:
 Line = Annotated[str, AfterValidator(_one_line)]
 Prose = Annotated[str, AfterValidator(_lines)]
 FileName = Annotated[str, AfterValidator(_file_name)]
->>>>>>> main
 
 
 class _Strict(BaseModel):
@@ -124,19 +111,11 @@ class Device(_Strict):
             launches from Python.
     """
 
-<<<<<<< HEAD
-    name: Annotated[str, AfterValidator(_plain_name)]
-    summary: str = ""
-    chip: str = "host"
-    os: str = "host"
-    runtime: str
-=======
     name: FileName
     summary: Prose = ""
     chip: Line = "host"
     os: Line = "host"
     runtime: Line
->>>>>>> main
     compute_unit: Literal["ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA"] = "CPU"
     precision: Literal["fp32", "fp16"] = "fp32"
     memory_limit_mb: Megabytes | None = None
@@ -182,15 +161,9 @@ class Device(_Strict):
             try:
                 return cls.parse(path.read_text(encoding="utf-8"), origin=path.name)
             except UnicodeDecodeError as error:
-<<<<<<< HEAD
-                raise ProfileError(f"{path.name}: not a text file ({error.reason}); a device is a YAML.") from None
-            except OSError as error:
-                raise ProfileError(f"{text}: cannot be read ({error.strerror}); check the path.") from None
-=======
                 raise ProfileError(f"{path.name!a}: not a text file ({error.reason}); a device is a YAML.") from None
             except OSError as error:
                 raise ProfileError(f"{path.name!a}: cannot be read ({error.strerror}).") from None
->>>>>>> main
         shipped = _shipped()
         if text not in shipped:
             raise ProfileError(
@@ -202,15 +175,8 @@ class Device(_Strict):
     @classmethod
     def parse(cls, text: str, origin: str = "device") -> Device:
         """The device a YAML text states; ``origin`` stands before each error message."""
-<<<<<<< HEAD
-        try:
-            data = parse_yaml(text)
-        except UnreadableError as error:
-            raise ProfileError(f"{origin}: {error}; see a shipped device for the form.") from None
-=======
         origin = _printable(origin)
         data = _read(text, origin)
->>>>>>> main
         if not isinstance(data, dict):
             raise ProfileError(f"{origin}: a device is a mapping of keys to values, not {type(data).__name__}.")
         try:
@@ -229,24 +195,10 @@ class Device(_Strict):
 
 
 def _read(text: str, origin: str) -> Any:
-    """What a device's YAML says. Aliases, of which a device has none, are refused before they are followed."""
-    if len(text) > LONGEST:
-        raise ProfileError(f"{origin}: {len(text):,} characters, over {LONGEST:,}; a device is a page of YAML.")
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ProfileError(f"{origin}: YAML aliases (*name) are not read here; write the value out.")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ProfileError(f"{origin}: not valid YAML{where}; see a shipped device for the form.") from None
-    except ProfileError:
-        raise
-    except (ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        # yaml's constructors let these out, on dates and numbers that are none, and on nesting without end
-        raise ProfileError(
-            f"{origin}: a value that YAML cannot hold ({type(error).__name__}); write it plainly."
-        ) from None
+        return parse_yaml(text)
+    except UnreadableError as error:
+        raise ProfileError(f"{origin}: {error}; see a shipped device for the form.") from None
 
 
 def list_devices() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-<<<<<<< HEAD
+from device_profiler.threads import share_cores
 from nas.errors import AnswerIsNo, NasError, explain
 from nas.options import (
     LONG,
@@ -33,10 +33,6 @@ from nas.options import (
     below_root,
     finite,
 )
-=======
-from device_profiler.threads import share_cores
-from nas.errors import AnswerIsNo, NasError
->>>>>>> main
 
 app = typer.Typer(
     name="nas",
@@ -229,12 +225,8 @@ def worker(
     """Own one device of a fleet and measure what nas profile --scheduler asks for, until stopped."""
     from device_profiler.fleet import serve
 
-<<<<<<< HEAD
-    serve(scheduler, device, cache, lambda name: tell(f"{name}: ready for {scheduler}; stop it with Ctrl-C"))
-=======
-    ready = lambda name: typer.echo(f"{name}: ready for {scheduler}; stop it with Ctrl-C")  # noqa: E731
+    ready = lambda name: tell(f"{name}: ready for {scheduler}; stop it with Ctrl-C")  # noqa: E731
     serve(scheduler, device, cache, ready, trusted_network=trusted_network)
->>>>>>> main
 
 
 @app.command(
