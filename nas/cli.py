@@ -701,7 +701,9 @@ def _run(arguments: list[str]) -> int:
             return WRONG_USE
         of = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
         raise NasError(" ".join(error.format_message().split()).rstrip(".") + of) from None
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # of a file that ends too early; typer takes it for a closed terminal
+            raise stop.__cause__ from None
         code = STOPPED
     except SystemExit as stop:  # typer's own answer to an interrupt, or to a reader of the help who left
         code = DONE if type(sys.stdout).__name__ == "PacifyFlushWrapper" else int(stop.code or DONE)
