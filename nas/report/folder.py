@@ -213,7 +213,7 @@ def _tables(path: Path) -> tuple[tuple[Mapping[str, Any], ...], Sources]:
 
 
 def _samples(path: Path) -> Samples:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         clips = {kind: arrays[kind] for kind in KINDS if kind in arrays}
     shapes = {clip.shape for clip in clips.values()}
     good = all(clip.ndim == 5 and clip.dtype == np.uint8 and clip.shape[-1] == 3 for clip in clips.values())
