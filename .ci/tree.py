@@ -1,50 +1,54 @@
-"""The README's tree: every file with the first phrase of its docstring. A test compares it with the README."""
+"""The README's tree: every folder of code with the first sentence of what it says of itself.
+
+A test compares it with the README; ``python .ci/tree.py --write`` puts it there.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("search_spaces", "device_profiler", "latency_tables", "nas", "benchmarks")
+ROOMS = ("search_spaces", "device_profiler", "latency_tables", "nas")
+DATA = ("spaces", "devices", "configs", "tables")
+OTHERS = {
+    "benchmarks": "one script a claim: each prints a table and, last, one JSON line",
+    "tests": "contracts over every plugin, one end-to-end test, and the rest named after what it shows",
+    "docs": "the pages that this one names",
+}
 WIDTH = 28
-LONGEST = 88
+BLOCK = re.compile(r"(?<=## The tree\n\n```\n).*?(?=```)", re.DOTALL)
 
 
-def phrase(file: Path) -> str:
-    """The docstring's first sentence, cut at a colon, semicolon or comma where it is long."""
-    text = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0].replace("\n", " ")
-    text = text.split(". ")[0].rstrip(".").replace("``", "").replace("`", "")
-    for mark in (":", ";", ","):
-        if len(text) > LONGEST and mark in text[20:]:
-            head = text[:20] + text[20:].split(mark)[0]
-            if len(head) > 24:
-                text = head
-    return text[0].lower() + text[1:] if text[:1].isupper() and not text[:2].isupper() else text
+def sentence(folder: Path) -> str:
+    """The first sentence of the package's docstring, or the names of the data files of a folder without code."""
+    init = folder / "__init__.py"
+    if not init.exists():
+        files = folder.rglob("*.yaml")
+        return ", ".join(sorted({p.name.split(".")[0] if p.parent == folder else p.parent.name for p in files}))
+    text = (ast.get_docstring(ast.parse(init.read_text())) or "").split("\n\n")[0].replace("\n", " ")
+    text = text.split(". ")[0].rstrip(".").replace("`", "")
+    return text[0].lower() + text[1:] if re.match(r"[A-Z]([a-z]| )", text) else text
 
 
 def lines(folder: Path, depth: int = 0) -> Iterator[str]:
-    init = folder / "__init__.py"
-    entries = sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name))
-    data = ", ".join(path.name for path in entries if path.suffix in (".yaml", ".json"))
-    yield _line(f"{'  ' * depth}{folder.name}/", phrase(init) if init.exists() else data)
-    for path in entries:
-        if path.name.startswith((".", "__")):
-            continue
-        if path.is_dir():
+    yield ("  " * depth + f"{folder.name}/").ljust(WIDTH) + sentence(folder)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and (path / "__init__.py").exists() or path.name in DATA:
             yield from lines(path, depth + 1)
-        elif path.suffix == ".py":
-            yield _line(f"{'  ' * (depth + 1)}{path.name}", phrase(path))
-
-
-def _line(name: str, text: str) -> str:
-    return f"{name:<{WIDTH}}{text}".rstrip()
 
 
 def tree() -> str:
-    return "\n".join(line for room in ROOMS for line in lines(ROOT / room))
+    rooms = [line for room in ROOMS for line in lines(ROOT / room)]
+    return "\n".join([*rooms, *(f"{f'{name}/':<{WIDTH}}{text}" for name, text in OTHERS.items())])
 
 
 if __name__ == "__main__":
-    print(tree())
+    if sys.argv[1:] == ["--write"]:
+        readme = ROOT / "README.md"
+        readme.write_text(BLOCK.sub(lambda _: tree() + "\n", readme.read_text()))
+    else:
+        print(tree())

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 from device_profiler.errors import WORKLOAD_ERRORS, OutOfMemory, TimedOut, WorkloadError, one_line
+from device_profiler.threads import as_given
 
 Handler = Callable[..., Any]
 
@@ -43,7 +44,7 @@ class Child:
 
     def __init__(self, module: str, *, threads: int = 1, memory_limit_mb: float | None = None) -> None:
         self.module = module
-        environment = dict(os.environ)
+        environment = as_given()
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = str(threads)
         environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from device_profiler.threads import share_cores
 from nas.errors import AnswerIsNo, NasError
 
 app = typer.Typer(
@@ -197,11 +198,16 @@ def worker(
     scheduler: Annotated[str, typer.Argument(help="Address that dask scheduler printed, e.g. tcp://host:8786.")],
     device: Annotated[str, typer.Option(help="The device that this process owns: a name, or a YAML.")] = "host_cpu",
     cache: Annotated[Path, typer.Option(help="Folder of lowered files.")] = Path("tables/.cache"),
+    trusted_network: Annotated[
+        bool,
+        typer.Option("--trusted-network", help="Listen beyond this machine without TLS; whoever connects runs code."),
+    ] = False,
 ) -> None:
     """Own one device of a fleet and measure what nas profile --scheduler asks for, until stopped."""
     from device_profiler.fleet import serve
 
-    serve(scheduler, device, cache, lambda name: typer.echo(f"{name}: ready for {scheduler}; stop it with Ctrl-C"))
+    ready = lambda name: typer.echo(f"{name}: ready for {scheduler}; stop it with Ctrl-C")  # noqa: E731
+    serve(scheduler, device, cache, ready, trusted_network=trusted_network)
 
 
 @app.command(
@@ -605,6 +611,7 @@ def report(run: RunDir) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: one clear line and exit code 2 for wrong use or bad input; a traceback only with --debug."""
+    share_cores()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:

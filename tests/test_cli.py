@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.main import get_command
@@ -31,13 +30,8 @@ except SystemExit:
 heavy = {"torch", "optuna", "pandas", "diffusers", "coremltools", "onnxruntime", "transformers", "numpy"}
 sys.stderr.write(" ".join(sorted(heavy & set(sys.modules))))
 """
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0 and done.stderr == ""
-    assert min(seconds) < 2.0  # 0.2 s on a quiet machine; a shared one may be slow, never this slow
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 @pytest.mark.parametrize("command", sorted(set(get_command(app).commands) - {"table"}))  # type: ignore[attr-defined]
