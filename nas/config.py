@@ -95,7 +95,9 @@ class TrainConfig(Settings):
         paths: how the arrangements of a step are drawn; see `nas.paths`. `sandwich` trains three a step and ranks best
             (benchmarks/rank_correlation.py); `within_budget` draws uniformly among those that meet the limits of
             `search`, by the device's table in the run folder.
-        clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`.
+        clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`. Images pass
+            no temporal layer, so they take part only while the spatial layers and the text encoder train: in the
+            warm-up, and after it where `spatial_rate` is above 0.
         learning_rate: peak, after `ramp_steps`, then a cosine to a tenth. spatial_rate: the share of it that the
             spatial layers and the text encoder get once temporal paths train; 0 freezes them, as the paper does, and
             ranks better (benchmarks/rank_correlation.py).

@@ -156,7 +156,8 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
     from nas.checkpoint import list_checkpoints, sole_writer
     from nas.data import open_data
-    from nas.trainer import Step, check_data, check_source, read_best, train
+    from nas.trained import Step, read_best
+    from nas.trainer import check_data, check_source, train
     from nas.weights import check_unet
     from search_spaces.space import Space
 
