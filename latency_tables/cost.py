@@ -167,10 +167,10 @@ class CostModel:
         if least <= 0:
             fit = self.correction
             raise TableError(
-                f"{self.plan.space} on {self.header.device}: the table's correction ({fit.form}: {fit.offset_ms:+g} ms, "
-                f"times {fit.scale:g}, {fit.per_layer_ms:+g} ms a layer) makes a whole network cost {least:.3f} ms; fit "
-                f"it on more networks with `nas profile {self.plan.space} --device {self.header.device} --networks 40`, "
-                "or delete `correction` from the table's header"
+                f"{self.plan.space} on {self.header.device}: the table's correction ({fit.form}: {fit.offset_ms:+g} "
+                f"ms, times {fit.scale:g}, {fit.per_layer_ms:+g} ms a layer) makes a whole network cost {least:.3f} "
+                f"ms; fit it on more networks with `nas profile {self.plan.space} --device {self.header.device} "
+                "--networks 40`, or delete `correction` from the table's header"
             )
 
     def _option_costs(self, position: PlanPosition, live_mb: float) -> OptionCosts:

@@ -85,7 +85,7 @@ class WithinBudget:
         costs = [np.where(np.isfinite(option.latency_ms), option.latency_ms, np.inf) for option in model.option_costs]
         least = [
             float(values.min()) for values in costs
-        ]  # under zero where a correction makes layers cheaper than none
+        ]  # a correction may make layers cheaper than none
         costs = [values - low for values, low in zip(costs, least, strict=True)]
         dearest = sum(float(values[np.isfinite(values)].max()) for values in costs)
         room = problem.budget.bounds.get("latency_ms", np.inf) - model.backbone_latency_ms - sum(least)
