@@ -3,9 +3,9 @@
 Costs add up over positions except for the peak, which is a sum (weights) plus a maximum (activations). The maximum
 takes one of finitely many values. A range of them is taken at once: options above the highest are struck out, weights
 get the room that the lowest leaves, and what is left is a multiple-choice knapsack with linear limits. Where its answer
-breaks the limit in truth, the range is split so that neither half holds that answer (branch and bound: Land and Doig 1960). A
-knapsack is solved by dynamic programming over positions, keeping every partial choice that its Lagrangian bound
-(Geoffrion 1974) allows to beat the best known answer; a narrow beam goes first.
+breaks the limit in truth, the range is split so that neither half holds that answer (branch and bound: Land and Doig
+1960). A knapsack is solved by dynamic programming over positions, keeping every partial choice that its Lagrangian
+bound (Geoffrion 1974) allows to beat the best known answer; a narrow beam goes first, and swaps of two positions.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ SLACK = 1e-9  # relative tolerance of a limit: sums in another order differ in t
 OBJECTIVES = ("latency_ms", "weights_mb", "peak_mb", "parameters")
 CLOSE = 1e-3  # of the best: what a better answer must gain where too many are nearly equal to tell the very best
 _NEAR = (64, 512, 4096, 65_536)  # partial choices at once, for one as close as that
-_EXACT = 40_000  # the same times positions, for the best
+_EXACT = 20_000  # the same times positions, for the best
 _STEPS = 60
+_KEPT = 10  # multipliers, of all that were met
+_SWAPS = 1000  # options that are tried in pairs
 _STEPS_OF_DOMINANCE = 12
 _SEEN = 8  # times the beam: partial choices that are compared with one another
 _UNBOUNDED = 1e6
@@ -122,7 +124,9 @@ def optimum(
     for tolerance, beams in ways[:1] if exact else ways:
         search = _Search(objective, sign, limits, worst, stop, tolerance, beams)
         try:
-            return _by_peak(model, options, search) if peaked else _knapsack(model, options, search, np.inf, worst, stop)
+            return (
+                _by_peak(model, options, search) if peaked else _knapsack(model, options, search, np.inf, worst, stop)
+            )
         except Undecided:
             continue
     raise Undecided(_CROWDED)
@@ -313,6 +317,10 @@ def _knapsack(
             best, choice = found
         if whole:
             break
+        if beam == search.beams[0]:
+            found = _swapped(tables, bounds, multipliers, choice)
+            if found is not None and found[0] < better(best):
+                best, choice = found
     else:
         raise Undecided(_CROWDED)
     if choice is None:
@@ -386,8 +394,8 @@ def _multipliers(
             values.append(float(lowest.sum() - tried[-1] @ bounds))
             if values[-1] > cut + 1e-12 * float(tried[-1] @ np.abs(bounds)) + 1e-15:
                 return np.array(tried), best, True
-    order = np.argsort(values)[::-1][:6]
-    return np.unique(np.array([np.zeros(len(bounds)), *(tried[i] for i in order)]), axis=0), best, False
+    order = np.argsort(values)[::-1][:_KEPT]
+    return np.unique(np.array([tried[i] for i in order]), axis=0), best, False
 
 
 def _polished(stacked: Floats, starts: NDArray[np.intp], bounds: Floats, first: Floats) -> Iterator[Floats]:
@@ -434,8 +442,6 @@ def _polished(stacked: Floats, starts: NDArray[np.intp], bounds: Floats, first: 
         yield current
 
 
-
-
 def _sweep(
     tables: list[Floats], bounds: Floats, multipliers: Floats, surrogates: Floats, cut: float, beam: int
 ) -> tuple[tuple[float, Integers] | None, bool]:
@@ -461,15 +467,20 @@ def _sweep(
         parts = []
         block = max(1, 1_000_000 // len(table))
         for start in range(0, len(states), block):
-            grown = states[start : start + block, None, :] + table[None]
-            flat = grown.reshape(-1, grown.shape[2])
-            bound = np.max(flat[:, :1] + (flat[:, 1:] - bounds) @ multipliers.T + slope[p + 1], axis=1)
-            fits = (bound < cut) & np.all(flat[:, 1:] + least[p + 1] <= bounds + tolerance, axis=1)
-            if len(surrogates):
-                excess = (flat[:, 1:] - bounds) @ surrogates.T + drift[p + 1]
-                fits &= np.all(excess <= np.abs(bounds) @ surrogates.T * 1e-12 + 1e-12, axis=1)
-            where = np.flatnonzero(fits)
-            parts.append((flat[where], where // len(table) + start, where % len(table), bound[where]))
+            some = states[start : start + block]
+            fits = np.ones((len(some), len(table)), dtype=bool)
+            for k, most in enumerate(bounds + tolerance - least[p + 1], start=1):
+                fits &= some[:, k, None] <= most - table[:, k]
+            for row, rest in zip(surrogates, drift[p + 1], strict=True):
+                most = float(row @ bounds - rest + np.abs(bounds) @ row * 1e-12 + 1e-12)
+                fits &= (some[:, 1:] @ row)[:, None] <= most - table[:, 1:] @ row
+            reached = np.full(fits.shape, -np.inf)
+            for row, rest in zip(multipliers, slope[p + 1], strict=True):
+                own = some[:, 0] + some[:, 1:] @ row + (rest - float(row @ bounds))
+                np.maximum(reached, own[:, None] + (table[:, 0] + table[:, 1:] @ row), out=reached)
+            fits &= reached < cut
+            before, after = np.nonzero(fits)
+            parts.append((some[before] + table[after], before + start, after, reached[before, after]))
         merged = [np.concatenate(column) for column in zip(*parts, strict=True)]
         states, parent, chosen, bound = merged
         if not len(states):
@@ -492,6 +503,49 @@ def _sweep(
         choice[p] = kept[p][picks[winner]]
         winner = int(parents[winner])
     return (value, choice), whole
+
+
+def _swapped(
+    tables: list[Floats], bounds: Floats, multipliers: Floats, choice: Integers | None
+) -> tuple[float, Integers] | None:
+    """A better choice by changing two positions at a time, each time the best pair: first into the limits, then within.
+
+    Where the objective is one of the limits, all partial choices have the same bound and a beam goes astray; there are
+    so many pairs that one fits closely. Starts at ``choice``, or at what the bound itself chooses.
+    """
+    bound = [sum(float((t[:, 0] + t[:, 1:] @ row).min()) for t in tables) - float(row @ bounds) for row in multipliers]
+    reduced = [table[:, 0] + table[:, 1:] @ multipliers[int(np.argmax(bound))] for table in tables]
+    current = np.array([int(np.argmin(item)) for item in reduced]) if choice is None else choice.copy()
+    spread = np.maximum(np.ptp(np.concatenate(tables), axis=0), 1e-12)
+    near = [np.argsort(item)[: max(4, _SWAPS // len(tables))] for item in reduced]
+    place = np.concatenate([[-1], *(np.full(len(rank), p) for p, rank in enumerate(near))])
+    option = np.concatenate([[0], *near])
+    apart = (place[:, None] != place[None]) | (place[:, None] < 0)
+    for _ in range(_STEPS):
+        chosen = np.array([table[i] for table, i in zip(tables, current, strict=True)])
+        total = chosen.sum(axis=0)
+        moves = np.concatenate(
+            [[np.zeros(len(spread))], *(t[rank] - c for t, rank, c in zip(tables, near, chosen, strict=True))]
+        )
+        broken = np.zeros(apart.shape)
+        for k, bound_k in enumerate(bounds, start=1):
+            excess = (moves[:, None, k] + moves[None, :, k]) + (total[k] - bound_k - _tolerance(bounds)[k - 1])
+            broken += np.maximum(excess, 0.0) / spread[k]
+        broken[~apart] = np.inf
+        within = broken <= 0.0
+        if within.any():
+            value = np.where(within, moves[:, None, 0] + moves[None, :, 0], np.inf)
+            if broken[0, 0] <= 0.0 and value.min() >= -1e-12 * max(1.0, abs(total[0])):
+                return float(total[0]), current
+        else:
+            value = broken
+            if value.min() >= broken[0, 0]:
+                return None
+        for move in np.unravel_index(int(np.argmin(value)), value.shape):
+            if place[move] >= 0:
+                current[place[move]] = option[move]
+    total = np.sum([table[i] for table, i in zip(tables, current, strict=True)], axis=0)
+    return (float(total[0]), current) if np.all(total[1:] <= bounds + _tolerance(bounds)) else None
 
 
 def _hopeful(
