@@ -72,7 +72,10 @@ class Frames:
 
     def range(self, start: float, end: float) -> tuple[int, int]:
         """First kept frame and one past the last of the file's seconds start <= t < end."""
-        kept = [_without(self.closed, seconds) for seconds in (start, end)]
+        kept = [start, end]
+        if self.closed:  # whose lengths are rounded as the times beside them are
+            kept = [round(_without(self.closed, seconds), 3) for seconds in kept]
+            kept = [max(0.0, seconds - 1e-3) if seconds < math.inf else seconds for seconds in kept]
         return frame_range(kept[0], kept[1], self.rate, self.shape[0])
 
 
