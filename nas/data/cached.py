@@ -114,7 +114,7 @@ class Cached:
     """Cached clips of one shape; a training split goes through all of them, shuffled anew each time.
 
     Args:
-        away: half a pass ahead of the index, as stills are, so that a step's are not of its own clips.
+        away: half a pass away from the index, as stills are, so that a step's are not of its own clips.
     """
 
     def __init__(self, cache: LatentCache, entries: Sequence[Entry], split: str, seed: int, away: bool = False) -> None:
@@ -131,7 +131,8 @@ class Cached:
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.entries))
 
     def __getitem__(self, index: int) -> Item:
-        epoch, place = divmod((check_index(index, len(self)) + self._away) % len(self), len(self.entries))
+        epoch, place = divmod(check_index(index, len(self)), len(self.entries))
+        place = (place + self._away) % len(self.entries)
         entry = self.entries[int(self._order(epoch)[place]) if self.split == "train" else place]
         return {"video": self.cache.tensor(entry.shard, entry.name), "caption": entry.caption}
 
@@ -206,9 +207,9 @@ class CachedLatents(Buckets):
             ]
             return Buckets(parts, [len(part.entries) for part in parts], seed)
         if self.cache.header["autoencoder"]["time"] == 1:
-            parts_of = [part for part in self.parts if isinstance(part, Cached)]
-            images = [Images(part, seed, away=max(1, len(part.entries) // 2)) for part in parts_of]
-            return Buckets(images, self._share.tolist(), seed)
+            mine = [part.entries for part in self.parts if isinstance(part, Cached)]
+            clips = [Cached(self.cache, entries, self.split, self.seed, away=True) for entries in mine]
+            return Buckets([Images(part, seed, away=0) for part in clips], self._share.tolist(), seed)
         return _NoStills(self.cache.folder)
 
     def autoencoder(self, device: torch.device | str = "cpu") -> VideoAutoencoder:

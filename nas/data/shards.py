@@ -133,7 +133,7 @@ def _plain(shard: Path, unpacked: Path) -> tuple[Path, str]:
         with partial.open("wb") as target, opener(shard, "rb") as source:
             while True:
                 try:
-                    block = source.read(1 << 20)
+                    block = source.read1(1 << 20)  # what there is, also before where it breaks off
                 except BROKEN as error:
                     broken = _reason(error)
                     break
