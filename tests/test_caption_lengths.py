@@ -35,7 +35,13 @@ def never(*_: object, **__: object) -> None:
 
 def test_training_refuses_before_anything_is_decoded(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("nas.data.videos.decode_all", never)
-    sets = ["data.source=folder", f"data.path={videos}", f"data.cache={tmp_path / 'cache'}", "train.steps=1"]
+    sets = [
+        "data.source=folder",
+        f"data.path={videos}",
+        f"data.cache={tmp_path / 'cache'}",
+        "train.steps=1",
+        "train.warmup_steps=0",
+    ]
     with pytest.raises(
         NasError, match=r"captions.csv:4: a caption has 42 tokens, the text encoder takes 16: .*shorten"
     ):

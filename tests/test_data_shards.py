@@ -18,9 +18,9 @@ from PIL import Image
 from nas.config import DataConfig
 from nas.data import frames, open_data
 from nas.data.clip import Buckets, images_of
-from nas.data.shards import find_shards
 from nas.data.decoding import choose_bucket
 from nas.data.media import Media, content_digest
+from nas.data.shards import find_shards
 from nas.data.sources import Files, Video
 from nas.data.videos import Shape, clip_buckets
 from nas.errors import NasError
