@@ -86,7 +86,9 @@ def _listed(shard: Path, folder: Path) -> Mapping[str, Any]:
             return known
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    samples, skipped, tar = [], [], shard.resolve()
+    samples: list[dict[str, Any]] = []
+    skipped: list[tuple[str, str]] = []
+    tar = shard.resolve()
     if found.st_size == 0:
         skipped.append(("", "the file is empty"))
     else:

@@ -91,23 +91,21 @@ class Files:
         found: list[str | DecodeError | None] = []
         stamps: list[list[int]] = []
         for one in media:
-            stamp, known = [], None
-            answer: str | DecodeError | None
             try:
-                stamp, known = self.known(one)
-                answer = known
+                stamp, answer = self.known(one)
+                found.append(answer)
+                stamps.append(stamp)
             except DecodeError as error:
-                answer = error
-            found.append(answer)
-            stamps.append(stamp)
+                found.append(error)
+                stamps.append([])
         missing = [i for i, answer in enumerate(found) if answer is None]
         with ThreadPoolExecutor(max_workers=processors()) as pool:
             for i, digest in zip(missing, pool.map(_digest, [media[i] for i in missing]), strict=True):
                 found[i] = digest
                 if isinstance(digest, str):
-                    line = [str(media[i].file), media[i].start, stamps[i], digest]
-                    self._digests[line[0], media[i].start] = (stamps[i], digest)  # type: ignore[index]
-                    self._new.append(json.dumps(line))
+                    name, start = str(media[i].file), media[i].start
+                    self._digests[name, start] = (stamps[i], digest)
+                    self._new.append(json.dumps([name, start, stamps[i], digest]))
         self._write()
         return [answer for answer in found if answer is not None]
 
@@ -160,10 +158,10 @@ def by_content(captions: Sequence[Caption], files: Files) -> tuple[list[Video], 
         media = caption.media or Media.of(caption.path)
         named.setdefault((media.file, media.start), []).append(caption)
     groups = list(named.values())
-    media = [said[0].media or Media.of(said[0].path) for said in groups]
+    files_of = [said[0].media or Media.of(said[0].path) for said in groups]
     videos: dict[str, list[list[Caption]]] = {}
     skipped = []
-    for said, digest in zip(groups, files.digests(media), strict=True):
+    for said, digest in zip(groups, files.digests(files_of), strict=True):
         if isinstance(digest, DecodeError):
             skipped.append(Skip(said[0].path, str(digest)))
         else:
@@ -172,8 +170,8 @@ def by_content(captions: Sequence[Caption], files: Files) -> tuple[list[Video], 
     for digest, copies in videos.items():
         first = copies[0][0]
         doubles += [(copy[0].path.name, first.path.name) for copy in copies[1:]]
-        said = tuple({_said(caption): caption for copy in copies for caption in copy}.values())
-        found.append(Video(first.path, first.media or Media.of(first.path), digest, said))
+        captions_of = {_said(caption): caption for copy in copies for caption in copy}
+        found.append(Video(first.path, first.media or Media.of(first.path), digest, tuple(captions_of.values())))
     if doubles:
         one, other = doubles[0]
         log.warning("%d of %d files are copies (%s of %s); each is taken once", len(doubles), len(groups), one, other)
