@@ -1,7 +1,7 @@
 """Two commits, one seed: are the losses of every training the same, to the last bit?
 
-Each commit is checked out beside this tree and makes the same short trainings with the same interpreter: the supernet by
-sandwich and single paths, alone and in two processes, and both stages of fine-tuning of one built model. A redesign of
+Each commit is checked out beside this tree and makes the same short trainings with the same interpreter: the supernet
+by sandwich and single paths, alone and in two processes, and both stages of fine-tuning of one built model. A redesign of
 training keeps these columns; where it does not, the table says where and by how much. Exit code 1 if any differs.
 
     python .ci/same_losses.py BEFORE AFTER
