@@ -13,7 +13,7 @@ import logging
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +87,17 @@ def convert(
     fused: bool = True,
     precision: str = "fp16",
     check: bool = True,
+    safe: bool = False,
+    wide: Collection[str] = (),
 ) -> tuple[Any, float]:
     """The Core ML model of a module (not loaded), and its exported program's error (nan without ``check``).
 
-    Inputs and output are float16 where the precision is (whole numbers int32); the output is called ``y``.
+    Inputs and output are float16 where the precision is (whole numbers int32); the output is called ``y``. Functions
+    that the converter does not keep are spelled as ``device_profiler.lowering.spelled`` says.
+
+    Args:
+        safe: spell what may leave float16's range, and keep sines and what leads to them in float32.
+        wide: inputs that enter in float32, such as a timestep.
 
     Raises:
         WorkloadError: what the converter said, as the status that it stands for.
@@ -100,23 +107,31 @@ def convert(
     with quiet():
         import coremltools as ct
 
-        table = {} if fused else {torch.ops.aten.scaled_dot_product_attention.default: _spelled_out}
+        from device_profiler.lowering.spelled import DECOMPOSITIONS, Spelling, keeps_float16
+
         with torch.no_grad():
-            exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(table)
+            with Spelling(fused=fused, safe=safe):
+                exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(DECOMPOSITIONS)
             off = _export_error(module, exported, inputs) if check else float("nan")
         number = np.float16 if precision == "fp16" else np.float32
-        wide = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
+        how: Any = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
+        if precision == "fp16" and safe:
+            how = ct.transform.FP16ComputePrecision(op_selector=keeps_float16)
         problem: WorkloadError | None = None
         try:
             model = ct.convert(
                 exported,
                 inputs=[
-                    ct.TensorType(name=name, shape=tuple(x.shape), dtype=number if x.is_floating_point() else np.int32)
+                    ct.TensorType(
+                        name=name,
+                        shape=tuple(x.shape),
+                        dtype=np.int32 if not x.is_floating_point() else np.float32 if name in wide else number,
+                    )
                     for name, x in zip(names, inputs, strict=True)
                 ],
                 outputs=[ct.TensorType(name="y", dtype=number)],
                 minimum_deployment_target=ct.target.iOS18,
-                compute_precision=wide,
+                compute_precision=how,
                 skip_model_load=True,
             )
         except Exception as error:  # of any class: a converter's own, or Python's from deep inside it
@@ -176,13 +191,6 @@ def _bytes(var: Any) -> int:
 
     shape = [int(size) for size in var.shape]
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(nptype_from_builtin(var.dtype)).itemsize
-
-
-def _spelled_out(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
-    if any(argument not in (None, False, 0.0) for argument in (*rest, *named.values())):
-        raise Unsupported("attention with a mask, dropout or a scale of its own has no decomposed lowering")
-    scores = query @ key.transpose(-2, -1)
-    return (scores * query.shape[-1] ** -0.5).softmax(-1) @ value
 
 
 @contextlib.contextmanager
