@@ -1,4 +1,4 @@
-"""What float16 does to a program, operation by operation: how large values become, what overflows, where errors jump."""
+"""What float16 does to a program, operation by operation: how large values become, what overflows, what errs."""
 
 from __future__ import annotations
 

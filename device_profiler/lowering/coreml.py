@@ -10,6 +10,7 @@ import contextlib
 import gc
 import io
 import logging
+import math
 import shutil
 import warnings
 from collections import Counter
@@ -30,6 +31,7 @@ MAX_RANK = 5  # of any tensor in Core ML
 FUSED = "scaled_dot_product_attention"
 VIEWS = {"reshape", "squeeze", "expand_dims", "identity"}
 EXPORT_TOLERANCE = 1e-3
+EVALUATED_TOLERANCE = 1e-2  # of the saved package in float32 arithmetic: its weights are float16, its function is ours
 
 
 def lower(
@@ -46,15 +48,16 @@ def lower(
     Args:
         lowering: ``fused`` keeps attention one operation, ``decomposed`` spells it out; ``plain`` has none.
         precision: fp16, or fp32 for a comparison.
-        check: run module and exported program and compare them; without it ``export_error`` is None.
+        check: run module, exported program and saved package and compare them; without it their errors are None.
 
     Returns:
         ``file``, ``weights_mb`` (size of the weight file), ``ops`` (count by type, constants left out), ``operations``,
-        ``attention_ops``, ``max_rank``, ``static_peak_mb``, ``export_error`` of the exported program in torch.
+        ``attention_ops``, ``max_rank``, ``static_peak_mb``, ``export_error`` of the exported program in torch, and
+        ``numeric_error`` of the package evaluated in float32 and in float16 (``device_profiler.evaluator``).
 
     Raises:
         Unsupported: if a tensor has more than five axes, or Core ML lacks an operation.
-        WorkloadError: if the exported program computes something else than the module.
+        WorkloadError: if the exported program or the package computes something else than the module.
     """
     path = folder / "model.mlpackage"
     model, error = convert(module, inputs, names, fused=lowering != "decomposed", precision=precision, check=check)
@@ -75,6 +78,7 @@ def lower(
         "package_mb": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6,
         "static_peak_mb": weights / 1e6 + stats.pop("live_peak_mb"),
         "export_error": error if check else None,
+        "numeric_error": numeric_error(path, module, inputs, names) if check else None,
         **stats,
     }
 
@@ -140,6 +144,23 @@ def convert(
         if problem is not None:
             raise problem
     return model, off
+
+
+def numeric_error(
+    path: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...]
+) -> dict[str, float | None]:
+    """Error of the saved package against the module, ``fp32`` and ``fp16``; ``None`` is not finite.
+
+    Raises:
+        WorkloadError: if it computes something else in float32 arithmetic.
+    """
+    from device_profiler.evaluator.check import check_package
+
+    found = check_package(path, module, inputs, names)
+    if not found.error_fp32 <= EVALUATED_TOLERANCE:
+        raise WorkloadError(one_line(found.problem(EVALUATED_TOLERANCE, None)))
+    both = {"fp32": found.error_fp32, "fp16": found.error_fp16}
+    return {name: error if math.isfinite(error) else None for name, error in both.items()}
 
 
 def _export_error(module: nn.Module, exported: Any, inputs: tuple[Tensor, ...]) -> float:

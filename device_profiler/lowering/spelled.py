@@ -15,7 +15,7 @@ Where float16 must hold what it cannot, ``safe`` spells these too:
 
 | function | beyond float16 where | safe |
 |---|---|---|
-| ``group_norm`` | a value is 256 from its group's mean: its square overflows | squares of values scaled to 128 at most |
+| ``group_norm`` | a value is 256 from its group's mean: its square overflows | values scaled to 128 at most |
 | spelled-out attention | a score is beyond 65,504 | scores in 64ths, the largest taken off before the softmax |
 
 The sine of a timestep is the converter's part of it: ``coreml.convert(safe=True)`` keeps angles in float32.

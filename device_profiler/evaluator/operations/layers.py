@@ -137,20 +137,8 @@ def l2_norm(a: Arguments) -> Tensor:
 
 @numeric("scaled_dot_product_attention")
 def scaled_dot_product_attention(a: Arguments) -> Tensor:
-    """``softmax(Q K^T / sqrt(E) + mask) V`` in float32 throughout, some queries at a time."""
-    query, key, value = a["query"], a["key"], a["value"]
-    mask = a.maybe("attn_mask")
-    if mask is not None and mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
-    lead, (length, width), others = query.shape[:-2], query.shape[-2:], key.shape[-2]
-    rows = max(1, SCORES // max(1, math.prod(lead) * others))
-    answers = []
-    for start in range(0, length, rows):
-        scores = query[..., start : start + rows, :] / math.sqrt(width) @ key.transpose(-1, -2)
-        if mask is not None:
-            scores += mask if mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., start : start + rows, :]
-        answers.append(scores.softmax(-1) @ value)
-    return torch.cat(answers, -2)
+    """``softmax(Q K^T / sqrt(E) + mask) V``, in float32 throughout."""
+    return F.scaled_dot_product_attention(a["query"], a["key"], a["value"], a.maybe("attn_mask"))
 
 
 def largest_logit(query: Tensor, key: Tensor) -> float:
