@@ -2,9 +2,10 @@
 
 ``tiny``: every workload in every lowering and form, its ends, and a whole network of one layer a position.
 ``snapgen_v``: each variant at each of its three widths, at a smaller clip (8 frames, half the sides), since this is no
-phone; with ``--whole`` also its backbone at that clip, its text encoder, and one tile of its decoder. Errors are the
-largest difference relative to the largest output. Lowering and evaluation run in one child process, whose peak memory is
-``peak_gb``; nothing is timed but the whole. Exit code 1 over a target.
+phone; with ``--whole`` also its backbone at that clip, its text encoder, and one tile of its decoder.
+
+Errors are the largest difference relative to the largest output. Lowering and evaluation run in one child process,
+whose peak memory is ``peak_gb``; nothing is timed but the whole. Exit code 1 over a target.
 
     python benchmarks/packages.py [--quick] [--whole]
 """

@@ -15,6 +15,9 @@ from torch.overrides import TorchFunctionMode
 from device_profiler.errors import Unsupported
 from device_profiler.evaluator.check import Check, check_package
 from device_profiler.lowering import spelled
+from device_profiler.lowering.coreml import lower
+from search_spaces.network import build_module
+from search_spaces.space import Space
 
 QKV = ("q", "k", "v")
 
@@ -222,3 +225,22 @@ def test_slices_in_a_loop_and_concatenate_fail_as_they_come(unspelled: None, tmp
     for module, said in ((Slices(), "alias|concatenate"), (Joined(), "concatenate")):
         with pytest.raises(Unsupported, match=said):
             checked(module, (torch.randn(1, 4, 16, 24),), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def network() -> tuple[nn.Module, tuple[Tensor, ...], tuple[str, ...]]:
+    space = Space.load("tiny")
+    arrangement = space.arrange({"down.0.0": ["Conv1D"], "up.0.0": ["SelfAttention3D(heads=4)"]})
+    return build_module(space.network_workload(arrangement, "fp16", "training"), space, arrangement)
+
+
+def test_a_whole_network_is_written_safely(
+    network: tuple[nn.Module, tuple[Tensor, ...], tuple[str, ...]], tmp_path: Path
+) -> None:
+    module, (x, _, context), names = network
+    inputs = (x, torch.tensor([999.3]), context)
+    told = lower(module, inputs, names, "fused", "fp16", tmp_path, safe=True, wide=("timestep",))
+    assert told["attention_ops"] > 0 and told["max_rank"] <= 5
+    assert told["numeric_error"]["fp32"] < 1e-3 and told["numeric_error"]["fp16"] < 5e-3
+    kinds_of_input = {name: kind.kind for name, kind in evaluable(tmp_path / str(told["file"])).inputs}
+    assert kinds_of_input == {"x": "FLOAT16", "timestep": "FLOAT32", "context": "FLOAT16"}

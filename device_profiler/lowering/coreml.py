@@ -42,6 +42,8 @@ def lower(
     precision: str,
     folder: Path,
     check: bool = True,
+    safe: bool = False,
+    wide: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write ``model.mlpackage`` into the folder and say what is in it.
 
@@ -49,6 +51,8 @@ def lower(
         lowering: ``fused`` keeps attention one operation, ``decomposed`` spells it out; ``plain`` has none.
         precision: fp16, or fp32 for a comparison.
         check: run module, exported program and saved package and compare them; without it their errors are None.
+
+        safe, wide: as ``convert``.
 
     Returns:
         ``file``, ``weights_mb`` (size of the weight file), ``ops`` (count by type, constants left out), ``operations``,
@@ -60,7 +64,8 @@ def lower(
         WorkloadError: if the exported program or the package computes something else than the module.
     """
     path = folder / "model.mlpackage"
-    model, error = convert(module, inputs, names, fused=lowering != "decomposed", precision=precision, check=check)
+    fused = lowering != "decomposed"
+    model, error = convert(module, inputs, names, fused=fused, precision=precision, check=check, safe=safe, wide=wide)
     if check and not error <= EXPORT_TOLERANCE:
         raise WorkloadError(
             f"the exported program is off by {error:.2g} against the module; its output cannot be trusted"
