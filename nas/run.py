@@ -46,7 +46,7 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
     Raises:
         NasError: if ``out`` holds another run, or another process works on it. AnswerIsNo: if nothing meets the budget.
     """
-    from nas.checkpoint import sole_writer
+    from nas.files import sole_writer
     from nas.search.workers import check_workers
 
     check_workers(workers)
