@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device_profiler.errors import ProfileError, nearest
+from search_spaces.reading import UnreadableError, parse_yaml
 
 MILLION = 1e6
 Megabytes = Annotated[float, Field(gt=0, le=1e9)]
@@ -20,7 +20,6 @@ Seconds = Annotated[float, Field(gt=0, le=MILLION)]
 Rate = Annotated[float, Field(ge=1e-6, le=MILLION)]  # TFLOP/s or GB/s: wider than any chip, far from overflow
 Microseconds = Annotated[float, Field(ge=0, le=MILLION)]
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
-LONGEST = 1_000_000  # characters of a device file
 COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
 BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2}
 
@@ -177,7 +176,10 @@ class Device(_Strict):
     def parse(cls, text: str, origin: str = "device") -> Device:
         """The device a YAML text states; ``origin`` stands before each error message."""
         origin = _printable(origin)
-        data = _read(text, origin)
+        try:
+            data = parse_yaml(text)
+        except UnreadableError as error:
+            raise ProfileError(f"{origin}: {error}; see a shipped device for the form.") from None
         if not isinstance(data, dict):
             raise ProfileError(f"{origin}: a device is a mapping of keys to values, not {type(data).__name__}.")
         try:
@@ -193,27 +195,6 @@ class Device(_Strict):
                 f"Known runtimes: {', '.join(sorted(known))}."
             )
         return device
-
-
-def _read(text: str, origin: str) -> Any:
-    """What a device's YAML says. Aliases, of which a device has none, are refused before they are followed."""
-    if len(text) > LONGEST:
-        raise ProfileError(f"{origin}: {len(text):,} characters, over {LONGEST:,}; a device is a page of YAML.")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ProfileError(f"{origin}: YAML aliases (*name) are not read here; write the value out.")
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ProfileError(f"{origin}: not valid YAML{where}; see a shipped device for the form.") from None
-    except ProfileError:
-        raise
-    except (ValueError, AttributeError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        # yaml's constructors let these out, on dates and numbers that are none, and on nesting without end
-        raise ProfileError(
-            f"{origin}: a value that YAML cannot hold ({type(error).__name__}); write it plainly."
-        ) from None
 
 
 def list_devices() -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from device_profiler.measure import Job, Progress, RunLog, append_samples, failu
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
+from search_spaces.writing import write_whole
 
 if TYPE_CHECKING:
     from device_profiler.measure import Limits, OnProgress
@@ -403,9 +404,7 @@ def _own_space(text: str, cache: Path) -> str:
     """Where a worker keeps a space that does not ship: the same path for the same text, as lowered files go by it."""
     path = cache / "spaces" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:6]}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    write_whole(path, text)
     return str(path)
 
 

@@ -25,6 +25,7 @@ from nas.data.clip import ClipLike, Skip
 from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames, content_digest
 from nas.data.videos import choose_bucket, clip_buckets, cut, held_digests, split_runs, video_source
 from nas.errors import NasError
+from nas.files import partial_name, write_whole
 from nas.text import TextEncoder
 from search_spaces.space import Space
 
@@ -99,6 +100,7 @@ def build_cache(
             "time": autoencoder.time,
             "space": autoencoder.space,
             "channels": autoencoder.channels,
+            "causal": autoencoder.causal,
         },
         "text": {
             "source": folder_or_hub(config.text),
@@ -158,8 +160,12 @@ def build_cache(
 def check_clip(space: Space, clip: ClipLike) -> None:
     """Refuse a clip that does not divide by the autoencoder and the backbone's strides."""
     down = space.autoencoder.space * max(position.downscale for position in space.positions)
+    if not space.autoencoder.divides(clip.frames):
+        alone = "be 1 + a multiple of" if space.autoencoder.causal else "divide by"
+        raise NasError(
+            f"data.buckets: frames of {clip.frames}x{clip.height}x{clip.width} must {alone} {space.autoencoder.time}"
+        )
     for name, size, by in (
-        ("frames", clip.frames, space.autoencoder.time),
         ("height", clip.height, down),
         ("width", clip.width, down),
     ):
@@ -168,7 +174,7 @@ def check_clip(space: Space, clip: ClipLike) -> None:
 
 
 def _latent_shape(clip: ClipLike, made: VideoAutoencoder) -> tuple[int, int, int, int]:
-    return clip.frames // made.time, made.channels, clip.height // made.space, clip.width // made.space
+    return made.factors.latent_frames(clip.frames), made.channels, clip.height // made.space, clip.width // made.space
 
 
 def _claim(out: Path, header: dict[str, Any]) -> None:
@@ -178,7 +184,7 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
             raise NasError(f"{out} is not empty and holds no {HEADER}; give a new or empty folder to --out")
         out.mkdir(parents=True, exist_ok=True)
         (out / ".gitignore").write_text("*\n")
-        _write(out / HEADER, json.dumps(header, indent=1))
+        write_whole(out / HEADER, json.dumps(header, indent=1))
         return
     known = read_header(out)
     for model in ("autoencoder", "text"):
@@ -193,13 +199,6 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
 
 def _sizes(header: dict[str, Any]) -> str:
     return ", ".join(f"{c['frames']}x{c['height']}x{c['width']} at {c['fps']:g}/s" for c in header["clips"])
-
-
-def _write(path: Path, content: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content)
-    sync(partial)
-    os.replace(partial, path)
 
 
 class _Maker:
@@ -229,7 +228,7 @@ class _Maker:
             return self.text([caption])[0].half().cpu()
 
     def frames(self, clip: dict[str, Any]) -> int:
-        return int(clip["shape"][0]) * self.autoencoder.time
+        return self.autoencoder.factors.pixel_frames(int(clip["shape"][0]))
 
     def encode(
         self, path: Path, captions: Sequence[Caption], key: str, scratch: Path, held: frozenset[str]
@@ -322,7 +321,7 @@ class _Writer:
         sizes = {line["shard"]: line["bytes"] for line in lines if line["shard"]}
         whole = {s for s, size in sizes.items() if (out / s).is_file() and (out / s).stat().st_size == size}
         self.lines = [line for line in lines if line["shard"] is None or line["shard"] in whole]
-        _write(out / INDEX, "".join(json.dumps(line) + "\n" for line in self.lines))
+        write_whole(out / INDEX, "".join(json.dumps(line) + "\n" for line in self.lines))
         for shard in out.glob("latents-*.safetensors"):
             if shard.name not in whole:
                 shard.unlink()  # of a process that was killed before the index knew of it
@@ -373,7 +372,7 @@ class _Writer:
         try:
             size = None
             if shard is not None:
-                partial = self.out / f".{shard}.partial"
+                partial = partial_name(self.out / shard)
                 save_file(self._tensors, str(partial), metadata=self.metadata)
                 sync(partial)
                 os.replace(partial, self.out / shard)

@@ -19,6 +19,7 @@ from torch import Tensor
 from nas.autoencoder import VideoAutoencoder
 from nas.checkpoint import disk_is_full
 from nas.errors import NasError
+from nas.files import partial_name, sweep
 from nas.model import VideoUNet
 
 INDEX = "model_index.json"
@@ -226,11 +227,11 @@ def save_pipeline(pipeline: TextToVideoPipeline, out: Path) -> None:
     Raises:
         NasError: if the disk is full; an earlier model in ``out`` is then as it was.
     """
-    from nas.sample import no_bars
+    from nas.pretrained.loading import no_bars
 
     out = Path(os.path.abspath(out))  # "." has no name to put something beside
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    sweep(out)
+    partial = partial_name(out)
     try:
         with no_bars():
             pipeline.save_pretrained(str(partial), max_shard_size=SHARD)

@@ -19,6 +19,7 @@ from nas.config import CONFIG_FILE, SUPERNET, RunConfig, check_warmup, load, sto
 from nas.console import progress, say
 from nas.costs import cost_model, load_table, profile_space
 from nas.errors import AnswerIsNo, NasError
+from nas.files import read_json, write_whole
 from nas.scores import open_scorer, rescorer, scored_by, with_scoring
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from search_spaces.arrangement import Arrangement
 
 METRICS = "metrics.json"
+KEPT = ("done", "timings", "chosen")  # of it, what later stages add to
 EXPLAIN = "explain.json"
 
 
@@ -641,9 +643,7 @@ def note(out: Path, **facts: Any) -> None:
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     """Written whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1, default=str))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(facts, indent=1, default=str))
 
 
 def read_metrics(out: Path) -> dict[str, Any]:
@@ -651,9 +651,12 @@ def read_metrics(out: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise NasError(f"{path}: damaged ({error}); delete it and run the same command to write it again") from None
+        found = read_json(path)
+        if not isinstance(found, dict) or not all(isinstance(found.get(name, {}), dict) for name in KEPT):
+            raise NasError(f"{path}: is no mapping of facts")
+        return found
+    except NasError as error:
+        raise NasError(f"{error}; delete it and run the same command to write it again") from None
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:

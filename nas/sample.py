@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import NasError
+from nas.pretrained.folder import load_pipeline as load_pipeline
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 
@@ -106,52 +106,17 @@ def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int,
     """
     time, side = space.autoencoder.time, space.autoencoder.space
     down = max((position.downscale for position in space.positions), default=1) * side
-    for name, value, unit in (("frames", frames, time), ("height", height, down), ("width", width, down)):
-        if value < 1 or value % unit:
-            near = max(unit, round(value / unit) * unit)
-            raise NasError(f"{name} must be a multiple of {unit} for this model, but is {value}; the nearest is {near}")
-    return frames // time, height // side, width // side
-
-
-def load_pipeline(model: Path) -> Any:
-    """The pipeline of a model folder; one sentence instead of a library's traceback when it is none."""
-    from safetensors import SafetensorError
-
-    from nas.model import VideoUNet
-    from nas.pipeline import TextToVideoPipeline
-
-    if not (model / "model_index.json").is_file():
-        raise NasError(f"{model}: no model_index.json there; give the folder that nas build wrote, such as RUN/model")
-    try:
-        with no_bars():
-            pipeline: Any = TextToVideoPipeline.from_pretrained(str(model), local_files_only=True)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NasError(f"{model}: damaged, or of another version of the toolkit ({first}); build it again") from error
-    if not isinstance(pipeline.unet, VideoUNet):
+    if space.autoencoder.causal and not space.autoencoder.divides(frames):
+        near = 1 + max(0, round((frames - 1) / time)) * time
         raise NasError(
-            f"{model}: its unet is a {type(pipeline.unet).__name__}, not a VideoUNet; build a model over it with "
-            f"nas build --init {model} and --space, --arrangement, --text, --autoencoder, --out"
+            f"frames must be 1 + a multiple of {time} for this model, but is {frames}; the nearest is {near}"
         )
-    return pipeline
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """diffusers and transformers draw a bar for every file, over ours; off while this lasts."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries: list[Any] = [diffusers_logging, transformers_logging]
-    shown = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library, was_shown in zip(libraries, shown, strict=True):
-            if was_shown:
-                library.enable_progress_bar()
+    unit = 1 if space.autoencoder.causal else time
+    for name, value, by in (("frames", frames, unit), ("height", height, down), ("width", width, down)):
+        if value < 1 or value % by:
+            near = max(by, round(value / by) * by)
+            raise NasError(f"{name} must be a multiple of {by} for this model, but is {value}; the nearest is {near}")
+    return space.autoencoder.latent_frames(frames), height // side, width // side
 
 
 def to_uint8(frames: NDArray[Any]) -> Frames:

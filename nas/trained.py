@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nas.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint, write_whole
+from nas.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint
 from nas.errors import NasError
+from nas.files import write_whole
 from nas.supernet import Supernet
 from nas.text import TextEncoder, open_text
 from search_spaces.arrangement import Arrangement
@@ -94,11 +95,6 @@ def newest_checkpoint(
     return None
 
 
-def only_leftovers(folder: Path) -> bool:
-    """Whether a folder holds no more than what a process of ours leaves that was killed at its first file."""
-    return all(part.name == ".lock" or (part.name[0] == "." and part.suffix == ".partial") for part in folder.iterdir())
-
-
 def read_best(folder: Path) -> dict[str, Any] | None:
     """Step and loss of the best validated checkpoint, if there is one."""
     try:
@@ -145,14 +141,16 @@ def check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path
 
 
 def cut_metrics(path: Path, step: int) -> None:
-    """Drop what was logged after ``step``, for those steps will be made again, and every line that is no row."""
+    """Drop what was logged after ``step``, as those steps will be made again, and damaged lines."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    write_whole(path, "".join(line + "\n" for line in kept))
+    write_whole(path, b"".join(line + b"\n" for line in path.read_bytes().split(b"\n") if _logged_until(line, step)))
+
+
+def _logged_until(line: bytes, step: int) -> bool:
+    """Whether a line of the log is whole and of a step up to this one; a damaged one costs itself, not those after."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and isinstance(row.get("step"), int) and row["step"] <= step

@@ -24,13 +24,13 @@ from nas.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     sync,
-    write_whole,
 )
 from nas.config import FREE_OF_TRAIN, QualityConfig, TrainConfig
 from nas.data import Dataset
 from nas.data.clip import images_of
 from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World, peak_memory_mb
 from nas.errors import NasError
+from nas.files import append, write_whole
 from nas.loader import Loader
 from nas.optimizers import build_optimizer, pack_state, set_rates, unpack_state
 from nas.passes import Passed, Passes
@@ -224,7 +224,7 @@ class Trainer:
                 if self._due(config.validate_every) and self.validation is not None:
                     done = self.validate(done)
                 if self.world.main:
-                    with (self.folder / METRICS).open("a") as metrics:
+                    with append(self.folder / METRICS) as metrics:
                         metrics.write(json.dumps(vars(done)) + "\n")
                 if watch is not None:
                     watch.log(done)

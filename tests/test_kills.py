@@ -17,8 +17,9 @@ from nas.checkpoint import list_checkpoints, sole_writer
 from nas.config import QualityConfig
 from nas.data import open_data
 from nas.errors import NasError
+from nas.files import only_leftovers
 from nas.finetune import finetune
-from nas.trained import cut_metrics, newest_checkpoint, only_leftovers
+from nas.trained import cut_metrics, newest_checkpoint
 from nas.trainer import train
 
 

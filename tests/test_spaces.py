@@ -176,7 +176,7 @@ def test_its_plan_is_computed_once_and_kept_beside_it(tmp_path):
         ("[8, 24]", "[8, wide]", r"backbone.config: block_out_channels must be whole and above 0, but is 'wide'"),
         ("frames: 4", "frames: four", r"clips.deployment.frames must be a whole number"),
         ("height: 8", "height: 9", r"clips.deployment.height must be a multiple of 2 .*but is 9; choose 8"),
-        ("fps: 4", "fps: 0", r"clips.deployment: .*must be above 0"),
+        ("fps: 4", "fps: 0", r"clips.deployment.fps must be above 0"),
         ("fps: 4", "fps: fast", r"clips.deployment.fps must be a number"),
         ("text:", "autoencoder: {time: 3}\ntext:", r"frames must be a multiple of 3 \(autoencoder.time\).*choose 3"),
         ("deployment:", "deploy:", r"clips.deploy: unknown key 'deploy'. Did you mean 'deployment'"),
@@ -196,7 +196,7 @@ def test_a_mistake_is_one_line_with_its_path(tmp_path, old, new, message):
 def test_a_file_of_a_stranger_runs_nothing(tmp_path):
     proof = tmp_path / "ran"
     path = write(tmp_path, old="name: own", new=f'name: !!python/object/apply:os.system ["touch {proof}"]')
-    with pytest.raises(ValueError, match="is no YAML .*could not determine a constructor"):
+    with pytest.raises(ValueError, match="is no YAML .*the tag .*os.system.*; plain values need none"):
         Space.load(path)
     assert not proof.exists()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -21,6 +20,7 @@ import numpy as np
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from nas.errors import NasError
+from nas.files import held, partial_name, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +188,7 @@ def probe(path: Path) -> tuple[int, int, float]:
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
     """While no other process holds the lock; one that is killed lets go of it."""
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with held(lock, wait=True):
         try:
             yield
         finally:
@@ -208,7 +207,7 @@ def _known(file: Path, notes: Path) -> dict[str, Any] | None:
 def _decode_into(path: Path, spec: FrameSpec, file: Path, notes: Path) -> dict[str, Any]:
     """Stream frames into ``file``: memory stays at one frame, however long the video."""
     started = time.perf_counter()
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial = partial_name(file)
     count, shape, truncated = 0, (0, 0, 3), ""
     reader = FrameReader(path, spec)
     try:
@@ -240,12 +239,7 @@ def _decode_into(path: Path, spec: FrameSpec, file: Path, notes: Path) -> dict[s
         "truncated": truncated,
         "bytes": size,
     }
-    partial_notes = notes.with_suffix(f".{os.getpid()}.partial")
-    try:
-        partial_notes.write_text(json.dumps(known, indent=1))
-        os.replace(partial_notes, notes)
-    finally:
-        partial_notes.unlink(missing_ok=True)
+    write_whole(notes, json.dumps(known, indent=1))
     seconds = time.perf_counter() - started
     log.info("%s: decoded %d frames of %dx%d in %.1f s", path.name, count, shape[0], shape[1], seconds)
     if truncated:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from nas.data.captions import IMAGES, SUFFIXES, Caption
 from nas.data.clip import Skip
 from nas.errors import NasError
+from nas.files import write_whole
 
 WORDS = ("txt", "caption", "json")  # where a sample's caption may stand; of a JSON its "caption" or "text"
 
@@ -73,9 +73,7 @@ def unpack(path: Path, folder: Path) -> tuple[list[Caption], list[Skip]]:
                 file = target / f"{key.replace('/', '_')}.{media.lower()}"
                 content = sample[media]
                 if not file.is_file() or file.stat().st_size != len(content):
-                    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-                    partial.write_bytes(content)
-                    os.replace(partial, file)
+                    write_whole(file, content)
                 captions.append(Caption(file, text))
     if not captions:
         reasons = "; ".join(map(str, skipped[:3]))

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nas.checkpoint import write_whole
 from nas.config import CONFIG_FILE, DataConfig
 from nas.data import Item
 from nas.errors import NasError
+from nas.settings import Seed, Settings
 
 METRICS = "metrics.json"
 CLASSIFIERS = Path("runs/.classifiers")
@@ -24,7 +25,7 @@ CLASSIFIERS = Path("runs/.classifiers")
 Progress = Callable[[int, int, str], None]
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(Settings):
     """How a model is evaluated.
 
     Attributes:
@@ -36,14 +37,12 @@ class EvaluateConfig(BaseModel):
         classifier_steps: training steps of the classifier of moving shapes. classifiers: where trained ones are kept.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     data: DataConfig = DataConfig()
     clips: int = Field(128, ge=2)
     batch: int = Field(32, ge=1)
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=0.0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     features: Path | None = None
     classifier_steps: int = Field(600, ge=1)
     classifiers: Path = CLASSIFIERS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def write_folder(
     for done, (prompt, number) in enumerate((prompt, number) for prompt in prompts for number in range(each)):
         target = videos / f"{prompt}-{number}.mp4"
         if not target.is_file():
-            partial = folder / ".partial.mp4"
+            partial = folder / f".{secrets.token_hex(8)}.mp4"  # a name that nobody can have linked
             write_video(partial, sample(prompt, number), fps)
             partial.replace(target)
         if progress is not None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from nas.errors import NasError
 from nas.export import compress, ends, forms, metadata
 from nas.export.network import NAMES, Shape, bound_at, function_name
+from nas.files import partial_name, sweep
 from nas.sample import latent_shape
 
 PACKAGE, FACTS = "unet.mlpackage", "export.json"
@@ -85,8 +86,8 @@ def export_model(
     written = {} if device is None else forms.forms_of_device(unet, device, tables)
     forms.apply_forms(unet, written)
     whole = Path(os.path.abspath(out))  # "." has no name to put something beside
-    partial = whole.with_name(f".{whole.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    sweep(whole)
+    partial = partial_name(whole)
     partial.mkdir(parents=True)
     started = time.perf_counter()
     try:

@@ -7,16 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from nas.config import CONFIG_FILE, DataConfig, load, settle
 from nas.errors import NasError
+from nas.files import read_yaml
+from nas.settings import Seed, Settings, Threads
 
 FOLDER = "finetune"  # inside the model folder that is made: checkpoints, log and configuration
 
 
-class LoopConfig(BaseModel):
+class LoopConfig(Settings):
     """What every training of the loop shares.
 
     Attributes:
@@ -28,9 +29,7 @@ class LoopConfig(BaseModel):
         device, threads: where torch works; 0 threads leaves them as they are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(1000, ge=1)
+    steps: int = Field(1000, ge=1, le=10**9)
     learning_rate: float = Field(1e-4, gt=0.0)
     ramp_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.01, ge=0.0)
@@ -41,7 +40,7 @@ class LoopConfig(BaseModel):
     keep: int = Field(3, ge=1)
     spike: float = Field(8.0, gt=1.0)
     device: str = "cpu"
-    threads: int = Field(0, ge=0)
+    threads: Threads = 0
 
 
 class StageConfig(LoopConfig):
@@ -51,8 +50,8 @@ class StageConfig(LoopConfig):
         clips, images: videos and single frames a step. image_share: weight of the images' loss.
     """
 
-    clips: int = Field(8, ge=1)
-    images: int = Field(4, ge=0)
+    clips: int = Field(8, ge=1, le=1_000_000)
+    images: int = Field(4, ge=0, le=1_000_000)
     image_share: float = Field(0.2, ge=0.0, lt=1.0)
 
 
@@ -128,12 +127,10 @@ class AdversarialConfig(StageConfig):
         return levels
 
 
-class FinetuneConfig(BaseModel):
+class FinetuneConfig(Settings):
     """Everything that a fine-tuning depends on; stored beside its checkpoints."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     joint: JointConfig = JointConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
@@ -167,9 +164,9 @@ def stored(model: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise NasError(f"{path}: damaged ({' '.join(str(error).split())}); delete it, or fine-tune again") from None
+        found = read_yaml(path)
+    except NasError as error:
+        raise NasError(f"{error}; delete it, or fine-tune again") from None
     if not isinstance(found, dict) or "data" not in found:
         raise NasError(f"{path}: names no data; delete it, or fine-tune again")
     return found

@@ -27,6 +27,7 @@ from nas.checkpoint import (
 )
 from nas.distributed import World
 from nas.errors import AnswerIsNo, NasError
+from nas.files import append
 from nas.finetune.batches import Draws
 from nas.finetune.config import LoopConfig
 from nas.trained import METRICS, cut_metrics, newest_checkpoint
@@ -113,7 +114,7 @@ class Loop:
             self.rows.append(row)
             if self.world.main:
                 told = {"step": self.step, **row, "seconds": time.perf_counter() - started}
-                with (self.folder / METRICS).open("a") as metrics:
+                with append(self.folder / METRICS) as metrics:
                     metrics.write(json.dumps(told) + "\n")
                 if progress is not None:
                     progress(self.step, row)

@@ -28,7 +28,8 @@ class Images:
         from nas.data.clip import images_of
         from nas.distributed import World
         from nas.loader import Loader
-        from nas.text import TextEncoder, has_part
+        from nas.pretrained.hub import has_part
+        from nas.text import TextEncoder
         from nas.trainer import check_data, check_source
 
         check_source(space, settings.data.source)
