@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from latency_tables.errors import TableError
+from latency_tables.evidence import check_evidence
 from latency_tables.files import checksum
 
 SCHEMA = 1
@@ -77,6 +78,7 @@ class Header:
                 if not isinstance(value, dict):
                     raise TableError(f"table header: {name} must be a mapping, got {value!r}; leave it out if unknown")
                 object.__setattr__(self, name, _plain(name, value))
+                check_evidence(name, getattr(self, name))
         if self.schema != SCHEMA:
             raise TableError(f"table header: schema must be {SCHEMA}, got {self.schema!r}; leave it out")
 

@@ -54,6 +54,7 @@ class DataConfig(Settings):
         path: the folder of videos or of a cache; of `shards` a tar, a folder of them, or `shard-{000..041}.tar`.
         captions: of `folder`, a CSV or JSONL of path and caption, with optional seconds and place; see
             `nas.data.captions`. By default `captions.csv` or `captions.jsonl` in `path`.
+        outside: whether those captions may name files outside `path`, by an absolute path, `..` or a link.
         cache: where decoded, downscaled frames are kept, so that nothing is decoded twice.
         buckets: further clips, `FRAMESxHEIGHTxWIDTH`, for videos of other shapes and lengths: each video goes to the
             clip nearest to its aspect ratio, of those the longest it fills. A batch comes from one bucket.
@@ -71,6 +72,7 @@ class DataConfig(Settings):
     source: Literal["sample_clips", "folder", "shards", "cache", "moving_shapes"] = "sample_clips"
     path: Path | None = None
     captions: Path | None = None
+    outside: bool = False
     cache: Path = Path("runs/.frames")
     buckets: tuple[str, ...] = ()
     crop_margin: float = Field(default=1.25, ge=1.0, le=4.0)

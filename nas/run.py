@@ -156,6 +156,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
     from nas.checkpoint import list_checkpoints, sole_writer
     from nas.data import open_data
+    from nas.data.lengths import words_fit
     from nas.trained import Step, read_best
     from nas.trainer import check_data, check_source, train
     from nas.weights import check_unet
@@ -168,7 +169,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     space = Space.load(config.space)
     clip = space.clip("training")
     check_source(space, config.data.source)
-    data = open_data(config.data, clip, "train", config.seed)
+    data = open_data(config.data, clip, "train", config.seed, words_fit(space))
     validation = open_data(config.data, clip, "validation", config.seed) if config.train.validate_every else None
     check_data(space, data)
     if validation is not None and len(validation) < 2:

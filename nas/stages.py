@@ -227,10 +227,10 @@ def check_storage(url: str) -> None:
         NasError: if it is no URL, its driver is not here, or it does not let this user in.
     """
     from sqlalchemy import create_engine
-    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
     from device_profiler.errors import one_line
-    from nas.search.storage import EXTRA, shown
+    from nas.search.storage import shown
 
     name = shown(url)
 
@@ -240,8 +240,6 @@ def check_storage(url: str) -> None:
             engine.connect().close()
         finally:
             engine.dispose()
-    except (ImportError, NoSuchModuleError) as error:
-        raise NasError(f"{name}: its driver is not here ({error}); install it, as {EXTRA} does") from None
     except (SQLAlchemyError, OSError, TypeError, ValueError) as error:
         told = one_line(getattr(error, "orig", None) or error, 200)
         raise NasError(f"{name}: {told}; the search needs this database, so correct --storage") from None

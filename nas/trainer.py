@@ -28,6 +28,7 @@ from nas.checkpoint import (
 from nas.config import FREE_OF_TRAIN, QualityConfig, TrainConfig
 from nas.data import Dataset
 from nas.data.clip import images_of
+from nas.data.lengths import check_lengths
 from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World, peak_memory_mb
 from nas.errors import NasError
 from nas.files import append, write_whole
@@ -176,6 +177,8 @@ class Trainer:
             torch.manual_seed(seed)
             self.supernet = Supernet(space, config.prediction)
             self.text = text_encoder_of(space, data)
+        if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
+            check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and not list_checkpoints(folder):
             from nas.weights import init_backbone
 

@@ -73,10 +73,15 @@ def test_a_stop_by_hand_says_how_to_go_on(capsys: pytest.CaptureFixture[str], mo
     assert code == 130 and "go on" in err
 
 
-def test_a_fault_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_asks_for_a_report_and_shows_its_traceback_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr("nas.doctor.examine", broken)
-    with pytest.raises(ZeroDivisionError):
-        main(["doctor"])
+    code, out, err = run(capsys, "doctor")
+    assert code == 70 and out == "" and err.count("\n") == 1
+    assert err.startswith("nas: an unforeseen fault (ZeroDivisionError: by nothing at test_cli.py:") and "report" in err
+    code, _, err = run(capsys, "doctor", "--debug")
+    assert code == 70 and "Traceback" in err and "nas: an unforeseen fault" in err

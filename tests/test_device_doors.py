@@ -38,7 +38,7 @@ def test_no_other_number_is_endless_either(key: str, value: str) -> None:
 def test_what_a_terminal_would_obey_is_refused(key: str, bad: str) -> None:
     stated = f'runtime: onnxruntime\n{key}: "{bad}"\n'
     said = refused(stated if key == "name" else f"name: board\n{stated}")
-    assert key in said and "control character U+" in said
+    assert ("control character U+" in said and key in said) or "holds a NUL character, line" in said
 
 
 def test_escapes_in_keys_and_in_the_files_own_name_are_spelled_out(tmp_path: Path) -> None:
@@ -76,6 +76,9 @@ def test_what_yaml_cannot_hold_is_one_line(text: str) -> None:
 
 
 def test_aliases_are_refused_before_they_grow() -> None:
-    bomb = "a: &a [x, x]\n" + "".join(f"{n}: &{n} [*{p}, *{p}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True))
+    wide = ", ".join(["*{p}"] * 8)
+    bomb = "a: &a [x, x]\n" + "".join(
+        f"{n}: &{n} [{wide.format(p=p)}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)
+    )
     assert "aliases" in refused(bomb + GOOD)
-    assert "characters, over" in refused(GOOD + "notes: " + "x" * 1_000_001)
+    assert "longer than 1,000,000 characters" in refused(GOOD + "notes: " + "x" * 1_000_001)

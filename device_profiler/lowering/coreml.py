@@ -100,7 +100,7 @@ def convert(
     with quiet():
         import coremltools as ct
 
-        table = {} if fused else {torch.ops.aten.scaled_dot_product_attention.default: _spelled_out}
+        table = {} if fused else {torch.ops.aten.scaled_dot_product_attention.default: spelled_out}
         with torch.no_grad():
             exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(table)
             off = _export_error(module, exported, inputs) if check else float("nan")
@@ -178,7 +178,12 @@ def _bytes(var: Any) -> int:
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(nptype_from_builtin(var.dtype)).itemsize
 
 
-def _spelled_out(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+def spelled_out(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
+    """``scaled_dot_product_attention`` as scores, softmax and a product.
+
+    Raises:
+        Unsupported: with a mask, dropout or a scale of its own.
+    """
     if any(argument not in (None, False, 0.0) for argument in (*rest, *named.values())):
         raise Unsupported("attention with a mask, dropout or a scale of its own has no decomposed lowering")
     scores = query @ key.transpose(-2, -1)

@@ -91,6 +91,15 @@ def _check_classes(model: Path, index: Index) -> None:
             )
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a folder's index says that it is a model of this toolkit, however damaged the rest is."""
+    try:
+        told = json.loads((folder / INDEX).read_text("utf-8"))
+        return bool(told["_class_name"] == "TextToVideoPipeline" and told["unet"][1] == "VideoUNet")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return False
+
+
 def load_pipeline(model: Path) -> Any:
     """The pipeline of a model folder.
 

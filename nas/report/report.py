@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,45 @@ def write_report(run_dir: Path | str) -> Path:
         NasError: if the folder does not exist or holds nothing of a run.
     """
     run = read_run(Path(run_dir))
-    return write_page(run.path / FILE, render(run))
+    return write_page(run.path / FILE, render_what_can_be(run))
+
+
+# What a page is made of, piece by piece, with what stands in the place of one that cannot be shown.
+PIECES: Mapping[str, tuple[str, Any]] = {
+    "explained": ("explain.json", {}),
+    "samples": ("samples/samples.npz", None),
+    "curves": ("supernet/metrics.jsonl", ()),
+    "front": ("front.csv", ()),
+    "arrangement": ("arrangement.yaml", None),
+    "plan": ("the space's plan", None),
+    "headers": ("table", ()),
+    "metrics": ("metrics.json", {}),
+}
+
+
+def render_what_can_be(run: RunFolder) -> str:
+    """The page; of pieces that were read and still cannot be shown, a sentence each.
+
+    Files come from other versions, other hands and broken disks: keys are missing in them, texts stand where numbers
+    should. Whatever a piece holds, the others are shown.
+    """
+    try:
+        return render(run)
+    except Exception as error:  # looked for below: whose fault it is
+        fault = error
+    for name in PIECES:
+        try:
+            return render(_without(run, (name,), fault))
+        except Exception:  # noqa: S112 - it was not this piece, or not it alone
+            continue
+    return render(_without(run, tuple(PIECES), fault))
+
+
+def _without(run: RunFolder, names: Sequence[str], fault: Exception) -> RunFolder:
+    reason = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+    told = {name: f"{PIECES[name][0]} holds what cannot be shown ({reason}); write it again." for name in names}
+    told = {("table" if name == "headers" else name): sentence for name, sentence in told.items()}
+    return replace(run, **{name: PIECES[name][1] for name in names}, missing={**run.missing, **told})
 
 
 def render(run: RunFolder) -> str:

@@ -255,24 +255,31 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
     """The lowest modelled loss for each latency bin under the budget, by dynamic programming along the positions.
 
     State: (latency bin, does the previous position hold layers); exact up to the rounding of latencies to
-    ``grid`` bins between the bare backbone and the latency limit. Options that break the memory limit on their own
-    are left out; limits that depend on several positions together are the caller's to check.
+    ``grid`` bins between the cheapest arrangement and the latency limit. The cheapest need not be the bare backbone:
+    a fitted correction may make layers cheaper than none. Options that break the memory limit on their own are left
+    out; limits that depend on several positions together are the caller's to check. Empty where nothing is left.
     """
-    bins, layers, sources = _grid_of(problem, grid)
+    cells = _grid_of(problem, grid)
     span = np.arange(grid + 1)
-    nothing, held = np.full(grid + 1, np.inf), np.full(grid + 1, np.inf)  # best so far, by what the last position is
+    nowhere = np.full(grid + 1, np.inf)
+    nothing, held = nowhere.copy(), nowhere.copy()  # best so far, by what the last position is
     nothing[0] = 0.0
     back: list[tuple[NDArray[np.bool_], NDArray[np.bool_], Indices]] = []
-    for p, unary in enumerate(features.unary):
+    for p, (unary, here) in enumerate(zip(features.unary, cells, strict=True)):
         own = unary @ weights
         joined = held + (float(features.pair[p - 1] @ weights) if p else 0.0)
         after, apart = joined < nothing, held < nothing  # is the better way here through a position with layers?
-        padded = np.concatenate([np.full(grid + 1, np.inf), np.where(after, joined, nothing)])
-        nothing = np.where(apart, held, nothing) + (own[0] if bins[p][0] == 0 else np.inf)
-        reach = padded[sources[p]] + own[layers[p], None]
-        first = reach.argmin(0) if len(layers[p]) else span * 0
-        held = reach[first, span] if len(layers[p]) else np.full(grid + 1, np.inf)
-        back.append((apart, after, layers[p][first] if len(layers[p]) else first))
+        padded = np.concatenate([nowhere, np.where(after, joined, nothing)])
+        idle = np.concatenate([nowhere, np.where(apart, held, nothing)])
+        nothing = idle[here.idle] + own[0] if here.idle is not None else nowhere.copy()
+        held, first = nowhere.copy(), span * 0
+        if len(here.layers):
+            # Of the options in one bin the best is enough: bins are fewer than options where positions are rich.
+            best = here.order[np.lexsort((own[here.order], here.bin_of))[here.starts]]
+            reach = padded[here.sources] + own[best, None]
+            which = reach.argmin(0)
+            held, first = reach[which, span], best[which]
+        back.append((apart, after, first))
 
     ends = [np.flatnonzero(np.isfinite(best)) for best in (nothing, held)]
     at, flag = np.concatenate(ends), np.repeat([0, 1], [len(found) for found in ends])
@@ -281,46 +288,65 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
     for p in range(len(problem.positions) - 1, -1, -1):
         apart, after, option = back[p]
         choices[:, p] = np.where(flag == 1, option[at], 0)
-        at = at - bins[p][choices[:, p]]
+        at = at - cells[p].bins[choices[:, p]]
         flag = np.where(flag == 1, after[at], apart[at]).astype(np.int64)
     return Front(choices, problem.cost(choices).latency_ms, quality)
 
 
-_GRIDS: weakref.WeakKeyDictionary[CostModel, dict[tuple[Budget, int], tuple[list[Indices], ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+@dataclass(frozen=True)
+class _Cells:
+    """A position's options on the grid of latencies, counted from the cheapest that is allowed there.
 
+    Attributes:
+        bins: of each option; past the grid where it may not be chosen.
+        idle: where a position without layers is reached from; ``None`` where it may not be left without.
+        layers: the options with layers that fit. order, bin_of: the same by rising bin, and their bins.
+        starts: the first of each bin in that order. sources: (bins, grid + 1), where each bin is reached from.
 
-def _grid_of(problem: Problem, grid: int) -> tuple[list[Indices], ...]:
-    """For each position, its options' latencies in bins, which options with layers fit, and where each comes from.
-
-    The third, (layers, grid + 1), indexes costs behind ``grid + 1`` infinities. Made once for a budget.
+    Sources index costs behind ``grid + 1`` infinities.
     """
+
+    bins: Indices
+    idle: Indices | None
+    layers: Indices
+    order: Indices
+    bin_of: Indices
+    starts: Indices
+    sources: Indices
+
+    @classmethod
+    def of(cls, bins: Indices, grid: int) -> _Cells:
+        span = np.arange(grid + 1)
+        layers = np.flatnonzero(bins[1:] <= grid) + 1
+        order = layers[np.argsort(bins[layers], kind="stable")]
+        found, starts = np.unique(bins[order], return_index=True)
+        idle = span + grid + 1 - bins[0] if bins[0] <= grid else None
+        return cls(bins, idle, layers, order, bins[order], starts, span + grid + 1 - found[:, None])
+
+
+_GRIDS: weakref.WeakKeyDictionary[CostModel, dict[tuple[Budget, int], list[_Cells]]] = weakref.WeakKeyDictionary()
+
+
+def _grid_of(problem: Problem, grid: int) -> list[_Cells]:
+    """Each position's options on the grid. Made once for a budget."""
     model, budget = problem.costs, problem.budget
     known = _GRIDS.setdefault(model, {})
     if (budget, grid) in known:
         return known[budget, grid]
-    base, room = model.backbone_latency_ms, np.inf if budget.memory_mb is None else budget.memory_mb
-    allowed = [
-        np.isfinite(option.latency_ms)
-        & ~(
-            model.backbone_weights_mb + option.weights_mb + np.maximum(model.backbone_activation_mb, option.point_mb)
-            > room
-        )
-        for option in model.option_costs
-    ]
-    extra = [
-        np.where(fits, option.latency_ms, np.inf) for fits, option in zip(allowed, model.option_costs, strict=True)
-    ]
-    dearest = base + sum(float(values[np.isfinite(values)].max()) for values in extra)
+    room = np.inf if budget.memory_mb is None else budget.memory_mb
+    extra = []
+    for option in model.option_costs:
+        weights = model.backbone_weights_mb + option.weights_mb
+        over = weights + np.maximum(model.backbone_activation_mb, option.point_mb) > room
+        extra.append(np.where(np.isfinite(option.latency_ms) & ~over, option.latency_ms, np.inf))
+    ends = [(float(v.min()), float(v[np.isfinite(v)].max(initial=v.min()))) for v in extra]
+    cheapest, dearest = (model.backbone_latency_ms + sum(end[side] for end in ends) for side in (0, 1))
     limit = min(budget.bounds.get("latency_ms", dearest), dearest)
-    step = max((limit - base) / grid, 1e-9)
-    bins = [
-        np.where(np.isfinite(v), np.round(np.where(np.isfinite(v), v, 0) / step), grid + 1).astype(np.int64)
-        for v in extra
-    ]
-    layers = [np.flatnonzero(shifts[1:] <= grid) + 1 for shifts in bins]
-    span = np.arange(grid + 1)
-    sources = [span + grid + 1 - shifts[fits, None] for shifts, fits in zip(bins, layers, strict=True)]
-    known[budget, grid] = (bins, layers, sources)
+    step = max((limit - cheapest) / grid, 1e-9) if np.isfinite(cheapest) else 1.0
+    known[budget, grid] = []
+    for values, (low, _) in zip(extra, ends, strict=True):
+        fits = np.isfinite(values)
+        bins = np.full(len(values), grid + 1, dtype=np.int64)
+        bins[fits] = np.minimum(np.round((values[fits] - low) / step), grid + 1)
+        known[budget, grid].append(_Cells.of(bins, grid))
     return known[budget, grid]
