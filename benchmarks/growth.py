@@ -143,10 +143,11 @@ def spaces(folder: Path) -> dict[str, float]:
     print(f"{len(small.positions)} positions, {small.size:.1e} arrangements")
     print(f"  {'nearest answer':<28} {found['nearest_18_s']:>8.2f} s: {infeasible.message[:150] if infeasible else ''}")
     within = Budget(latency_ms=float(np.median(costs.latency_ms)), memory_mb=float(np.median(costs.peak_mb)))
-    found["share_18_s"], share = timed(lambda: feasible_share(small, within, cells=100))
+    found["share_18_s"], share = timed(lambda: feasible_share(small, within))
     drawn = float(within.feasible(costs).mean())
     print(
-        f"  {'share within two limits':<28} {found['share_18_s']:>8.2f} s: {share.sentence}; of 100,000 draws {drawn:.2%}"
+        f"  {'share within two limits':<28} {found['share_18_s']:>8.2f} s: {share.sentence}; "
+        f"of 100,000 draws {drawn:.2%}"
     )
     costs = large.cost(large.random(20_000, np.random.default_rng(0)))
     limits = Limits(float(np.quantile(costs.latency_ms, 0.2)), float(np.quantile(costs.peak_mb, 0.2)))

@@ -487,7 +487,7 @@ def _sweep(
             return None, whole
         if len(states) > _SEEN * beam:
             whole = False
-            some = np.argpartition(bound, _SEEN * beam - 1)[: _SEEN * beam]
+            some = np.argpartition(bound, _SEEN * beam - 1)[: _SEEN * beam]  # type: ignore[assignment]
             states, parent, chosen, bound = states[some], parent[some], chosen[some], bound[some]
         first = _undominated(states)
         if len(first) > beam:

@@ -40,7 +40,7 @@ def test_the_interval_is_the_wider_of_ranks_and_student_s_t() -> None:
     assert interval_of(ranked) == pytest.approx(0.18)  # ceil(0.9 * 20) = 18th of 19
     even = [0.01] * 9
     assert interval_of(even) == pytest.approx(1.833 * 0.01 * np.sqrt(10 / 9), rel=1e-3)
-    assert interval_of(even, free=3) == pytest.approx(1.943 * 0.01 * np.sqrt(10 / 9), rel=1e-3)
+    assert interval_of(even, free=3) == pytest.approx(1.943 * 0.01 * np.sqrt(12 / 9), rel=1e-3)
 
 
 def test_student_s_t_is_the_tabulated_one() -> None:
