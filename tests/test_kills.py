@@ -19,7 +19,7 @@ from nas.data import open_data
 from nas.errors import NasError
 from nas.files import only_leftovers
 from nas.finetune import finetune
-from nas.trained import cut_metrics, newest_checkpoint
+from nas.trained import cut_metrics, load_supernet, newest_checkpoint
 from nas.trainer import train
 
 
@@ -114,6 +114,23 @@ def test_a_checkpoint_that_may_not_be_read_ends_it_and_nothing_is_lost(
             action()
         assert "\n" not in str(caught.value) and "damaged" not in str(caught.value)
     assert said == [] and {path: path.read_bytes() for path in before} == before
+
+
+def test_a_flipped_bit_in_the_weights_is_not_built_upon(tmp_path: Path) -> None:
+    """Training goes back to the checkpoint before, to the same losses; who wants the weights alone is told."""
+    space = mini()
+    clips = open_data(DATA, space.clip("training"), "train", seed=0)
+    settings = short(steps=2, warmup_steps=0, clips=1, images=0, checkpoint_every=1)
+    train(space, clips, settings, tmp_path, seed=5)
+    before, file = losses(tmp_path), tmp_path / "step-00000002" / "average.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(NasError, match="average.safetensors: not the bytes that were written"):
+        load_supernet(space, tmp_path)
+    said: list[str] = []
+    train(space, clips, settings, tmp_path, seed=5, warn=said.append)
+    assert len(said) == 1 and "Going on from an earlier one" in said[0] and losses(tmp_path) == before
 
 
 def test_a_folder_that_may_not_be_looked_into_is_not_taken_for_a_fresh_one(
