@@ -101,9 +101,9 @@ def interval_of(errors: Sequence[float] | Floats, free: int = 0) -> float:
 
     The wider of two: the ceil(0.9 (n + 1))-th smallest absolute error, or the largest where there are fewer than nine
     (conformal prediction, Vovk et al. 2005); and Student's t times the root mean square error, with as many degrees of
-    freedom as ``free`` parameters leave, widened by sqrt(1 + free/n), as a new network is a guess of its own. The first alone covers 87% of
-    new networks with 8 and 90% with 10, as the errors of a form that was chosen by them are a little too small; see
-    benchmarks/calibration.py.
+    freedom as ``free`` parameters leave, widened by sqrt(1 + free/n), as a new network is a guess of its own. The first
+    alone covers 87% of new networks with 8 and 90% with 10, as the errors of a form that was chosen by them are a
+    little too small; see benchmarks/calibration.py.
 
     Args:
         errors: relative errors of n networks. free: parameters that were fitted, or could have been.

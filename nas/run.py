@@ -332,6 +332,7 @@ def search_arrangement(
                 halving=config.search.halving and name not in NEED_WHOLE_SCORES,
                 together=config.search.together,
                 left_out=left_out.append,
+                population=config.search.population,
             )
             if workers > 1:  # whoever had the last trial
                 report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")

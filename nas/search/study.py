@@ -34,7 +34,7 @@ from nas.search.ledger import (
 )
 from nas.search.problem import Problem
 from nas.search.records import LABELS, Choice, damage
-from nas.search.samplers import SpaceExhausted, make_sampler
+from nas.search.samplers import SpaceExhausted, make_sampler, population_of
 from nas.search.storage import DRAFT, Drafting, open_storage, shown
 from search_spaces.arrangement import Arrangement
 
@@ -114,6 +114,7 @@ def search(
     halving: bool = False,
     together: int = 1,
     left_out: Callable[[str], None] | None = None,
+    population: int | None = None,
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
@@ -141,17 +142,20 @@ def search(
             Hand-made designs, and what somebody enqueued, are scored whole.
         together: arrangements that a worker proposes and scores at a time.
         left_out: called with a line for each arrangement that was given up; said with ``tell`` by default.
+        population: of an evolutionary sampler; by default its best on problems of this size.
 
     Raises:
         NasError: if the study is another's, or the storage cannot be read.
     """
     if isinstance(where, Path):
         where.parent.mkdir(parents=True, exist_ok=True)
+    asked = _Asked(
+        score, gradual, halving and gradual is not None, together, population_of(sampler, trials, population)
+    )
     storage = open_storage(where, tell)
     with closing(storage):
         study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
         with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
-            asked = _Asked(score, gradual, halving and gradual is not None, together)
             worker = _Worker(study, problem, asked, sampler, seed, trials, keeper, tell)
             if worker.ledger.damaged:
                 numbers = ", ".join(map(str, worker.ledger.damaged[:5])) + (", ..." * (len(worker.ledger.damaged) > 5))
@@ -192,6 +196,7 @@ class _Asked:
     gradual: Gradual | None
     halving: bool
     together: int
+    population: int
 
 
 class _Worker:
@@ -288,7 +293,8 @@ class _Worker:
         with self._storage.drafting(ledger.trials, user_attrs, system_attrs) as drafted:
             try:
                 # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
-                self.study.sampler = make_sampler(self._sampler, self.problem, seed=self._seed_of(ledger))
+                seed = self._seed_of(ledger)
+                self.study.sampler = make_sampler(self._sampler, self.problem, seed, self._asked.population)
                 trial = self.study.ask(dict(self.problem.distributions))
             except SpaceExhausted:
                 self._exhausted = True

@@ -95,10 +95,6 @@ class Features:
         return changes
 
 
-def _unseen(choice: Indices, taken: Container[Choice]) -> bool:
-    return tuple(choice.tolist()) not in taken
-
-
 @dataclass
 class Moments:
     """All that a fit needs of the observations: it stays as small, and as quick, however many there are.
@@ -228,11 +224,11 @@ class SurrogateSampler(BaseSampler):
         if not len(front.choices):  # no option of some position keeps to the memory limit by itself
             return self._random_params(study, trial)
         fits = self._problem.feasible(front.choices)
-        fits &= np.array([_unseen(choice, ledger.taken) for choice in front.choices])
+        fits &= np.array([tuple(choice) not in ledger.taken for choice in front.choices.tolist()])
         if not fits.any():
             return self._problem.params(self._beside(front, weights, ledger.taken))
         choices = np.unique(front.choices[fits], axis=0)
-        models = np.stack([posterior.draw(self._rng) for _ in range(DRAWS)], axis=1)
+        models = posterior.mean[:, None] + posterior.root @ self._rng.standard_normal((len(weights), DRAWS))
         gains = self._gains(choices, self._features(choices) @ models, posterior, ledger)
         return self._problem.params(choices[np.argmax(gains)])
 
@@ -268,7 +264,7 @@ class SurrogateSampler(BaseSampler):
         order = np.argsort(self._features.near(best, around, weights), kind="stable")
         for start in range(0, len(around), NEAR):
             some = around[order[start : start + NEAR]]
-            found = next((row for row in some[self._problem.feasible(some)] if _unseen(row, taken)), None)
+            found = next((row for row in some[self._problem.feasible(some)] if tuple(row.tolist()) not in taken), None)
             if found is not None:
                 return found
         return best
