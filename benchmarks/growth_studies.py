@@ -26,7 +26,8 @@ from search_overhead import make_problem
 from search_problems import KnownQuality
 
 from nas.search.storage import open_storage
-from nas.search.study import evaluations, open_study, search
+from nas.search.studies import evaluations, open_study
+from nas.search.study import search
 
 TARGET_KB, TARGET_S, STEPS = 4.0, 3.0, 5
 

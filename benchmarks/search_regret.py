@@ -50,7 +50,8 @@ from nas.config import SearchConfig
 from nas.search import samplers as ours
 from nas.search.problem import Problem
 from nas.search.samplers import SAMPLERS, FeasibleSampler
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 from search_spaces.arrangement import Arrangement
 from search_spaces.plan import Plan
 from search_spaces.space import Space

@@ -12,7 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from nas.errors import NasError
-from nas.search.study import Evaluation
+from nas.search.studies import Evaluation
 from search_spaces.arrangement import Arrangement
 
 FRONT_FILE = "front.csv"

@@ -50,7 +50,7 @@ class Journal(JournalFileBackend):
         self._study = 0
         self.damaged.clear()
 
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
         """Records from a number on; those that cannot be read have none."""
         if log_number_from < self._given:
             self._begin()
