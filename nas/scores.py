@@ -36,7 +36,7 @@ def open_quality(
     """
     from nas.data import open_data
     from nas.quality import Quality
-    from nas.trainer import load_supernet
+    from nas.trained import load_supernet
     from search_spaces.space import Space
 
     space = Space.load(config.space)
@@ -54,7 +54,7 @@ def open_scorer(config: RunConfig, out: Path) -> tuple[Scorer, int]:
     if wanted.adapt_steps and wanted.scoring == "one_replaced":
         raise NasError("search.adapt_steps trains whole paths; leave it 0 with search.scoring=one_replaced")
     if wanted.scoring == "one_replaced":
-        from nas.trainer import fixed_paths
+        from nas.trained import fixed_paths
 
         return OneReplaced(quality, fixed_paths(quality.supernet.space, 1)[0]), steps
     if not wanted.adapt_steps:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nas.errors import NasError
+from nas.files import read_text, write_whole
 from nas.ranking.agreement import Agreement, Band, agreement, band
 from nas.search.problem import Problem
 from search_spaces.arrangement import Arrangement
@@ -79,7 +80,7 @@ def collect(
     """
     path, mark = out / ROWS, json.dumps(identity, sort_keys=True)
     rows = _rows(path)
-    known = {row["key"]: row["loss"] for row in rows if row["identity"] == mark}
+    known = {row["key"]: float(row["loss"]) for row in rows if row["identity"] == mark}
     others = [row for row in rows if row["identity"] != mark]
     for arrangement in chosen:
         if arrangement.key not in known:
@@ -112,9 +113,7 @@ def conclude(
     near = band(*([row[i] for row in rows] for i in range(3)))  # type: ignore[arg-type]
     found = Evidence(agreement(scores, truth), near, same_clips)
     facts = {**found.to_json(), "identity": identity, "scores": list(scores), "alone": list(truth), "second": second}
-    partial = out / f".{FILE}.partial"
-    partial.write_text(json.dumps(facts, indent=1))
-    os.replace(partial, out / FILE)
+    write_whole(out / FILE, json.dumps(facts, indent=1))
     return found
 
 
@@ -185,35 +184,30 @@ def sentence(out: Path, identity: dict[str, Any]) -> str:
     return found.sentence + ("" if found.told_from_chance else ADVICE)
 
 
-class _Row(TypedDict):
-    key: str
-    loss: float
-    identity: str
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The rows of ``rank.csv``, each checked: hours of training stand in them, so none is passed over in silence.
 
-
-_ROW = TypeAdapter(_Row)
-
-
-def _rows(path: Path) -> list[_Row]:
-    """Rows that can be read; the others are made again."""
-    found = []
+    Raises:
+        NasError: on a row that is none.
+    """
+    if not path.exists():
+        return []
     try:
-        with path.open(newline="", errors="replace") as handle:
-            for row in csv.DictReader(handle):
-                try:
-                    found.append(_ROW.validate_python(row))
-                except ValidationError:
-                    continue
-    except (OSError, csv.Error):
-        pass
-    return [row for row in found if np.isfinite(row["loss"])]
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
+        for number, row in enumerate(rows, start=2):
+            if set(row) != {"key", "loss", "identity"} or None in row.values() or not math.isfinite(float(row["loss"])):
+                raise ValueError(f"row {number} has no key, loss and identity")
+    except (csv.Error, ValueError) as error:
+        if isinstance(error, NasError):
+            raise
+        raise NasError(f"{path}: damaged ({error}); mend it, or move it away to train those networks again") from None
+    return rows
 
 
-def _write(path: Path, others: Sequence[_Row], known: dict[str, float], mark: str) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["key", "loss", "identity"])
-        writer.writerows((row["key"], f"{row['loss']:.8f}", row["identity"]) for row in others)
-        writer.writerows((key, f"{loss:.8f}", mark) for key, loss in known.items())
-    os.replace(partial, path)
+def _write(path: Path, others: Sequence[dict[str, str]], known: dict[str, float], mark: str) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", "loss", "identity"])
+    writer.writerows((row["key"], row["loss"], row["identity"]) for row in others)
+    writer.writerows((key, f"{loss:.8f}", mark) for key, loss in known.items())
+    write_whole(path, text.getvalue())

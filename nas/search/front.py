@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from statistics import NormalDist
 import numpy as np
 
 from nas.errors import NasError
+from nas.files import whole
 from nas.search.studies import Evaluation
 from search_spaces.arrangement import Arrangement
 
@@ -133,8 +134,8 @@ def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) 
     """
     on_front = {e.arrangement.key for e in pareto_front(evaluations)}
     positions = [name for name, _ in evaluations[0].arrangement.layers]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as handle:
+    with whole(path) as file:
+        handle = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(handle, lineterminator="\n")
         losses = ["loss", "loss_stderr", "velocity_loss", "motion_loss"]
         costs = ["latency_ms", "peak_mb", "weights_mb", "parameters"]
@@ -158,6 +159,4 @@ def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) 
                     e.clips or "",
                 ]
             )
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(partial, path)
+        handle.detach()

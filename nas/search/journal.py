@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from optuna.storages.journal._storage import JournalOperation
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
+from latency_tables.files import lock, tell_unlocked
 from nas.errors import NasError
 
 START = b'{"op_code":'
@@ -86,7 +86,8 @@ class Journal(JournalFileBackend):
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         with self._path.open("r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock(file.fileno(), wait=True):
+                tell_unlocked(self._path.parent)
             end = _whole_lines(file)
             try:
                 view = memoryview(text)

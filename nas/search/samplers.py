@@ -12,8 +12,9 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import NasError
-from nas.search.ledger import Choice, ledger_of
+from nas.search.ledger import ledger_of
 from nas.search.problem import Indices, Problem
+from nas.search.records import Choice
 from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler
 

@@ -26,7 +26,13 @@ from nas.search.journal import open_journal
 
 RETRY_FIRST, RETRY_LAST = 0.2, 2.0  # seconds between tries of a storage that is away: doubled from one to the other
 DRAFT = -1  # id of the trial that is not yet written
-EXTRA = "pip install 'temporal-nas[postgres]'"
+# What Optuna's own storage is made for: how sqlalchemy names it with a driver, and what brings that.
+KINDS = {
+    "postgresql": ("postgresql+psycopg", "pip install 'temporal-nas[postgres]'"),
+    "mysql": ("mysql+pymysql", "pip install pymysql"),
+    "mariadb": ("mariadb+pymysql", "pip install pymysql"),
+    "sqlite": ("sqlite", "it comes with Python"),
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 # PostgreSQL's classes of SQLSTATE that pass: connection, resources, operator intervention; 40: deadlock, try again.
 PASSING = ("08", "53", "57", "40")
@@ -57,25 +63,50 @@ def open_storage(where: Path | str, tell: Say = say) -> Patient:
 
 
 def shown(url: str) -> str:
-    """A database's URL as messages may show it: without its password.
+    """A database's URL as messages may show it: without its password, and without options, which may hold one.
 
     Raises:
-        NasError: if it is no URL of a database.
+        NasError: if it is no URL of a database that studies can be kept in, or one whose driver is not here.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    scheme, there, rest = url.partition("://")
+    if there and rest.count("@") > 1:  # sqlalchemy would take half of the password for the host, and show it
+        raise NasError(f"--storage {scheme}://…: an @ in a user's name or password is written %40; write it so")
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        parsed = make_url(url)
+        name = parsed.set(query={}).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
+        told = re.sub(r"(://[^/:]*):[^/]*", r"\1:***", url.split("@")[-1])[:100]
         raise NasError(
-            f"--storage {url.split('@')[-1]}: must be the URL of a database, such as "
+            f"--storage {told}: must be the URL of a database, such as "
             "postgresql+psycopg://user@host/name; leave it out for the run's own journal file"
+        ) from None
+    _check_driver(parsed, name)
+    return name
+
+
+def _check_driver(url: Any, name: str) -> None:
+    """Refuse a database that Optuna does not keep studies in, or whose driver is not installed, with what is."""
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    kind, _, driver = url.drivername.partition("+")
+    if kind not in KINDS:
+        known = f"Known kinds: {', '.join(KINDS)}"
+        near = " Did you mean postgresql+psycopg://?" if kind == "postgres" else ""
+        raise NasError(f"--storage {name}: studies are not kept in {kind!r}.{near} {known}")
+    try:
+        url.get_dialect().import_dbapi()
+    except (ImportError, NoSuchModuleError, ArgumentError) as error:
+        spelt, package = KINDS[kind]
+        raise NasError(
+            f"--storage {name}: its driver is not here ({error}); write {spelt}:// and install it: {package}"
         ) from None
 
 
 def _open_database(url: str, tell: Say) -> Patient:
-    from sqlalchemy.exc import NoSuchModuleError, ProgrammingError, SQLAlchemyError
+    from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
     name = shown(url)
     patience = _Patience(name, tell)
@@ -83,8 +114,6 @@ def _open_database(url: str, tell: Say) -> Patient:
         try:
             found = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
             break
-        except (ImportError, NoSuchModuleError) as error:
-            raise NasError(f"{name}: its driver is not here ({error}); install it, as {EXTRA} does") from None
         except ProgrammingError as error:  # another process is making the tables at this moment
             if "already exists" not in str(error) and "duplicate key" not in str(error):
                 raise NasError(f"{name}: {_first_line(error)}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,8 +123,10 @@ def known_scores(study: optuna.Study, problem: Problem) -> dict[str, Scored]:
             if damage(trial, problem, objectives=len(other.directions) - 1):
                 continue
             have = {**trial.user_attrs, **trial.user_attrs["score"]}
-            parts = (have.get(name, float("nan")) for name in ("loss_stderr", "velocity_loss", "motion_loss"))
-            found[have["key"]] = Known(trial.values[0], *parts, tuple(have.get(SAMPLES, ())))
+            stderr, velocity, motion = (
+                float(have.get(name, math.nan)) for name in ("loss_stderr", "velocity_loss", "motion_loss")
+            )
+            found[have["key"]] = Known(trial.values[0], stderr, velocity, motion, tuple(have.get(SAMPLES, ())))
     return found
 
 

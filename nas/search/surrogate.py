@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
-from nas.search.ledger import Choice, Ledger, ledger_of
+from nas.search.ledger import Ledger, ledger_of
 from nas.search.problem import Indices, Problem
+from nas.search.records import Choice
 
 Floats = NDArray[np.float64]
 
