@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nas.ranking.scoring import Scorer
     from nas.search.front import Choice
     from nas.search.problem import Problem
-    from nas.search.study import Evaluation
+    from nas.search.studies import Evaluation
     from search_spaces.arrangement import Arrangement
 
 METRICS = "metrics.json"
@@ -359,6 +359,7 @@ def search_arrangement(
                 halving=config.search.halving and name not in NEED_WHOLE_SCORES,
                 together=config.search.together,
                 left_out=left_out.append,
+                population=config.search.population,
             )
             if workers > 1:  # whoever had the last trial
                 report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")
@@ -535,7 +536,7 @@ def table_watch(config: RunConfig, out: Path, problem: Problem) -> Callable[[], 
     """
     from device_profiler.device import Device
     from latency_tables.table import table_path
-    from nas.search.study import difference
+    from nas.search.studies import difference
 
     device = Device.load(config.device)
     path = table_path(out / "table", device.name, device.runtime)
