@@ -12,7 +12,9 @@ from typing import Any
 import yaml
 
 from latency_tables.errors import TableError
+from latency_tables.evidence import check_evidence
 from latency_tables.files import checksum
+from latency_tables.record import one_line
 
 SCHEMA = 1
 # Rows may stand in one table only where these agree: another runtime version is another set of costs.
@@ -66,6 +68,7 @@ class Header:
         for name in _TEXT:
             if not isinstance(getattr(self, name), str):
                 raise TableError(f"table header: {name} must be text, got {getattr(self, name)!r}; quote it")
+            object.__setattr__(self, name, one_line(getattr(self, name)))
         for name in ("device", "runtime"):
             value = getattr(self, name)
             if not value or "/" in value or value.startswith("."):
@@ -76,6 +79,7 @@ class Header:
                 if not isinstance(value, dict):
                     raise TableError(f"table header: {name} must be a mapping, got {value!r}; leave it out if unknown")
                 object.__setattr__(self, name, _plain(name, value))
+                check_evidence(name, getattr(self, name))
         if self.schema != SCHEMA:
             raise TableError(f"table header: schema must be {SCHEMA}, got {self.schema!r}; leave it out")
 
