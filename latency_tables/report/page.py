@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from latency_tables.errors import TableError
-from latency_tables.files import write_atomic
+from latency_tables.files import begins_with, write_atomic
 
 HERE = Path(__file__).parent
+
+# How a page of ours begins; the second is how those of version 0.1 did.
+MARKS = (b'<meta name="generator" content="temporal-nas">', b"Temporal NAS</title>")
 
 Figure = dict[str, Any]
 
@@ -58,10 +61,33 @@ def render_page(
     )
 
 
-def write_page(path: Path, page: str) -> Path:
-    """Put the page at ``path``, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page.encode("utf-8", "replace"))  # half a character of a path or a note is no reason to refuse
+def claim_page(path: Path, overwrite: bool = False) -> None:
+    """Refuse to write a page over a file that is no page of ours.
+
+    Raises:
+        TableError: naming the file and the remedy.
+    """
+    try:
+        ours = not os.path.lexists(path) or begins_with(path, MARKS)
+    except OSError:  # a link, or nothing that can be read
+        ours = False
+    if path.is_dir() or not (ours or overwrite):
+        remedy = "give another name" if path.is_dir() else "give another name, or say --overwrite"
+        raise TableError(f"{path}: is there already and is no page of ours; {remedy}")
+
+
+def write_page(path: Path, page: str, overwrite: bool = False) -> Path:
+    """Put the page at ``path``, whole or not at all; only a page of ours is replaced, unless ``overwrite``.
+
+    Raises:
+        TableError: if something else is there, or it cannot be written.
+    """
+    claim_page(path, overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TableError(f"{path.parent}: cannot be made ({error.strerror or error}); choose another folder") from None
+    write_atomic(path, page.encode("utf-8", "replace"))
     return path
 
 
