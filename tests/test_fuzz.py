@@ -98,7 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         for name in (
-            *("nas.run._run_stages", "nas.run.train_supernet", "nas.run.cache_latents", "nas.launch.launch"),
+            *("nas.run.store", "nas.run.train_supernet", "nas.run.cache_latents", "nas.launch.launch"),
             *("nas.costs.profile_space", "nas.costs.profile_operator", "nas.costs.audit_space"),
             *("nas.prune.prune_unet", "device_profiler.fleet.serve", "nas.search.dashboard.make_server"),
             *("nas.build.build_anew", "nas.sample.sample_video"),
