@@ -176,7 +176,10 @@ class Device(_Strict):
     def parse(cls, text: str, origin: str = "device") -> Device:
         """The device a YAML text states; ``origin`` stands before each error message."""
         origin = _printable(origin)
-        data = _read(text, origin)
+        try:
+            data = parse_yaml(text)
+        except UnreadableError as error:
+            raise ProfileError(f"{origin}: {error}; see a shipped device for the form.") from None
         if not isinstance(data, dict):
             raise ProfileError(f"{origin}: a device is a mapping of keys to values, not {type(data).__name__}.")
         try:
@@ -192,13 +195,6 @@ class Device(_Strict):
                 f"Known runtimes: {', '.join(sorted(known))}."
             )
         return device
-
-
-def _read(text: str, origin: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except UnreadableError as error:
-        raise ProfileError(f"{origin}: {error}; see a shipped device for the form.") from None
 
 
 def list_devices() -> tuple[str, ...]:

@@ -246,7 +246,7 @@ def table(context: typer.Context) -> None:
 def cache(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of videos and captions, or webdataset shards.")],
     out: Annotated[Path, typer.Option(callback=below_root, help="Folder of the cache; an existing one is continued.")],
-    autoencoder: Annotated[str, typer.Option(help="AutoencoderKLAllegro or AutoencoderKL: hub id or folder.")],
+    autoencoder: Annotated[str, typer.Option(help="One of diffusers' autoencoders: hub id or folder.")],
     text: Annotated[str, typer.Option(help="CLIP text model: hub id or folder.")],
     space: Annotated[str, typer.Option(help="The space that will be trained on it.")] = "snapgen_v",
     stills: Annotated[int, typer.Option(min=0, max=1000, help="Single frames encoded as images, a training clip.")] = 1,
@@ -529,9 +529,9 @@ def export(
         if name in stats:
             end = stats[name]
             tell(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
-    if stats["forms"]:
-        layers = [f"{name} {'/'.join(form or 'plain' for form in wanted)}" for name, wanted in stats["forms"].items()]
-        tell(f"written as the table found fastest: {', '.join(layers)}")
+    if stats["lowerings"]:
+        layers = [f"{name} {'/'.join(wanted)}" for name, wanted in stats["lowerings"].items() if wanted]
+        tell(f"lowered as predicted, which the table found fastest: {', '.join(layers)}")
     if stats["predicted"]:
         told = stats["predicted"]
         tell(f"{told['device']}: {told['latency_ms']} ms, {told['peak_mb']} MB predicted, {told['source']}")
@@ -593,24 +593,28 @@ def sample(
     frames: Annotated[int | None, typer.Option(min=1, max=LONG, help="Length; the training clip's by default.")] = None,
     height: Annotated[int | None, typer.Option(min=1, max=LONG, help="In pixels.")] = None,
     width: Annotated[int | None, typer.Option(min=1, max=LONG, help="In pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that nas sample did not make.")] = False,
     as_json: Json = False,
 ) -> None:
     """A video file from a prompt."""
-    from nas.console import say
+    from nas.console import progress, say
     from nas.sample import sample_video
 
-    summary = sample_video(
-        model,
-        prompt,
-        out,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        frames=frames,
-        height=height,
-        width=width,
-        warn=say,
-    )
+    with progress("sample") as shown:
+        summary = sample_video(
+            model,
+            prompt,
+            out,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            frames=frames,
+            height=height,
+            width=width,
+            overwrite=overwrite,
+            warn=say,
+            progress=shown,
+        )
     if as_json:
         emit(summary)
         return

@@ -144,10 +144,10 @@ def _take(
 
 def _reference_of_table(out: Path, device: Device, backbone: Record, log: RunLog) -> float | None:
     """What this run's reference workload took when the table's row of the backbone was measured."""
-    from latency_tables.reference import reference_of
+    from latency_tables.reference import References
     from nas.costs import load_table
 
-    told = reference_of(load_table(device, out / "table").header, backbone.primary_key)
+    told = References(load_table(device, out / "table").header)(backbone.primary_key)
     ms = told.get("latency_ms")
     same = told.get("key") == log.reference_key
     return float(ms) if same and isinstance(ms, int | float) and ms > 0 else None

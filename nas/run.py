@@ -159,7 +159,9 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
     from nas.checkpoint import list_checkpoints, sole_writer
     from nas.data import open_data
-    from nas.trainer import Step, check_data, check_source, read_best, train
+    from nas.data.lengths import words_fit
+    from nas.trained import Step, read_best
+    from nas.trainer import check_data, check_source, train
     from nas.weights import check_unet
     from search_spaces.space import Space
 
@@ -170,7 +172,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     space = Space.load(config.space)
     clip = space.clip("training")
     check_source(space, config.data.source)
-    data = open_data(config.data, clip, "train", config.seed)
+    data = open_data(config.data, clip, "train", config.seed, words_fit(space))
     validation = open_data(config.data, clip, "validation", config.seed) if config.train.validate_every else None
     check_data(space, data)
     if validation is not None and len(validation) < 2:
@@ -335,6 +337,7 @@ def search_arrangement(
             words += [f"--{option.replace('_', '-')}", str(limit)] if limit is not None else []
         words += [word for text in sets for word in ("--set", text)]
         same_table = table_watch(config, out, problem)
+        left_out: list[str] = []
         with Helpers(words, workers - 1, storage) as helpers, progress("search") as report:
 
             def check() -> None:
@@ -358,13 +361,14 @@ def search_arrangement(
                 gradual=quality if isinstance(quality, Quality) else None,
                 halving=config.search.halving and name not in NEED_WHOLE_SCORES,
                 together=config.search.together,
+                left_out=left_out.append,
             )
             if workers > 1:  # whoever had the last trial
                 report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")
     if helper_of is not None:
         return Answer(True, "")
     with one_writer(out):
-        return write_answer(config, out, problem, found, quality, scored)
+        return write_answer(config, out, problem, found, quality, scored, left_out)
 
 
 def write_answer(
@@ -374,23 +378,31 @@ def write_answer(
     found: list[Evaluation],
     quality: Scorer,
     scored: dict[str, str],
+    left_out: Sequence[str] = (),
 ) -> Answer:
-    """Choose from what a search has found, and write it down; ``scored`` is what its scores depend on."""
+    """Choose from what a search has found, and write it down; ``scored`` is what its scores depend on.
+
+    Args:
+        left_out: lines on arrangements that the search gave up; part of the answer.
+    """
     from nas.ranking.evidence import sentence as ranking_evidence
     from nas.search.explain import explain, render
     from nas.search.front import choose, pareto_front, write_front
     from search_spaces.picture import picture
 
     front = pareto_front(found)
-    finer = rescorer(config, out, quality)
+    finer, closer = rescorer(config, out, quality, scored)
     best_few = sorted(front, key=lambda e: e.loss)[: config.search.rescored]
-    choice = choose(sorted(best_few, key=lambda e: e.latency_ms), finer.paired_difference)
+    in_order = sorted(best_few, key=lambda e: e.latency_ms)
+    choice = choose(in_order, finer.paired_difference, closer.paired_difference)
     chosen = choice.chosen
     write_front(out / "front.csv", found, chosen.arrangement.key)
     chosen.arrangement.save(out / "arrangement.yaml")
     evidence = ranking_evidence(out, scored)
     note_search(out, problem, found, choice, finer, evidence)
     reasons = explain(problem, found, chosen, finer.paired_difference)
+    for scores in (finer, closer):
+        scores.keep()
     write_json(out / EXPLAIN, reasons.to_json())
     costs = problem.costs.breakdown(np.array(chosen.choice))
     drawn = picture(
@@ -398,7 +410,7 @@ def write_answer(
         chosen.arrangement,
         {row["position"]: row["latency_ms"] for row in costs if row["position"] != "backbone" and row["layers"]},
     )
-    told = f"{sentence(choice, problem)}\nranking    {evidence}"
+    told = "\n".join([sentence(choice, problem), f"ranking    {evidence}", *left_out])
     return Answer(True, told, tuple(map(_row, front)), _row(chosen), drawn, render(reasons))
 
 

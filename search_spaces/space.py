@@ -51,6 +51,7 @@ class Clip:
 class Autoencoder:
     """By how much the autoencoder divides time and space; 1 and 1 for a space of pixels.
 
+    ``causal``: the first frame becomes a latent of its own, so a clip has 1 + a multiple of ``time`` frames.
     ``decoder`` names the half that makes frames of latents (``ends.DECODERS``); empty where there is none, or where
     its cost is not asked for.
     """
@@ -58,15 +59,31 @@ class Autoencoder:
     time: int = 1
     space: int = 1
     decoder: str = ""
+    causal: bool = False
 
     def __post_init__(self) -> None:
         whole(self.time, "autoencoder.time", most=MAX_FACTOR)
         whole(self.space, "autoencoder.space", most=MAX_FACTOR)
         plain_text(self.decoder, "autoencoder.decoder")
+        if not isinstance(self.causal, bool):
+            raise SpaceError(f"autoencoder.causal must be true or false, but is {self.causal!r}")
 
     def to_json(self) -> dict[str, Any]:
         """The fields; what is not stated is left out."""
-        return {"time": self.time, "space": self.space, **({"decoder": self.decoder} if self.decoder else {})}
+        more = {**({"decoder": self.decoder} if self.decoder else {}), **({"causal": True} if self.causal else {})}
+        return {"time": self.time, "space": self.space, **more}
+
+    def latent_frames(self, frames: int) -> int:
+        """Latents of a clip of so many frames."""
+        return 1 + (frames - 1) // self.time if self.causal else frames // self.time
+
+    def pixel_frames(self, latents: int) -> int:
+        """Frames of a clip of so many latents."""
+        return 1 + (latents - 1) * self.time if self.causal else latents * self.time
+
+    def divides(self, frames: int) -> bool:
+        """Whether a clip of so many frames becomes whole latents."""
+        return frames > 0 and self.pixel_frames(self.latent_frames(frames)) == frames
 
 
 @dataclass(frozen=True)
@@ -188,6 +205,11 @@ class Space:
         if self.autoencoder.decoder:
             decoder = decoder_spec(self.autoencoder.decoder)
             stated = (self.autoencoder.time, self.autoencoder.space, self.latent_channels)
+            if self.autoencoder.causal:
+                raise SpaceError(
+                    f"autoencoder.decoder {self.autoencoder.decoder} makes {decoder.time} frames of every latent, but "
+                    "the space says causal: the first frame alone; leave one of the two out"
+                )
             if stated != (decoder.time, decoder.space, decoder.channels):
                 raise SpaceError(
                     f"autoencoder.decoder {self.autoencoder.decoder} multiplies time by {decoder.time} and space by "
@@ -384,7 +406,7 @@ class Space:
         """What the backbone reads for a clip: ``(T, C, H, W)``."""
         pixels, factor = self.clip(clip), self.autoencoder
         return (
-            pixels.frames // factor.time,
+            factor.latent_frames(pixels.frames),
             self.latent_channels,
             pixels.height // factor.space,
             pixels.width // factor.space,
@@ -553,7 +575,12 @@ def _check_sizes(fields: Mapping[str, Any], where: str) -> None:
 
 
 def _check_clip(where: str, clip: Clip, autoencoder: Autoencoder, coarsest: int) -> None:
-    if clip.frames % autoencoder.time:
+    if autoencoder.causal and not autoencoder.divides(clip.frames):
+        raise SpaceError(
+            f"{where}.frames must be 1 + a multiple of {autoencoder.time} (autoencoder.time, causal), but is "
+            f"{clip.frames}; choose {autoencoder.pixel_frames(autoencoder.latent_frames(clip.frames))}"
+        )
+    if not autoencoder.causal and clip.frames % autoencoder.time:
         raise SpaceError(
             f"{where}.frames must be a multiple of {autoencoder.time} (autoencoder.time), but is {clip.frames}; "
             f"choose {clip.frames // autoencoder.time * autoencoder.time or autoencoder.time}"
@@ -586,7 +613,7 @@ def _parse(data: Any, source: Path) -> Space:
     backbone = _parse_backbone(fields["backbone"])
     layout = backbone.layout
     text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
-    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder"))
+    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder", "causal"))
     clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
     parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
     return Space(

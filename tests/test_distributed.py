@@ -23,7 +23,7 @@ from nas.data import Dataset, open_data
 from nas.distributed import World
 from nas.errors import NasError
 from nas.launch import launch
-from nas.trainer import Step
+from nas.trained import Step
 
 SETTINGS = [
     "data.source=moving_shapes",
@@ -104,7 +104,7 @@ def close(one: list[tuple[int, float, float]], other: list[tuple[int, float, flo
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("settings", [{}, {"paths": "sandwich", "accumulate": 2}, {"shard": True},
+@pytest.mark.parametrize("settings", [{}, {"paths": "sandwich", "accumulate": 2}, {"shard": True, "paths": "sandwich"},
      {"shard": True, "spatial_rate": 0.1}],
 )  # fmt: skip
 def test_two_processes_make_the_losses_of_one_with_the_same_batch(settings: dict[str, Any], tmp_path: Path) -> None:

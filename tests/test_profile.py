@@ -25,7 +25,7 @@ from device_profiler.subject import Subject, reference_subject
 from latency_tables.cost import CostModel
 from latency_tables.plan import Plan
 from latency_tables.record import Record
-from latency_tables.reference import reference_of
+from latency_tables.reference import References
 from latency_tables.table import Table, table_path
 from search_spaces.space import Space
 from search_spaces.workload import Workload
@@ -321,7 +321,7 @@ def test_when_no_network_has_a_number_the_measured_rows_are_kept(
     latencies = {row.latency_ms_median for row in table.rows("Conv1D(kernel_size=3)/c16/t8/48x48/b1@fp32")}
     assert latencies & {float(n) for n in range(1, 20)} and table.header.additivity is None
     measured = next(row for row in table if row.latency_ms_median in latencies)
-    assert reference_of(table.header, measured.primary_key)["latency_ms"] == 2.5
+    assert References(table.header)(measured.primary_key)["latency_ms"] == 2.5
 
 
 def test_networks_of_other_settings_do_not_take_a_tables_place(

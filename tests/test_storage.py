@@ -398,6 +398,6 @@ def test_trials_hold_one_copy_of_what_may_be_chosen(tmp_path: Path) -> None:
     storage, study, problem = begin(tmp_path / "study.journal")
     run(tmp_path / "study.journal", trials=3)
     ledger = ledger_of(study, problem)
-    held = {id(trial.distributions[name].choices) for trial in ledger.trials for name in problem.positions}
+    held = {id(trial.distributions[name]) for trial in ledger.trials for name in problem.positions}
     assert len(held) == len(problem.positions)
     assert [e.trial for e in run(tmp_path / "study.journal", trials=3)] == [t.number for t in ledger.trials]

@@ -11,9 +11,11 @@ from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import NasError
+from nas.search.records import LABELS
 from nas.search.storage import Through, open_storage
 
 OLD_KEY = "constraints"  # where Optuna before 5.0 kept all values, and where optuna-dashboard 0.21 looks
@@ -23,7 +25,15 @@ READS = ("get_", "remove_session")  # calls of a storage that change nothing
 
 
 class Marked(Through):
-    """Trials with their constraints where the dashboard reads them as well. What would write is refused."""
+    """Trials with their constraints where the dashboard reads them as well, and the names of what they chose.
+
+    A trial keeps the number of an option, its study the names; here each trial gets a user attribute for each position
+    that holds layers. What would write is refused.
+    """
+
+    def __init__(self, inner: BaseStorage) -> None:
+        super().__init__(inner)
+        self._labels: dict[int, dict[str, list[str]]] = {}  # by study
 
     def _call(self, name: str, *args: Any) -> Any:
         if not name.startswith(READS):
@@ -31,24 +41,50 @@ class Marked(Through):
         return super()._call(name, *args)
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return _marked(super().get_trial(trial_id))
+        trial = super().get_trial(trial_id)
+        for study in self.get_all_studies():
+            if any(other._trial_id == trial_id for other in super().get_all_trials(study._study_id, deepcopy=False)):
+                return _marked(trial, self._labels_of(study._study_id))
+        return _marked(trial, {})
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return [_marked(trial) for trial in super().get_all_trials(study_id, deepcopy, states)]
+        labels = self._labels_of(study_id)
+        return [_marked(trial, labels) for trial in super().get_all_trials(study_id, deepcopy, states)]
+
+    def _labels_of(self, study_id: int) -> dict[str, list[str]]:
+        if not self._labels.get(study_id):
+            found = super().get_study_user_attrs(study_id).get(LABELS, {})
+            self._labels[study_id] = found if isinstance(found, dict) else {}
+        return self._labels[study_id]
+
+    def get_all_studies(self) -> Any:
+        studies = super().get_all_studies()
+        for study in studies:
+            study.user_attrs = {name: value for name, value in study.user_attrs.items() if name != LABELS}
+        return studies
+
+    def get_study_user_attrs(self, study_id: int) -> dict[str, Any]:
+        """Without the names: there are thousands, and each trial shows its own."""
+        return {name: value for name, value in super().get_study_user_attrs(study_id).items() if name != LABELS}
 
 
 class ReadOnly(RuntimeError):
     """Somebody asked the dashboard to change a study."""
 
 
-def _marked(trial: FrozenTrial) -> FrozenTrial:
-    values = list(trial.constraints.values())
-    if not values or OLD_KEY in trial.system_attrs:
-        return trial
+def _marked(trial: FrozenTrial, labels: dict[str, list[str]]) -> FrozenTrial:
     marked = copy.copy(trial)
-    marked._system_attrs = {**trial.system_attrs, OLD_KEY: values}
+    names = {}
+    for position, option in trial.params.items():
+        options = labels.get(position, [])
+        if isinstance(option, int) and 0 < option < len(options):  # the first is none
+            names[position] = options[option]
+    marked.user_attrs = {**trial.user_attrs, **names}
+    values = list(trial.constraints.values())
+    if values and OLD_KEY not in trial.system_attrs:
+        marked._system_attrs = {**trial.system_attrs, OLD_KEY: values}
     return marked
 
 

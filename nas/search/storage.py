@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
 import os
 import re
 import threading
@@ -17,14 +16,13 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from latency_tables.files import lock, tell_unlocked
 from nas.console import say
 from nas.errors import NasError
+from nas.search.journal import open_journal
 
 RETRY_FIRST, RETRY_LAST = 0.2, 2.0  # seconds between tries of a storage that is away: doubled from one to the other
 DRAFT = -1  # id of the trial that is not yet written
@@ -54,13 +52,13 @@ def open_storage(where: Path | str, tell: Say = say) -> Patient:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if isinstance(where, Path):
-        _check_journal(where)
         try:
-            return Patient(JournalStorage(Journal(where)), str(where), tell)
-        except (ValueError, KeyError, AssertionError) as error:
-            raise NasError(f"{where}: a damaged Optuna journal ({error}); move it away to search again") from error
+            studies, damage = open_journal(where)
         except OSError as error:
             raise NasError(f"{where}: {error.strerror or error}; give a folder that can be written") from error
+        if damage:
+            tell(damage)
+        return Patient(studies, str(where), tell)
     return _open_database(where, tell)
 
 
@@ -186,62 +184,6 @@ class _Patience:
             if self._since is not None:
                 self._tell(f"storage    {self._name} answers again after {time.monotonic() - self._since:.0f} s")
             self._since, self._pause = None, RETRY_FIRST
-
-
-class Journal(JournalFileBackend):
-    """Optuna's journal file, with a lock that dies with its holder and whole lines or none.
-
-    Optuna's own locks are files: one left by a killed process stops all others for half a minute, and two processes
-    that break it at once end each other. This one is the kernel's. What a process that died while it wrote has left
-    of a line is cut off by the next writer.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        with self._path.open("r+b", buffering=0) as file:
-            if not lock(file.fileno(), wait=True):
-                tell_unlocked(self._path.parent)
-            end = _whole_lines(file)
-            try:
-                view = memoryview(text)
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
-                raise
-
-
-def _whole_lines(file: Any) -> int:
-    """Cut the file after its last whole line, stand there, and return where that is."""
-    end = file.seek(0, os.SEEK_END)
-    if end:
-        file.seek(end - 1)
-        if file.read(1) != b"\n":
-            start = max(0, end - 1_000_000)
-            file.seek(start)
-            end = start + file.read(end - start).rfind(b"\n") + 1
-            file.truncate(end)
-            file.seek(end)
-    return int(end)
-
-
-def _check_journal(journal: Path) -> None:
-    """Refuse a file that is no journal before Optuna appends to it."""
-    if not journal.exists() or journal.stat().st_size == 0:
-        return
-    with journal.open("rb") as lines:
-        first = lines.readline()
-    try:
-        known = "op_code" in json.loads(first)
-    except (ValueError, TypeError):
-        known = False
-    if not known:
-        raise NasError(f"{journal}: not an Optuna journal; move it away to search here")
 
 
 class Through(BaseStorage):
