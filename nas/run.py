@@ -46,11 +46,14 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
     Raises:
         NasError: if ``out`` holds another run, or another process works on it. AnswerIsNo: if nothing meets the budget.
     """
+    from device_profiler.device import Device
     from nas.files import sole_writer
     from nas.search.workers import check_workers
+    from search_spaces.space import Space
 
     check_workers(workers)
     check_warmup(config.train)
+    Space.load(config.space), Device.load(config.device)  # what is misspelt leaves no folder behind
     if not (out / CONFIG_FILE).is_file():
         store(config, out)  # a folder that is somebody else's is refused before anything stands in it
     with sole_writer(out):
