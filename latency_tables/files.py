@@ -9,12 +9,12 @@ import glob
 import hashlib
 import os
 import secrets
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from latency_tables.errors import TableError
+from latency_tables.terminal import warn
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that know no locks
 
@@ -51,7 +51,7 @@ def tell_unlocked(folder: Path) -> None:
     """Say, once a folder, that nothing keeps other processes from writing there."""
     if str(folder) not in _told:
         _told.add(str(folder))
-        print(f"{folder}: this file system has no locks; let one process at a time write there", file=sys.stderr)
+        warn(f"{folder}: this file system has no locks; let one process at a time write there")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     Raises:
         NasError: if no arrangement was chosen yet, or the built model does not equal the supernet's path.
     """
-    from nas.trainer import load_supernet
+    from nas.trained import load_supernet
 
     check_replaceable(out, is_model, "model")
     space = Space.load(load(run).space)

@@ -82,7 +82,9 @@ def save_checkpoint(
     sync(folder)
     for old in list_checkpoints(folder)[:-keep]:
         if old not in {checkpoint_path(folder, other) for other in also}:
-            shutil.rmtree(old)
+            gone = folder / f".{old.name}.partial"  # half deleted it is a leftover, and no damaged checkpoint
+            os.replace(old, gone)
+            shutil.rmtree(gone)
     return target
 
 

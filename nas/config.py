@@ -54,6 +54,7 @@ class DataConfig(Settings):
         path: the folder of videos or of a cache; of `shards` a tar, a folder of them, or `shard-{000..041}.tar`.
         captions: of `folder`, a CSV or JSONL of path and caption, with optional seconds and place; see
             `nas.data.captions`. By default `captions.csv` or `captions.jsonl` in `path`.
+        outside: whether those captions may name files outside `path`, by an absolute path, `..` or a link.
         cache: where decoded, downscaled frames are kept, so that nothing is decoded twice.
         buckets: further clips, `FRAMESxHEIGHTxWIDTH`, for videos of other shapes and lengths: each video goes to the
             clip nearest to its aspect ratio, of those the longest it fills. A batch comes from one bucket.
@@ -71,6 +72,7 @@ class DataConfig(Settings):
     source: Literal["sample_clips", "folder", "shards", "cache", "moving_shapes"] = "sample_clips"
     path: Path | None = None
     captions: Path | None = None
+    outside: bool = False
     cache: Path = Path("runs/.frames")
     buckets: tuple[str, ...] = ()
     crop_margin: float = Field(default=1.25, ge=1.0, le=4.0)
@@ -95,7 +97,9 @@ class TrainConfig(Settings):
         paths: how the arrangements of a step are drawn; see `nas.paths`. `sandwich` trains three a step and ranks best
             (benchmarks/rank_correlation.py); `within_budget` draws uniformly among those that meet the limits of
             `search`, by the device's table in the run folder.
-        clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`.
+        clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`. Images pass
+            no temporal layer, so they take part only while the spatial layers and the text encoder train: in the
+            warm-up, and after it where `spatial_rate` is above 0.
         learning_rate: peak, after `ramp_steps`, then a cosine to a tenth. spatial_rate: the share of it that the
             spatial layers and the text encoder get once temporal paths train; 0 freezes them, as the paper does, and
             ranks better (benchmarks/rank_correlation.py).

@@ -18,12 +18,11 @@ from nas import outputs
 from nas.build import _save
 from nas.cli import main
 from nas.errors import NasError
-from nas.export.packages import _exported, first_missing
+from nas.export.packages import _exported
 from nas.export.ranges import check_range
 from nas.finite import check_finite
 from nas.outputs import new_folder, put_folder, restore, sole_writer_of
 from nas.pipeline import save_pipeline
-from nas.pretrained.folder import first_missing as first_missing_part
 from nas.sample import load_pipeline, sample_video, to_uint8, write_contact_sheet, write_video
 
 
@@ -134,20 +133,6 @@ def test_what_stood_aside_comes_back(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     put_folder(tmp_path / "new", tmp_path / "model")
     assert not list((tmp_path / "model").iterdir())
-
-
-def test_a_stage_is_done_only_when_all_that_it_names_is_there(model: Path, tmp_path: Path) -> None:
-    shutil.copytree(model, tmp_path / "model")
-    assert first_missing_part(tmp_path / "model").exists()
-    shutil.rmtree(tmp_path / "model" / "unet")
-    assert first_missing_part(tmp_path / "model") == tmp_path / "model" / "unet"
-    out = tmp_path / "coreml"
-    (out / "unet.mlpackage").mkdir(parents=True)
-    (out / "export.json").write_text(json.dumps({"operations": 3, "weights": "x"}))
-    assert first_missing(out) == out / "unet.mlpackage", "a package without its manifest"
-    (out / "unet.mlpackage" / "Manifest.json").touch()
-    assert first_missing(out) == out / "export.json"
-    assert not first_missing(tmp_path / "nowhere").exists()
 
 
 def test_an_export_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def write_page(path: Path, page: str) -> Path:
     return path
 
 
+@cache
 def packed_plotly() -> str:
     """plotly.js, compressed: the page unpacks it, at well under half the size."""
     from plotly.offline import get_plotlyjs

@@ -103,7 +103,7 @@ def spell_out(module: nn.Module) -> None:
 
 @contextmanager
 def _spelled_attention() -> Iterator[None]:
-    from device_profiler.lowering.coreml import spelled_out
+    from device_profiler.lowering.spelled import spelled_out
 
     functional: Any = nn.functional
     fused = functional.scaled_dot_product_attention

@@ -73,17 +73,6 @@ def export_model(
         return _export(model, out, clip, shapes, parts, quantize, device, tables, tell)
 
 
-def first_missing(out: Path) -> Path:
-    """The first package that ``export.json`` tells of and that is not there; that file, where all are."""
-    try:
-        told = dict(json.loads((out / FACTS).read_text()))
-    except (OSError, ValueError, TypeError, RecursionError):
-        return out / FACTS / "damaged"
-    named = [PACKAGE] if "operations" in told else []
-    named += [f"{name}.mlpackage" for name in ENDS if name in told]
-    return next((out / name for name in named if not (out / name / "Manifest.json").is_file()), out / FACTS)
-
-
 def _export(
     model: Path,
     out: Path,

@@ -100,15 +100,6 @@ def is_model(folder: Path) -> bool:
         return False
 
 
-def first_missing(model: Path) -> Path:
-    """The first part that a model's index names and that is not there; the index, where all are."""
-    try:
-        named = [name for name, told in vars(read_index(model)).items() if isinstance(told, tuple) and told[1]]
-    except NasError:
-        return model / INDEX / "damaged"
-    return next((model / name for name in named if not (model / name).is_dir()), model / INDEX)
-
-
 def load_pipeline(model: Path) -> Any:
     """The pipeline of a model folder.
 

@@ -26,6 +26,7 @@ from nas.prune.cuts import Cut, block_cuts, width_cut
 from nas.prune.images import Images
 from nas.prune.recover import Recover
 from nas.prune.sensitivity import Sensitivity
+from nas.trained import only_leftovers
 from nas.weights import load_unet
 from search_spaces.backbones.narrow import prunable, width
 from search_spaces.space import Space
@@ -83,7 +84,7 @@ def prune_unet(
     if parameters is not None and latency_ms is not None:
         raise NasError("--parameters and --latency-ms are two targets; give one")
     config, loaded = settings.prune, Space.load(space)
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
+    if out.is_dir() and not (out / CONFIG_FILE).is_file() and not only_leftovers(out):
         raise NasError(f"{out} is not empty and holds no pruning; give a new or empty folder to --out")
     if config.threads:
         torch.set_num_threads(config.threads)
