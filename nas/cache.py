@@ -30,6 +30,7 @@ from nas.data.lengths import fits
 from nas.data.sources import Files, Video, by_content, processors, video_source
 from nas.data.splits import held_videos, split_runs
 from nas.data.videos import clip_buckets, cut
+from nas.data.writing import open_own, partial_of, write_ignore
 from nas.errors import NasError
 from nas.text import TextEncoder
 from search_spaces.space import Space
@@ -200,7 +201,7 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise NasError(f"{out} is not empty and holds no {HEADER}; give a new or empty folder to --out")
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".gitignore").write_text("*\n")
+        write_ignore(out)
         _write(out / HEADER, json.dumps(header, indent=1))
         return
     known = read_header(out)
@@ -219,7 +220,7 @@ def _sizes(header: dict[str, Any]) -> str:
 
 
 def _write(path: Path, content: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = partial_of(path)
     partial.write_text(content)
     sync(partial)
     os.replace(partial, path)
@@ -445,15 +446,15 @@ class _Writer:
         try:
             size = None
             if shard is not None:
-                partial = self.out / f".{shard}.partial"
+                partial = partial_of(self.out / shard)
                 save_file(self._tensors, str(partial), metadata=self.metadata)
                 sync(partial)
                 os.replace(partial, self.out / shard)
                 size = (self.out / shard).stat().st_size
                 self._number += 1
-            with (self.out / INDEX).open("a") as index:
-                for line in self._waiting:
-                    index.write(json.dumps({**line, "shard": shard, "bytes": size}) + "\n")
+            lines = [json.dumps({**line, "shard": shard, "bytes": size}) for line in self._waiting]
+            with open_own(self.out / INDEX) as index:
+                index.write("".join(f"{line}\n" for line in lines).encode())
             sync(self.out / INDEX)
         except Exception as error:
             for left in self.out.glob(".*.partial"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -156,3 +157,11 @@ def test_what_the_cache_will_take_is_said_before_it_is_filled(
     shutil.rmtree(folder.parent / "cache")
     with pytest.raises(ValueError, match="will take about .* are free; set data.cache"):
         open_data(config(folder), Clip())
+
+
+def test_a_file_system_without_locks_is_decoded_to_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("nas.data.frames.fcntl.flock", missing)
+    assert open_data(config(folder), Clip())[0]["video"].shape == (4, 3, 16, 16)

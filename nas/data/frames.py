@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from nas.data.media import DecodeError, Media, content_digest
 from nas.data.reader import FrameReader, FrameSpec, OutOfOrder, probe
+from nas.data.writing import open_own, partial_of, write_ignore
 from nas.errors import NasError
 
 __all__ = [
@@ -105,9 +107,7 @@ def cached_frames(path: Path | Media, spec: FrameSpec, cache: Path, digest: str 
     file, notes = _places(cache, digest, spec)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        ignore = cache / ".gitignore"
-        if not ignore.exists():
-            ignore.write_text("*\n")
+        write_ignore(cache)
         with _alone(notes.with_suffix(".lock")):  # processes that train together open the same videos
             found = _known(file, notes) or _decode_into(media, spec, file, notes, threads)
     except OSError as error:
@@ -143,9 +143,17 @@ def _frames(media: Media, spec: FrameSpec, file: Path, digest: str, known: dict[
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """While no other process holds the lock; one that is killed lets go of it."""
-    with lock.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    """While no other process holds the lock; one that is killed lets go of it.
+
+    A file system without locks has none: processes that open the same video there may decode it twice, each into a file
+    of its own.
+    """
+    with open_own(lock) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+                raise
         try:
             yield
         finally:
@@ -164,10 +172,10 @@ def _known(file: Path, notes: Path) -> dict[str, Any] | None:
 def _decode_into(media: Media, spec: FrameSpec, file: Path, notes: Path, threads: str) -> dict[str, Any]:
     """Stream frames into ``file``: memory stays at one frame, however long the video."""
     started = time.perf_counter()
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial = partial_of(file)
     reader = FrameReader(media, spec, threads=threads)
     try:
-        with partial.open("wb") as handle:
+        with partial.open("xb") as handle:
             try:
                 count, shape, truncated = _fill(handle, reader)
             except OutOfOrder:
@@ -191,7 +199,7 @@ def _decode_into(media: Media, spec: FrameSpec, file: Path, notes: Path, threads
         "closed": reader.closed,
         "bytes": size,
     }
-    partial_notes = notes.with_suffix(f".{os.getpid()}.partial")
+    partial_notes = partial_of(notes)
     try:
         partial_notes.write_text(json.dumps(known, indent=1))
         os.replace(partial_notes, notes)

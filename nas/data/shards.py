@@ -18,6 +18,7 @@ from typing import Any
 from nas.data.captions import IMAGES, SUFFIXES, Caption, texts_of
 from nas.data.clip import Skip
 from nas.data.media import Media
+from nas.data.writing import partial_of
 from nas.errors import NasError
 
 log = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def _listed(shard: Path, folder: Path) -> Mapping[str, Any]:
 
 def _keep(notes: Path, known: Mapping[str, Any]) -> None:
     """Write a list whole or not at all; a folder that cannot be written costs the next start, no more."""
-    partial = notes.with_suffix(f".{os.getpid()}.partial")
+    partial = partial_of(notes)
     try:
         notes.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(known), encoding="utf-8")
@@ -129,10 +130,10 @@ def _plain(shard: Path, unpacked: Path) -> tuple[Path, str]:
     if opener is None:
         return shard.resolve(), ""
     broken = ""
-    partial = unpacked.with_suffix(f".{os.getpid()}.partial")
+    partial = partial_of(unpacked)
     try:
         unpacked.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as target, opener(shard, "rb") as source:
+        with partial.open("xb") as target, opener(shard, "rb") as source:
             while True:
                 try:
                     block = source.read1(1 << 20)  # what there is, also before where it breaks off

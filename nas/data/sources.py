@@ -20,6 +20,7 @@ from nas.data.captions import Caption, read_captions, uncaptioned
 from nas.data.clip import Skip
 from nas.data.media import DecodeError, Media, content_digest
 from nas.data.reader import probe
+from nas.data.writing import open_own, write_ignore
 from nas.errors import NasError
 
 if TYPE_CHECKING:
@@ -127,10 +128,8 @@ class Files:
             return
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            ignore = self.path.with_name(".gitignore")
-            if not ignore.exists():
-                ignore.write_text("*\n")
-            with self.path.open("ab") as file:  # whole lines at once: processes that train together write here too
+            write_ignore(self.path.parent)
+            with open_own(self.path) as file:  # whole lines at once: processes that train together write here too
                 file.write("".join(f"\n{line}" for line in self._new).encode() + b"\n")
         self._new = []
 
