@@ -20,7 +20,7 @@ OTHERS = {
     "docs": "the pages that this one names",
 }
 WIDTH = 28
-BLOCK = re.compile(r"(?<=## The tree\n\n```\n).*?(?=\n```)", re.DOTALL)
+BLOCK = re.compile(r"(?<=## The tree\n\n```\n).*?(?=```)", re.DOTALL)
 
 
 def sentence(folder: Path) -> str:
@@ -49,6 +49,6 @@ def tree() -> str:
 if __name__ == "__main__":
     if sys.argv[1:] == ["--write"]:
         readme = ROOT / "README.md"
-        readme.write_text(BLOCK.sub(lambda _: tree(), readme.read_text()))
+        readme.write_text(BLOCK.sub(lambda _: tree() + "\n", readme.read_text()))
     else:
         print(tree())

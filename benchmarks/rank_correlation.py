@@ -41,7 +41,8 @@ from nas.ranking.agreement import kendall_tau
 from nas.ranking.alone import train_alone
 from nas.supernet import Supernet
 from nas.text import TextEncoder
-from nas.trainer import Trainer, load_supernet, train
+from nas.trained import load_supernet
+from nas.trainer import Trainer, train
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 

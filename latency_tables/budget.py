@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from latency_tables.cost import CostModel, Costs
 from latency_tables.errors import TableError
-from latency_tables.optimum import SLACK, limits_of, optimum
+from latency_tables.optimum import CLOSE, SLACK, Undecided, limits_of, optimum
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -148,7 +148,8 @@ class Infeasible:
 def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
     """``None`` if some arrangement meets the budget; else what is missed, by how much, and the nearest that is met.
 
-    Exact over the whole space: see :mod:`latency_tables.optimum`.
+    Exact over the whole space, or to 0.1% of a limit where too many arrangements come that close: see
+    :mod:`latency_tables.optimum`.
 
     Raises:
         TableError: if the budget limits memory and the table does not know it, or nothing in the space can be run.
@@ -211,13 +212,16 @@ def _worst(model: CostModel, budget: Budget, arrangement: Integers) -> float:
 
 
 def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
-    """The arrangement whose largest miss, as a fraction of its limit, is the smallest of all."""
+    """The arrangement whose largest miss, as a fraction of its limit, is the smallest of all.
+
+    Where too many come close to that, one that misses by at most ``CLOSE`` (0.1% of a limit) more.
+    """
     best, low, high = start, 0.0, _worst(model, budget, start)
     if not np.isfinite(high):
         found = optimum(model, "latency_ms")
         assert found is not None
         best, high = found, _worst(model, budget, found)
-    while high - low > 1e-3:
+    while high - low > 0.5 * CLOSE:
         middle = 0.5 * (low + high)
         found = _any_within(model, budget, middle)
         if found is None:
@@ -225,21 +229,24 @@ def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
         else:
             best, high = found, _worst(model, budget, found)
     # Few are left now: ask for anything better than the best known until there is nothing.
-    while (found := _any_within(model, budget, high - 4 * SLACK)) is not None:
-        worst = _worst(model, budget, found)
-        if worst > high - 2 * SLACK:
-            break
-        best, high = found, worst
-    return best
+    while True:
+        try:
+            found = _any_within(model, budget, high - 4 * SLACK, exact=True)
+        except Undecided:
+            return best
+        if found is None or _worst(model, budget, found) > high - 2 * SLACK:
+            return best
+        best, high = found, _worst(model, budget, found)
 
 
-def _any_within(model: CostModel, budget: Budget, share: float) -> Integers | None:
+def _any_within(model: CostModel, budget: Budget, share: float, exact: bool = False) -> Integers | None:
     """Any arrangement that misses no limit by more than ``share``."""
     loosened = {name: limit * (1.0 + LIMITS[name][1] * share) for name, limit in budget.bounds.items()}
     first = next(iter(loosened))
     others = Budget(**{name: value for name, value in loosened.items() if name != first and value > 0})
     column, direction, _, _ = LIMITS[first]
-    found = optimum(model, column, limits_of(others.given), "min" if direction > 0 else "max", enough=loosened[first])
+    sense, most = "min" if direction > 0 else "max", loosened[first]
+    found = optimum(model, column, limits_of(others.given), sense, enough=most, within=most, exact=exact)
     if (
         found is None
         or direction * (_reached(model, Budget(), first, found) - loosened[first]) > SLACK * loosened[first]

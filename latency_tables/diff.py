@@ -9,7 +9,7 @@ from typing import Any
 
 from latency_tables.header import IDENTITY, SETTINGS
 from latency_tables.record import Record
-from latency_tables.reference import reference_of
+from latency_tables.reference import References
 from latency_tables.table import Table
 
 KINDS = ("slower", "faster", "heavier", "lighter", "status", "lowering", "source", "added", "removed")
@@ -103,7 +103,8 @@ def compare(before: Table, after: Table) -> list[Compared]:
     """Every row that has a latency on both sides, by primary key."""
     old = {record.primary_key: record for record in before}
     pairs = ((old[record.primary_key], record) for record in after if record.primary_key in old)
-    return [row for pair in pairs if (row := _compared(*pair, *_row_drift(before, after, *pair))) is not None]
+    runs = References(before.header), References(after.header)
+    return [row for pair in pairs if (row := _compared(*pair, *_row_drift(runs, *pair))) is not None]
 
 
 def _compared(old: Record, new: Record, drift: float, noise: float) -> Compared | None:
@@ -132,6 +133,7 @@ def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bo
     drift, _ = _drift(before.header.reference or {}, after.header.reference or {})
     rows_before = {record.primary_key: record for record in before}
     rows_after = {record.primary_key: record for record in after}
+    runs = References(before.header), References(after.header)
     changes: list[Change] = []
     unchanged = 0
     for key in sorted(rows_before.keys() | rows_after.keys()):
@@ -139,7 +141,7 @@ def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bo
         if old is None or new is None:
             changes.append(_appeared(old, new, allow_removed))
             continue
-        found = _compare(old, new, *_row_drift(before, after, old, new), threshold)
+        found = _compare(old, new, *_row_drift(runs, old, new), threshold)
         changes += found
         unchanged += not found
     changes += _lowerings(before, after)
@@ -155,12 +157,11 @@ def diff(before: Table, after: Table, threshold: float = 0.03, allow_removed: bo
     return Diff(_name(before), _name(after), drift, header, tuple(changes), unchanged, threshold)
 
 
-def _row_drift(before: Table, after: Table, old: Record, new: Record) -> tuple[float, float]:
+def _row_drift(runs: tuple[References, References], old: Record, new: Record) -> tuple[float, float]:
     """What a row's latency is divided by, and the spread of that; nothing for a row that was not measured again."""
     if old == new:
         return 1.0, 0.0
-    key = new.primary_key
-    drift, noise = _drift(reference_of(before.header, key), reference_of(after.header, key))
+    drift, noise = _drift(*(run(new.primary_key) for run in runs))
     return drift or 1.0, noise
 
 

@@ -3,22 +3,55 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import hashlib
-import itertools
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from latency_tables.errors import TableError
+from latency_tables.terminal import warn
 
-_counter = itertools.count()
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that know no locks
 
 
 def checksum(data: bytes) -> str:
     """``sha256:`` and 16 hex digits: enough to notice any accident, short enough to read in a diff."""
     return "sha256:" + hashlib.sha256(data).hexdigest()[:16]
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file for this process alone; False where its file system has no locks of either kind.
+
+    Network file systems may lack ``flock`` (Lustre mounted without it) and still know the locks of POSIX.
+
+    Raises:
+        BlockingIOError: if another process holds it and ``wait`` is not set.
+    """
+    for call in (fcntl.flock, fcntl.lockf):
+        try:
+            call(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise BlockingIOError(error.errno, os.strerror(error.errno)) from None
+            if error.errno not in (*NO_LOCKS, errno.EBADF):  # EBADF: POSIX locks no folder
+                raise
+    return False
+
+
+_told: set[str] = set()
+
+
+def tell_unlocked(folder: Path) -> None:
+    """Say, once a folder, that nothing keeps other processes from writing there."""
+    if str(folder) not in _told:
+        _told.add(str(folder))
+        warn(f"{folder}: this file system has no locks; let one process at a time write there")
 
 
 @contextlib.contextmanager
@@ -35,7 +68,8 @@ def locked(folder: Path, timeout_s: float = 60.0) -> Iterator[None]:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock(descriptor):
+                    tell_unlocked(folder)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -54,7 +88,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         TableError: if the disk is full or the folder cannot be written; the old file is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_counter)}.tmp")
+    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")  # a name that nobody can have linked
     try:
         with open(temporary, "xb") as file:
             file.write(data)
@@ -82,7 +116,7 @@ def sync_folder(folder: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Remove the temporary files that killed writers of ``path`` left; call with the folder's lock held."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name[:60])}.*.tmp"):
         with contextlib.suppress(OSError):
             left.unlink()
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from latency_tables.errors import TableError
+from latency_tables.evidence import check_evidence
 from latency_tables.files import checksum
 
 SCHEMA = 1
@@ -20,7 +21,8 @@ IDENTITY = ("device", "chip", "os", "runtime", "runtime_version", "compute_unit"
 # So do these of the details, as far as both tables state them: how the runtime was set, and which phone it was.
 SETTINGS = (
     *("threads", "provider", "cuda_graph", "model"),
-    *("peak_tflops", "bandwidth_gb_s", "efficiency", "overhead_us"),  # a roofline's
+    # a roofline's:
+    *("peak_tflops", "bandwidth_gb_s", "efficiency", "conv_tflops", "matmul_tflops", "overhead_us", "dispatch_us"),
 )
 _TEXT = (*IDENTITY, "toolkit_version", "created", "updated", "notes")
 _MAPPINGS = ("additivity", "correction", "reference", "details")
@@ -76,6 +78,7 @@ class Header:
                 if not isinstance(value, dict):
                     raise TableError(f"table header: {name} must be a mapping, got {value!r}; leave it out if unknown")
                 object.__setattr__(self, name, _plain(name, value))
+                check_evidence(name, getattr(self, name))
         if self.schema != SCHEMA:
             raise TableError(f"table header: schema must be {SCHEMA}, got {self.schema!r}; leave it out")
 

@@ -1,14 +1,17 @@
 """Exact answers over a whole space: the least or most of one cost while the others keep their limits.
 
 Costs add up over positions except for the peak, which is a sum (weights) plus a maximum (activations). The maximum
-takes one of finitely many values, so each is tried: options above it are struck out, and what is left is a
-multiple-choice knapsack with linear limits. It is solved by dynamic programming over positions, keeping every partial
-choice that its Lagrangian bound (Geoffrion 1974) allows to beat the best known answer; a narrow beam goes first.
+takes one of finitely many values. A range of them is taken at once: options above the highest are struck out, weights
+get the room that the lowest leaves, and what is left is a multiple-choice knapsack with linear limits. Where its answer
+breaks the limit in truth, the range is split so that neither half holds that answer (branch and bound: Land and Doig
+1960). A knapsack is solved by dynamic programming over positions, keeping every partial choice that its Lagrangian
+bound (Geoffrion 1974) allows to beat the best known answer; a narrow beam goes first, and swaps of two positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +25,16 @@ Integers = NDArray[np.int64]
 
 SLACK = 1e-9  # relative tolerance of a limit: sums in another order differ in the last digits
 OBJECTIVES = ("latency_ms", "weights_mb", "peak_mb", "parameters")
-_BEAMS = (64, 4096, 262_144, 4_194_304)
+CLOSE = 1e-3  # of the best: what a better answer must gain where too many are nearly equal to tell the very best
+_NEAR = (64, 512, 4096, 65_536)  # partial choices at once, for one as close as that
+_EXACT = 20_000  # the same times positions, for the best
 _STEPS = 60
+_KEPT = 10  # multipliers, of all that were met
+_SWAPS = 1000  # options that are tried in pairs
+_STEPS_OF_DOMINANCE = 12
+_SEEN = 8  # times the beam: partial choices that are compared with one another
+_UNBOUNDED = 1e6
+_BLOCK = 256  # options compared with one another at once
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,26 @@ class Limits:
     parameters_max: float = np.inf
 
 
+_CROWDED = "the limits leave too many near-equal arrangements to tell the best; loosen one by a percent"
+
+
+class Undecided(TableError):
+    """More partial choices than can be kept at once might still lead to an answer."""
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What an answer must be better than, when to stop, and how hard to look: of ``sign * objective``."""
+
+    objective: str
+    sign: float
+    limits: Limits
+    within: float
+    enough: float
+    tolerance: float
+    beams: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class _Options:
     """Options of one position worth keeping: columns (latency, weights, parameters), peaks, and their indices."""
@@ -46,7 +77,13 @@ class _Options:
 
 
 def optimum(
-    model: CostModel, objective: str, limits: Limits = Limits(), sense: str = "min", enough: float | None = None
+    model: CostModel,
+    objective: str,
+    limits: Limits = Limits(),
+    sense: str = "min",
+    enough: float | None = None,
+    within: float | None = None,
+    exact: bool = False,
 ) -> Integers | None:
     """The arrangement with the least (``min``) or most (``max``) of ``objective`` within ``limits``, or ``None``.
 
@@ -56,6 +93,9 @@ def optimum(
         limits: what it must keep to, each up to a relative ``1e-9``.
         sense: ``min`` or ``max``.
         enough: stop at the first arrangement that is at least this good.
+        within: nothing worse than this is asked for (up to a relative ``1e-9``).
+        exact: the best itself, quickly, or ``Undecided``. Otherwise, where too many arrangements are nearly as good as
+            the best to tell which one that is, the answer is within ``CLOSE`` (0.1%) of it.
 
     Returns:
         Option indices, shape (P,); failed workloads are never chosen.
@@ -77,25 +117,19 @@ def optimum(
         return None
     if objective == "peak_mb" and sense == "max":
         return _highest_peak(model, options, limits)
+    worst = np.inf if within is None else within * sign + abs(within) * SLACK
+    stop = -np.inf if enough is None else enough * sign
     peaked = objective == "peak_mb" or limits.peak_mb < np.inf
-    best: Integers | None = None
-    best_value = np.inf
-    for maximum in _maxima(model, options) if peaked else [np.inf]:
-        room = limits.peak_mb * (1 + SLACK) - maximum - model.backbone_weights_mb if peaked else np.inf
-        if room < 0 and peaked:
-            break  # the maxima rise, so the room for weights only shrinks
-        allowed = [_at_most(item, maximum) for item in options]
-        target = best_value - maximum if objective == "peak_mb" else best_value
-        stop = -np.inf if enough is None else (enough * sign - maximum if objective == "peak_mb" else enough * sign)
-        found = _knapsack(model, allowed, objective, sign, limits, room, target, stop)
-        if found is None:
+    ways = [(0.0, (64, 512, max(512, _EXACT // len(options)))), (CLOSE, _NEAR)]
+    for tolerance, beams in ways[:1] if exact else ways:
+        search = _Search(objective, sign, limits, worst, stop, tolerance, beams)
+        try:
+            return (
+                _by_peak(model, options, search) if peaked else _knapsack(model, options, search, np.inf, worst, stop)
+            )
+        except Undecided:
             continue
-        value = _value(model, found, objective) * sign
-        if value < best_value:
-            best, best_value = found, value
-        if enough is not None and best_value <= enough * sign:
-            break
-    return best
+    raise Undecided(_CROWDED)
 
 
 def extremes(model: CostModel) -> dict[str, dict[str, Integers | None]]:
@@ -162,6 +196,47 @@ def _at_most(options: _Options, maximum: float) -> _Options:
     return _Options(options.sums[allowed], options.point[allowed], options.index[allowed])
 
 
+def _by_peak(model: CostModel, options: list[_Options], search: _Search) -> Integers | None:
+    """The least ``sign * objective`` under a limit on the peak, or of the peak itself.
+
+    Ranges of the largest activation peak, the one with the best bound first. A range that holds one value is exact, and
+    so is every answer that keeps the limit.
+    """
+    maxima = np.array(_maxima(model, options))
+    objective, sign, enough, best_value = search.objective, search.sign, search.enough, search.within
+    limit = search.limits.peak_mb * (1 + SLACK)
+    best: Integers | None = None
+    queue: list[tuple[float, int, int]] = [(-np.inf, 0, len(maxima) - 1)]
+    while queue:
+        bound, low, high = heapq.heappop(queue)
+        if bound >= best_value - search.tolerance * abs(best_value) or best_value <= enough:
+            break
+        room = limit - maxima[low] - model.backbone_weights_mb
+        if room < 0:
+            continue
+        allowed = [_at_most(item, maxima[high]) for item in options]
+        lifted = maxima[low] if objective == "peak_mb" else 0.0
+        found = _knapsack(model, allowed, search, room, best_value - lifted, enough - lifted)
+        if found is None:
+            continue
+        cost = model.cost(found[None])
+        reached = sign * float((cost.weights_mb if objective == "peak_mb" else getattr(cost, objective))[0]) + lifted
+        if reached > enough:  # else the knapsack may have stopped before its best
+            bound = max(bound, reached)
+        value = sign * float(getattr(cost, objective)[0])
+        kept = bool(cost.peak_mb[0] <= limit * (1 + SLACK / 10))  # a sum in another order differs in its last digits
+        if kept and value < best_value:
+            best, best_value = found, value
+        own = int(np.searchsorted(maxima, cost.activation_peak_mb[0]))
+        if own > low and (not kept or objective == "peak_mb"):
+            # Neither half may hold this answer any more: one strikes its options, the other leaves no room for it.
+            crowded = int(np.searchsorted(maxima, limit - cost.weights_mb[0], side="right"))
+            middle = min(max((low + high + 1) // 2, low + 1, min(crowded, own)), own)
+            heapq.heappush(queue, (bound, low, middle - 1))
+            heapq.heappush(queue, (bound, middle, high))
+    return best
+
+
 def _highest_peak(model: CostModel, options: list[_Options], limits: Limits) -> Integers | None:
     """The dearest peak: some point sets it, so try each position's every peak as that point."""
     best: Integers | None = None
@@ -174,8 +249,9 @@ def _highest_peak(model: CostModel, options: list[_Options], limits: Limits) -> 
                 [*options[:p], _Options(item.sums[pinned], item.point[pinned], item.index[pinned]), *options[p + 1 :]]
             )
     plain = Limits(limits.latency_ms, np.inf, limits.parameters_min, limits.parameters_max)
+    search = _Search("weights_mb", -1.0, plain, np.inf, -np.inf, 0.0, _NEAR)
     for allowed in forced:
-        found = _knapsack(model, allowed, "weights_mb", -1.0, plain, np.inf, np.inf, -np.inf)
+        found = _knapsack(model, allowed, search, np.inf, np.inf, -np.inf)
         if found is not None and _value(model, found, "peak_mb") > best_value:
             best, best_value = found, _value(model, found, "peak_mb")
     if best is not None and best_value > limits.peak_mb * (1 + SLACK):
@@ -184,19 +260,17 @@ def _highest_peak(model: CostModel, options: list[_Options], limits: Limits) -> 
 
 
 def _knapsack(
-    model: CostModel,
-    options: list[_Options],
-    objective: str,
-    sign: float,
-    limits: Limits,
-    room: float,
-    target: float,
-    enough: float,
+    model: CostModel, options: list[_Options], search: _Search, room: float, target: float, enough: float
 ) -> Integers | None:
-    """The least ``sign * objective`` below ``target`` with latency, weights and parameters within limits."""
+    """The least ``sign * objective`` below ``target`` with latency, weights and parameters within limits.
+
+    Raises:
+        Undecided: if the widest beam had to leave out partial choices that might be better.
+    """
     if any(len(item.index) == 0 for item in options):
         return None
-    column = {"latency_ms": 0, "weights_mb": 1, "peak_mb": 1, "parameters": 2}[objective]
+    sign, limits = search.sign, search.limits
+    column = {"latency_ms": 0, "weights_mb": 1, "peak_mb": 1, "parameters": 2}[search.objective]
     start = np.array([model.backbone_latency_ms, model.backbone_weights_mb, float(model.plan.backbone_parameters)])
     # Every limit as "sum of coefficients <= bound".
     wanted = [
@@ -217,8 +291,13 @@ def _knapsack(
         return None
     keep = [_pareto(table) for table in tables]
     tables = [table[rank] for table, rank in zip(tables, keep, strict=True)]
-    cut = (target - base) * (1.0 - np.sign(target - base) * 1e-12) if np.isfinite(target) else target
-    multipliers, guess, hopeless = _multipliers(tables, bounds, cut)
+
+    def better(than: float) -> float:
+        """What the objective, the backbone's part left out, must stay below to be better than this."""
+        return than - max(search.tolerance * abs(than + base), 1e-12 * abs(than)) if np.isfinite(than) else than
+
+    best, choice = target - base, None
+    multipliers, guess, hopeless = _multipliers(tables, bounds, better(best))
     if hopeless:
         return None
     # The same bound without the objective: positive for a partial choice that no completion brings within all limits.
@@ -228,19 +307,22 @@ def _knapsack(
         surrogates, _, hopeless = _multipliers(barren, bounds, 0.0)
         if hopeless:
             return None
-    best, choice = target - base, None
-    if guess is not None and guess[0] < best - abs(best if np.isfinite(best) else 0.0) * 1e-12:
+    if guess is not None and guess[0] < better(best):
         best, choice = guess
-    for beam in _BEAMS:
+    for beam in search.beams:
         if choice is not None and best + base <= enough:
             break
-        found, whole = _sweep(tables, bounds, multipliers, surrogates, best, beam)
+        found, whole = _sweep(tables, bounds, multipliers, surrogates, better(best), beam)
         if found is not None:
             best, choice = found
         if whole:
             break
+        if beam == search.beams[0]:
+            found = _swapped(tables, bounds, multipliers, choice)
+            if found is not None and found[0] < better(best):
+                best, choice = found
     else:
-        raise TableError("the limits leave too many near-equal arrangements to decide exactly; loosen one by a percent")
+        raise Undecided(_CROWDED)
     if choice is None:
         return None
     return np.array([item.index[keep[p][choice[p]]] for p, item in enumerate(options)], dtype=np.int64)
@@ -253,13 +335,14 @@ def _tolerance(bounds: Floats) -> Floats:
 def _pareto(table: Floats) -> Integers:
     """Rows that no other row beats in every column, in order of the first."""
     order = np.lexsort(table.T[::-1])
-    kept: list[int] = []
-    values = np.empty((0, table.shape[1]))
-    for i in order:
-        if not len(values) or not np.any(np.all(values <= table[i], axis=1)):
-            kept.append(int(i))
-            values = table[kept]
-    return np.array(kept, dtype=np.int64)
+    kept = order[:0]
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        rows = table[block]
+        beaten = np.any(np.all(table[kept][:, None] <= rows[None], axis=2), axis=0)
+        beaten |= np.any(np.triu(np.all(rows[:, None] <= rows[None], axis=2), 1), axis=0)
+        kept = np.concatenate([kept, block[~beaten]])
+    return kept.astype(np.int64)
 
 
 def _multipliers(
@@ -304,15 +387,70 @@ def _multipliers(
             break
         current = np.maximum(0.0, current + step * scale * (excess / spread[1:]) / length)
         tried.append(current.copy())
-    order = np.argsort(values)[::-1][:6]
-    return np.unique(np.array([np.zeros(len(bounds)), *(tried[i] for i in order)]), axis=0), best, False
+    if np.ptp(stacked[:, 0]) > 0 and not (best is not None and values[-1] >= best[0] - 1e-12 * abs(best[0])):
+        for current in _polished(stacked / spread, starts, bounds / spread[1:], tried[int(np.argmax(values))] / scale):
+            tried.append(current * scale)
+            lowest = np.minimum.reduceat(stacked[:, 0] + stacked[:, 1:] @ tried[-1], starts)
+            values.append(float(lowest.sum() - tried[-1] @ bounds))
+            if values[-1] > cut + 1e-12 * float(tried[-1] @ np.abs(bounds)) + 1e-15:
+                return np.array(tried), best, True
+    order = np.argsort(values)[::-1][:_KEPT]
+    return np.unique(np.array([tried[i] for i in order]), axis=0), best, False
+
+
+def _polished(stacked: Floats, starts: NDArray[np.intp], bounds: Floats, first: Floats) -> Iterator[Floats]:
+    """Multipliers of a bound that was smoothed, less and less: Newton's method where the subgradient walk stalls.
+
+    The least option of a position becomes a soft minimum and the sign of a multiplier a logarithmic barrier (Nesterov
+    2005; Boyd and Vandenberghe 2004, section 11.2), so that the bound has a Hessian. Columns of a spread of one.
+    """
+    costs, limits = stacked[:, 0], stacked[:, 1:]
+    sizes = np.diff([*starts, len(stacked)])
+    current = np.clip(first, 1e-3, _UNBOUNDED / 2)
+
+    def smooth(multipliers: Floats, heat: float) -> tuple[float, Floats]:
+        """The smoothed bound, and each option's share in its position's soft minimum."""
+        reduced = costs + limits @ multipliers
+        lowest = np.minimum.reduceat(reduced, starts)
+        weight = np.exp((np.repeat(lowest, sizes) - reduced) / heat)
+        total = np.add.reduceat(weight, starts)
+        barrier = heat * float(np.log(multipliers).sum())
+        value = float((lowest - heat * np.log(total)).sum() - multipliers @ bounds) + barrier
+        return value, weight / np.repeat(total, sizes)
+
+    for heat in 0.1 * 0.25 ** np.arange(9):
+        value, share = smooth(current, heat)
+        for _ in range(12):
+            means = np.add.reduceat(share[:, None] * limits, starts)
+            gradient = means.sum(axis=0) - bounds + heat / current
+            curvature = ((share[:, None] * limits).T @ limits - means.T @ means) / heat + np.diag(heat / current**2)
+            move = np.linalg.lstsq(curvature, gradient, rcond=None)[0]
+            length = min(1.0, 0.9 / max(float(np.max(-move / current)), 1e-300))
+            length = min(length, _UNBOUNDED / max(float(np.max(move)), 1e-300))
+            for _ in range(8):
+                further, at = smooth(current + length * move, heat)
+                if further >= value:
+                    break
+                length *= 0.4
+            else:
+                break
+            gained, current, value, share = further - value, current + length * move, further, at
+            if gained <= 1e-3 * heat:
+                break
+        if not current.max() < _UNBOUNDED:  # nothing keeps the limits: the bound grows without end
+            return
+        yield current
 
 
 def _sweep(
-    tables: list[Floats], bounds: Floats, multipliers: Floats, surrogates: Floats, target: float, beam: int
+    tables: list[Floats], bounds: Floats, multipliers: Floats, surrogates: Floats, cut: float, beam: int
 ) -> tuple[tuple[float, Integers] | None, bool]:
-    """One pass over the positions with at most ``beam`` partial choices; ``True`` if none was left out for "
-    "want of room."""
+    """One pass over the positions for an objective below ``cut`` with at most ``beam`` partial choices; ``True`` if
+    none was left out for want of room."""
+    kept = _hopeful(tables, bounds, multipliers, surrogates, cut)
+    if any(len(rank) == 0 for rank in kept):
+        return None, True
+    tables = [table[rank] for table, rank in zip(tables, kept, strict=True)]
     count = len(tables)
     least = np.zeros((count + 1, len(bounds)))
     slope = np.zeros((count + 1, len(multipliers)))
@@ -325,25 +463,33 @@ def _sweep(
     history: list[tuple[Integers, Integers]] = []
     whole = True
     tolerance = _tolerance(bounds)
-    cut = target - 1e-12 * abs(target) if np.isfinite(target) else target
     for p, table in enumerate(tables):
         parts = []
-        block = max(1, 2_000_000 // len(table))
+        block = max(1, 1_000_000 // len(table))
         for start in range(0, len(states), block):
-            grown = states[start : start + block, None, :] + table[None]
-            flat = grown.reshape(-1, grown.shape[2])
-            bound = np.max(flat[:, :1] + (flat[:, 1:] - bounds) @ multipliers.T + slope[p + 1], axis=1)
-            fits = (bound < cut) & np.all(flat[:, 1:] + least[p + 1] <= bounds + tolerance, axis=1)
-            if len(surrogates):
-                excess = (flat[:, 1:] - bounds) @ surrogates.T + drift[p + 1]
-                fits &= np.all(excess <= np.abs(bounds) @ surrogates.T * 1e-12 + 1e-12, axis=1)
-            where = np.flatnonzero(fits)
-            parts.append((flat[where], where // len(table) + start, where % len(table), bound[where]))
+            some = states[start : start + block]
+            fits = np.ones((len(some), len(table)), dtype=bool)
+            for k, most in enumerate(bounds + tolerance - least[p + 1], start=1):
+                fits &= some[:, k, None] <= most - table[:, k]
+            for row, rest in zip(surrogates, drift[p + 1], strict=True):
+                most = float(row @ bounds - rest + np.abs(bounds) @ row * 1e-12 + 1e-12)
+                fits &= (some[:, 1:] @ row)[:, None] <= most - table[:, 1:] @ row
+            reached = np.full(fits.shape, -np.inf)
+            for row, rest in zip(multipliers, slope[p + 1], strict=True):
+                own = some[:, 0] + some[:, 1:] @ row + (rest - float(row @ bounds))
+                np.maximum(reached, own[:, None] + (table[:, 0] + table[:, 1:] @ row), out=reached)
+            fits &= reached < cut
+            before, after = np.nonzero(fits)
+            parts.append((some[before] + table[after], before + start, after, reached[before, after]))
         merged = [np.concatenate(column) for column in zip(*parts, strict=True)]
         states, parent, chosen, bound = merged
         if not len(states):
             return None, whole
-        _, first = np.unique(states, axis=0, return_index=True)
+        if len(states) > _SEEN * beam:
+            whole = False
+            some = np.argpartition(bound, _SEEN * beam - 1)[: _SEEN * beam]  # type: ignore[assignment]
+            states, parent, chosen, bound = states[some], parent[some], chosen[some], bound[some]
+        first = _undominated(states)
         if len(first) > beam:
             whole = False
             first = first[np.argpartition(bound[first], beam - 1)[:beam]]
@@ -354,9 +500,98 @@ def _sweep(
     choice = np.zeros(count, dtype=np.int64)
     for p in range(count - 1, -1, -1):
         parents, picks = history[p]
-        choice[p] = picks[winner]
+        choice[p] = kept[p][picks[winner]]
         winner = int(parents[winner])
     return (value, choice), whole
+
+
+def _swapped(
+    tables: list[Floats], bounds: Floats, multipliers: Floats, choice: Integers | None
+) -> tuple[float, Integers] | None:
+    """A better choice by changing two positions at a time, each time the best pair: first into the limits, then within.
+
+    Where the objective is one of the limits, all partial choices have the same bound and a beam goes astray; there are
+    so many pairs that one fits closely. Starts at ``choice``, or at what the bound itself chooses.
+    """
+    bound = [sum(float((t[:, 0] + t[:, 1:] @ row).min()) for t in tables) - float(row @ bounds) for row in multipliers]
+    reduced = [table[:, 0] + table[:, 1:] @ multipliers[int(np.argmax(bound))] for table in tables]
+    current = np.array([int(np.argmin(item)) for item in reduced]) if choice is None else choice.copy()
+    spread = np.maximum(np.ptp(np.concatenate(tables), axis=0), 1e-12)
+    near = [np.argsort(item)[: max(4, _SWAPS // len(tables))] for item in reduced]
+    place = np.concatenate([[-1], *(np.full(len(rank), p) for p, rank in enumerate(near))])
+    option = np.concatenate([[0], *near])
+    apart = (place[:, None] != place[None]) | (place[:, None] < 0)
+    for _ in range(_STEPS):
+        chosen = np.array([table[i] for table, i in zip(tables, current, strict=True)])
+        total = chosen.sum(axis=0)
+        moves = np.concatenate(
+            [[np.zeros(len(spread))], *(t[rank] - c for t, rank, c in zip(tables, near, chosen, strict=True))]
+        )
+        broken = np.zeros(apart.shape)
+        for k, bound_k in enumerate(bounds, start=1):
+            excess = (moves[:, None, k] + moves[None, :, k]) + (total[k] - bound_k - _tolerance(bounds)[k - 1])
+            broken += np.maximum(excess, 0.0) / spread[k]
+        broken[~apart] = np.inf
+        within = broken <= 0.0
+        if within.any():
+            value = np.where(within, moves[:, None, 0] + moves[None, :, 0], np.inf)
+            if broken[0, 0] <= 0.0 and value.min() >= -1e-12 * max(1.0, abs(total[0])):
+                return float(total[0]), current
+        else:
+            value = broken
+            if value.min() >= broken[0, 0]:
+                return None
+        for move in np.unravel_index(int(np.argmin(value)), value.shape):
+            if place[move] >= 0:
+                current[place[move]] = option[move]
+    total = np.sum([table[i] for table, i in zip(tables, current, strict=True)], axis=0)
+    return (float(total[0]), current) if np.all(total[1:] <= bounds + _tolerance(bounds)) else None
+
+
+def _hopeful(
+    tables: list[Floats], bounds: Floats, multipliers: Floats, surrogates: Floats, cut: float
+) -> list[NDArray[np.intp]]:
+    """Of each position the options that an answer below ``cut`` may hold (reduced-cost fixing): the bound of a choice
+    without one of them grows by what it costs over the position's best."""
+    alive = [np.ones(len(table), dtype=bool) for table in tables]
+    walks = [(multipliers, 1.0, cut), (surrogates, 0.0, 0.0)]
+    for multiplier, weight, most in ((row, weight, most) for rows, weight, most in walks for row in rows):
+        reduced = [weight * table[:, 0] + table[:, 1:] @ multiplier for table in tables]
+        slack = 1e-12 * float(multiplier @ np.abs(bounds)) + 1e-12
+        room = most + float(multiplier @ bounds) - sum(float(item.min()) for item in reduced) + slack
+        for use, item in zip(alive, reduced, strict=True):
+            use &= item - item.min() <= room
+    return [np.flatnonzero(use) for use in alive]
+
+
+def _undominated(states: Floats) -> NDArray[np.intp]:
+    """Partial choices without most of those that another beats in every column.
+
+    All of them with one limit; with two those that are beaten by a clear step of the second; with more, those that
+    differ in the last column alone.
+    """
+    order = np.lexsort(
+        [states[:, k] for k in (*range(1, states.shape[1]), 0)] if states.shape[1] > 1 else [states[:, 0]]
+    )
+    rows = states[order]
+    if rows.shape[1] == 1:
+        return order[:1]
+    if rows.shape[1] == 2:
+        lowest = np.minimum.accumulate(rows[:, 1])
+        return order[np.concatenate([[True], rows[1:, 1] < lowest[:-1]])]
+    # Sorted by the objective, then by the last limit, then by the one before it: of rows equal in all but one, one.
+    same = np.all(np.delete(rows[1:], 1, axis=1) == np.delete(rows[:-1], 1, axis=1), axis=1)
+    keep = np.concatenate([[True], ~same])
+    order, rows = order[keep], rows[keep]
+    if rows.shape[1] > 3 or len(rows) < 2:
+        return order
+    edges = np.quantile(rows[:, 2], np.linspace(0, 1, _STEPS_OF_DOMINANCE + 1)[1:-1])
+    step = np.searchsorted(edges, rows[:, 2], side="right")
+    beaten = np.zeros(len(rows), dtype=bool)
+    for level in range(1, _STEPS_OF_DOMINANCE):
+        lowest = np.minimum.accumulate(np.where(step < level, rows[:, 1], np.inf))
+        beaten |= (step == level) & (lowest <= rows[:, 1])
+    return order[~beaten]
 
 
 def limits_of(values: Mapping[str, float | None]) -> Limits:

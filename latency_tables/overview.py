@@ -9,7 +9,7 @@ import numpy as np
 
 from latency_tables.budget import Budget, Infeasible, nearest
 from latency_tables.cost import CostModel
-from latency_tables.distribution import PERCENTILES, Share, distribution, feasible_share
+from latency_tables.distribution import PERCENTILES, Share, distributions, feasible_share
 from latency_tables.optimum import extremes, marginal
 
 UNITS = {"latency_ms": "ms", "peak_mb": "MB", "parameters": "parameters"}
@@ -17,11 +17,13 @@ UNITS = {"latency_ms": "ms", "peak_mb": "MB", "parameters": "parameters"}
 
 @dataclass(frozen=True)
 class Overview:
-    """A space on a device. Every answer is exact, or stands with its bounds.
+    """A space on a device. Every answer is exact, or stands with its interval.
 
     Attributes:
         extremes: column -> ``{"min": {"value", "arrangement"}, "max": ...}``.
-        percentiles: column -> percent -> (low, high) of the cost that so many arrangements stay at or under.
+        percentiles: column -> percent -> (low, high) of the cost that so many arrangements stay at or under: the ends
+            of a 95% interval where arrangements were drawn.
+        draws: how many were drawn for the percentiles; zero where all were costed.
         share: which part of the space meets the budget; ``held``: with the margin kept. ``None`` without a budget.
         infeasible: why nothing meets the budget with the margin kept, if nothing does.
         choices: what each choice adds to the empty arrangement: rows of ``marginal``, by latency.
@@ -35,6 +37,7 @@ class Overview:
     size: int
     extremes: dict[str, dict[str, Any]]
     percentiles: dict[str, dict[int, tuple[float, float]]]
+    draws: int
     budget: dict[str, float]
     share: Share | None
     held: Share | None
@@ -58,16 +61,14 @@ def overview(model: CostModel, budget: Budget) -> Overview:
             for sense, indices in ends.items()
             if indices is not None
         }
-    percentiles = {}
-    for column in found:
-        spread = distribution(model, column)
-        percentiles[column] = {percent: spread.percentile(percent) for percent in PERCENTILES}
+    spreads = distributions(model)
+    percentiles = {name: {percent: spreads[name].percentile(percent) for percent in PERCENTILES} for name in found}
     share = held = infeasible = None
     if budget.given:
         share = feasible_share(model, budget)
         within = budget.held(model.audit.margin)
         infeasible = nearest(model, within)
-        # Where the exact solver finds none, bounds that leave room for some are only wide.
+        # Where the exact solver finds none, draws that found none would only say "hardly any".
         held = Share(0.0, 0.0, model.size) if infeasible else feasible_share(model, within)
     empty = np.zeros(len(model.positions), dtype=np.int64)
     single = [row for row in marginal(model, empty) if len(row["layers"]) == 1]  # type: ignore[arg-type]
@@ -80,6 +81,7 @@ def overview(model: CostModel, budget: Budget) -> Overview:
         model.size,
         found,
         percentiles,
+        next(iter(spreads.values())).draws,
         budget.given,
         share,
         held,
@@ -101,6 +103,8 @@ def render(found: Overview) -> str:
         values = [ends["min"]["value"], *middle, ends["max"]["value"]]
         digits = 0 if column == "parameters" else 2
         lines.append(f"{column:<12}" + "".join(f"{value:>14,.{digits}f}" for value in values))
+    if found.draws:
+        lines.append(f"percentiles of {found.draws:,} arrangements drawn; cheapest and dearest of all")
     lines += ["", f"{'one layer more':<44} {'ms':>10} {'peak MB':>9} {'parameters':>11}"]
     for row in found.choices:
         label = f"{row['position']:<10} {' + '.join(row['layers'])}"

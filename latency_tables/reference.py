@@ -38,11 +38,21 @@ def with_run(
     return {**first, **({"others": others} if others else {})} or None
 
 
-def reference_of(header: Header, primary_key: PrimaryKey) -> Mapping[str, Any]:
-    """Latency and spread of the reference workload in the run that measured the row; empty if unknown."""
-    wanted = _SEPARATOR.join(primary_key)
-    told = header.reference or {}
-    return next((run for run in _others(told) if wanted in run.get("rows", ())), told)
+class References:
+    """The reference workload in the run that measured each of a table's rows: call it with a row's primary key.
+
+    The answer is latency and spread; empty if unknown.
+    """
+
+    def __init__(self, header: Header) -> None:
+        self._first: Mapping[str, Any] = header.reference or {}
+        self._others: dict[str, Mapping[str, Any]] = {}
+        for run in _others(self._first):
+            for row in run.get("rows", ()):
+                self._others.setdefault(row, run)
+
+    def __call__(self, primary_key: PrimaryKey) -> Mapping[str, Any]:
+        return self._others.get(_SEPARATOR.join(primary_key), self._first)
 
 
 def _others(told: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -9,7 +9,7 @@ import io
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ _BELIEF = ("measured", "imported", "estimated")  # from the most to the least
 CSV_LIMIT_MB, YAML_LIMIT_MB = 64.0, 0.25
 
 Rows = list[dict[str, str]]
+PrimaryKey = tuple[str, str, str]
 # From an older schema to the next: ``MIGRATIONS[1]`` turns the header and rows of schema 1 into those of schema 2.
 MIGRATIONS: dict[int, Callable[[dict[str, Any], Rows], tuple[dict[str, Any], Rows]]] = {}
 
@@ -51,7 +52,8 @@ class Table:
 
     def __init__(self, header: Header, records: Iterable[Record] = ()) -> None:
         self.header = header
-        self._rows: dict[tuple[str, str, str], Record] = {}
+        self._rows: dict[PrimaryKey, Record] = {}
+        self._by_key: dict[str, dict[PrimaryKey, Record]] = {}  # the same rows by workload: a look-up sorts a few
         for record in records:
             if record.primary_key in self._rows:
                 raise TableError(
@@ -67,6 +69,13 @@ class Table:
                 "measure it with a device of its own"
             )
         self._rows[record.primary_key] = record
+        self._by_key.setdefault(record.key, {})[record.primary_key] = record
+
+    def _hold(self, rows: Mapping[PrimaryKey, Record]) -> None:
+        """Exactly these rows from now on."""
+        self._rows, self._by_key = {}, {}
+        for record in rows.values():
+            self._put(record)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -75,7 +84,7 @@ class Table:
         return iter(self.records)
 
     def __contains__(self, key: object) -> bool:
-        return any(row[0] == key for row in self._rows)
+        return key in self._by_key
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Table) and self.header == other.header and self._rows == other._rows
@@ -93,7 +102,7 @@ class Table:
     @property
     def keys(self) -> tuple[str, ...]:
         """The distinct workload keys, sorted."""
-        return tuple(sorted({key for key, _, _ in self._rows}))
+        return tuple(sorted(self._by_key))
 
     @property
     def sources(self) -> dict[str, int]:
@@ -108,7 +117,8 @@ class Table:
 
     def rows(self, key: str) -> tuple[Record, ...]:
         """Every row of the workload, failed ones included, sorted by lowering and method."""
-        return tuple(self._rows[row] for row in sorted(self._rows) if row[0] == key)
+        found = self._by_key.get(key, {})
+        return tuple(found[row] for row in sorted(found))
 
     def get(self, key: str, method: str | None = None, lowering: str | None = None) -> Record | None:
         """The fastest ok row of the workload, or ``None`` if there is none.
@@ -129,10 +139,14 @@ class Table:
             self._put(record)
         return self
 
-    def remove(self, primary_keys: Iterable[tuple[str, str, str]]) -> Table:
+    def remove(self, primary_keys: Iterable[PrimaryKey]) -> Table:
         """Take rows out in place; ``save`` then takes them off the disk too. Returns this table."""
         for primary_key in tuple(primary_keys):
-            self._rows.pop(primary_key, None)
+            if self._rows.pop(primary_key, None) is not None:
+                rows = self._by_key[primary_key[0]]
+                del rows[primary_key]
+                if not rows:
+                    del self._by_key[primary_key[0]]
         return self
 
     def missing(self, keys: Iterable[str], retry: Collection[str] = ()) -> tuple[str, ...]:
@@ -159,7 +173,7 @@ class Table:
             raise TableError(f"merge: prefer is {prefer!r}; use better, ours, theirs or error")
         check_identity(self.header, other.header, "merge")
         merged = Table(self.header)
-        merged._rows = dict(self._rows)
+        merged._hold(self._rows)
         for key, theirs in other._rows.items():
             ours = merged._rows.get(key)
             if ours is None or ours == theirs or prefer == "theirs":
@@ -277,7 +291,7 @@ class Table:
             if before.get(key) != record:
                 rows[key] = record
         self.header = self.header.over(disk.header, base.header if base else None)
-        self._rows = rows
+        self._hold(rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,7 +300,7 @@ class _Base:
 
     path: Path
     header: Header
-    rows: dict[tuple[str, str, str], Record]
+    rows: dict[PrimaryKey, Record]
     digest: str
     stamp: tuple[int, int, int] | None
 

@@ -30,8 +30,8 @@ from nas.data.lengths import fits
 from nas.data.sources import Files, Video, by_content, processors, video_source
 from nas.data.splits import held_videos, split_runs
 from nas.data.videos import clip_buckets, cut
-from nas.data.writing import open_own, partial_of, write_ignore
 from nas.errors import NasError
+from nas.files import append, partial_name, write_whole
 from nas.text import TextEncoder
 from search_spaces.space import Space
 
@@ -141,6 +141,7 @@ def _header(
             "time": autoencoder.time,
             "space": autoencoder.space,
             "channels": autoencoder.channels,
+            "causal": autoencoder.causal,
         },
         "text": {
             "source": folder_or_hub(config.text),
@@ -182,8 +183,12 @@ def _summary(out: Path) -> dict[str, Any]:
 def check_clip(space: Space, clip: ClipLike) -> None:
     """Refuse a clip that does not divide by the autoencoder and the backbone's strides."""
     down = space.autoencoder.space * max(position.downscale for position in space.positions)
+    if not space.autoencoder.divides(clip.frames):
+        alone = "be 1 + a multiple of" if space.autoencoder.causal else "divide by"
+        raise NasError(
+            f"data.buckets: frames of {clip.frames}x{clip.height}x{clip.width} must {alone} {space.autoencoder.time}"
+        )
     for name, size, by in (
-        ("frames", clip.frames, space.autoencoder.time),
         ("height", clip.height, down),
         ("width", clip.width, down),
     ):
@@ -192,7 +197,7 @@ def check_clip(space: Space, clip: ClipLike) -> None:
 
 
 def _latent_shape(clip: ClipLike, made: VideoAutoencoder) -> tuple[int, int, int, int]:
-    return clip.frames // made.time, made.channels, clip.height // made.space, clip.width // made.space
+    return made.factors.latent_frames(clip.frames), made.channels, clip.height // made.space, clip.width // made.space
 
 
 def _claim(out: Path, header: dict[str, Any]) -> None:
@@ -201,8 +206,8 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise NasError(f"{out} is not empty and holds no {HEADER}; give a new or empty folder to --out")
         out.mkdir(parents=True, exist_ok=True)
-        write_ignore(out)
-        _write(out / HEADER, json.dumps(header, indent=1))
+        write_whole(out / ".gitignore", "*\n")
+        write_whole(out / HEADER, json.dumps(header, indent=1))
         return
     known = read_header(out)
     for model in ("autoencoder", "text"):
@@ -217,13 +222,6 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
 
 def _sizes(header: dict[str, Any]) -> str:
     return ", ".join(f"{c['frames']}x{c['height']}x{c['width']} at {c['fps']:g}/s" for c in header["clips"])
-
-
-def _write(path: Path, content: str) -> None:
-    partial = partial_of(path)
-    partial.write_text(content)
-    sync(partial)
-    os.replace(partial, path)
 
 
 def _ahead(
@@ -290,7 +288,7 @@ class _Maker:
             return self.text([caption])[0].half().cpu()
 
     def frames(self, clip: dict[str, Any]) -> int:
-        return int(clip["shape"][0]) * self.autoencoder.time
+        return self.autoencoder.factors.pixel_frames(int(clip["shape"][0]))
 
     def encode(
         self, video: Video, key: str, decoded: tuple[ClipLike, Frames] | DecodeError, held: frozenset[str]
@@ -373,7 +371,7 @@ class _Writer:
         # What was skipped unread is looked at again, and said again if it still is so.
         lines = [line for line in lines if line["shard"] in whole or (line["shard"] is None and line["key"])]
         self.lines = {line["id"]: line for line in lines}
-        _write(out / INDEX, "".join(json.dumps(line) + "\n" for line in lines))
+        write_whole(out / INDEX, "".join(json.dumps(line) + "\n" for line in lines))
         for shard in out.glob("latents-*.safetensors"):
             if shard.name not in whole:
                 shard.unlink()  # of a process that was killed before the index knew of it
@@ -446,15 +444,15 @@ class _Writer:
         try:
             size = None
             if shard is not None:
-                partial = partial_of(self.out / shard)
+                partial = partial_name(self.out / shard)
                 save_file(self._tensors, str(partial), metadata=self.metadata)
                 sync(partial)
                 os.replace(partial, self.out / shard)
                 size = (self.out / shard).stat().st_size
                 self._number += 1
-            lines = [json.dumps({**line, "shard": shard, "bytes": size}) for line in self._waiting]
-            with open_own(self.out / INDEX) as index:
-                index.write("".join(f"{line}\n" for line in lines).encode())
+            with append(self.out / INDEX) as index:
+                for line in self._waiting:
+                    index.write(json.dumps({**line, "shard": shard, "bytes": size}) + "\n")
             sync(self.out / INDEX)
         except Exception as error:
             for left in self.out.glob(".*.partial"):

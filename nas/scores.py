@@ -13,12 +13,14 @@ from nas.errors import NasError
 if TYPE_CHECKING:
     from nas.quality import Quality, Score
     from nas.ranking.agreement import Agreement
+    from nas.ranking.kept import Kept
     from nas.ranking.scoring import Scorer
     from nas.search.problem import Problem
     from nas.supernet import Supernet
     from nas.text import TextEncoder
     from search_spaces.arrangement import Arrangement
 
+CLOSER = 4  # times as many noise levels a clip for rivals that cannot be told apart
 SCORINGS = ("path", "one_replaced")
 
 
@@ -26,7 +28,7 @@ def open_quality(config: RunConfig, out: Path, nets: tuple[Supernet, TextEncoder
     """The run's score of quality, on its newest averaged weights (or the given ones), and their step."""
     from nas.data import open_data
     from nas.quality import Quality
-    from nas.trainer import load_supernet
+    from nas.trained import load_supernet
     from search_spaces.space import Space
 
     space = Space.load(config.space)
@@ -44,7 +46,7 @@ def open_scorer(config: RunConfig, out: Path) -> tuple[Scorer, int]:
     if wanted.adapt_steps and wanted.scoring == "one_replaced":
         raise NasError("search.adapt_steps trains whole paths; leave it 0 with search.scoring=one_replaced")
     if wanted.scoring == "one_replaced":
-        from nas.trainer import fixed_paths
+        from nas.trained import fixed_paths
 
         return OneReplaced(quality, fixed_paths(quality.supernet.space, 1)[0]), steps
     if not wanted.adapt_steps:
@@ -78,12 +80,23 @@ def alone(
     return train_alone(space, data, config.train, arrangement, start, steps=steps, seed=seed, inherit=inherit)
 
 
-def rescorer(config: RunConfig, out: Path, quality: Scorer) -> Scorer:
-    """The same score on more clips, for the end of the search."""
-    if config.search.rescore_clips <= config.quality.clips:
-        return quality
-    more = config.quality.model_copy(update={"clips": config.search.rescore_clips})
-    return open_scorer(config.model_copy(update={"quality": more}), out)[0]
+def rescorer(config: RunConfig, out: Path, quality: Scorer, scored: dict[str, str]) -> tuple[Kept, Kept]:
+    """The same score on more clips, for the end of the search, and on several times the noise, for close rivals.
+
+    What they have scored before is in ``rescored.json`` and ``rivals.json`` of the run: a search that is done opens
+    and scores nothing.
+    """
+    from nas.ranking.kept import FILE, RIVALS, Kept
+
+    def kept(name: str, clips: int, repeats: int) -> Kept:
+        more = config.quality.model_copy(update={"clips": clips, "repeats": repeats})
+        same = more == config.quality
+        wider = config.model_copy(update={"quality": more})
+        open_it = lambda: quality if same else open_scorer(wider, out)[0]  # noqa: E731
+        return Kept(out / name, {**scored, "again": more.model_dump_json()}, open_it)
+
+    clips, repeats = max(config.search.rescore_clips, config.quality.clips), config.quality.repeats
+    return kept(FILE, clips, repeats), kept(RIVALS, clips, CLOSER * repeats)
 
 
 def with_scoring(config: RunConfig, scoring: str | None) -> RunConfig:

@@ -135,7 +135,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, 
     return desk
 
 
-QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=1, timeout_s=30.0)
+QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=1, timeout_s=600.0)
 
 
 @pytest.fixture(scope="module")

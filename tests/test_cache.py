@@ -25,7 +25,8 @@ from nas.data.frames import FrameSpec, cached_frames
 from nas.data.videos import as_video
 from nas.errors import NasError
 from nas.text import TextEncoder
-from nas.trainer import load_supernet, train
+from nas.trained import load_supernet
+from nas.trainer import train
 from search_spaces.space import Space
 
 

@@ -63,8 +63,8 @@ def test_the_dashboard_is_served(journal: Path) -> None:
         ready.set()
 
     threading.Thread(target=serve, args=(journal, "127.0.0.1", 0, told), daemon=True).start()
-    assert ready.wait(20)
-    with urllib.request.urlopen(address[0] + "api/studies", timeout=20) as answer:
+    ready.wait()
+    with urllib.request.urlopen(address[0] + "api/studies") as answer:
         assert json.load(answer)["study_summaries"]
 
 

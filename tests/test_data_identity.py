@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -19,6 +20,7 @@ from nas.data.captions import Caption, read_captions
 from nas.data.frames import FrameSpec, cached_frames, content_digest
 from nas.data.sources import Files, by_content
 from nas.data.videos import VideoClips
+from nas.errors import NasError
 
 
 @dataclass(frozen=True)
@@ -163,5 +165,18 @@ def test_a_file_system_without_locks_is_decoded_to_all_the_same(folder: Path, mo
     def missing(*_: object) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("nas.data.frames.fcntl.flock", missing)
+    monkeypatch.setattr("fcntl.flock", missing)
+    monkeypatch.setattr("fcntl.lockf", missing)
     assert open_data(config(folder), Clip())[0]["video"].shape == (4, 3, 16, 16)
+
+
+def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("dear")
+    cache = folder.parent / "cache"
+    cache.mkdir()
+    for name in ("files.jsonl", ".gitignore"):
+        (cache / name).symlink_to(tmp_path / "mine.txt")
+        with contextlib.suppress(NasError):
+            open_data(config(folder), Clip())
+        (cache / name).unlink()
+    assert (tmp_path / "mine.txt").read_text() == "dear"

@@ -159,7 +159,7 @@ def test_of_processes_that_open_the_same_video_one_decodes_it(tmp_path: Path) ->
     for process in members:
         process.start()
     for process in members:
-        process.join(60)
+        process.join()
     found = [seen.get() for _ in members]
     seen.close()
     assert sorted(count for count, _ in found) == [0, 0, 1] and len({shape for _, shape in found}) == 1

@@ -1,4 +1,4 @@
-"""Counting a whole space: equal to looking at every arrangement, or bounds that hold it."""
+"""Counting a whole space: equal to looking at every arrangement, or drawn with an interval that holds it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from table_fixtures import small_header, small_plan, small_table
 
-from latency_tables import Budget, CostModel, TableError
-from latency_tables.distribution import distribution, feasible_share
+from latency_tables import Budget, CostModel, Plan, TableError
+from latency_tables.count import count_within
+from latency_tables.distribution import distributions, feasible_share
+from latency_tables.lookup import load_table
 from latency_tables.overview import overview, render
 
 SMALL = CostModel(small_plan(), small_table())
@@ -46,15 +48,51 @@ def test_the_share_is_that_of_looking_at_every_arrangement(budget: Budget) -> No
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=lambda budget: " ".join(budget.given))
-def test_bounds_from_a_coarse_grid_hold_the_truth(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latency_tables.distribution.DISTINCT", 1)
+def test_a_share_that_is_not_counted_is_drawn_with_an_interval(budget: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latency_tables.distribution.count_within", lambda *_: None)
     truth = float(budget.feasible(COSTS).mean())
-    widths = []
-    for cells in (300, 90_000):
-        found = feasible_share(SMALL, budget, cells=cells)
-        assert found.lower - 1e-12 <= truth <= found.upper + 1e-12
-        widths.append(found.upper - found.lower)
-    assert widths[1] <= widths[0]
+    found = feasible_share(SMALL, budget, draws=1 << 16)
+    assert found.draws and found.lower <= truth <= found.upper
+    assert found.error < 0.01 and (found.upper - found.lower < 0.02)
+    assert f"{found.draws:,}" in found.sentence or truth in (0.0, 1.0)
+
+
+def test_a_standard_error_is_how_far_draws_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latency_tables.distribution.count_within", lambda *_: None)
+    monkeypatch.setattr("latency_tables.distribution.CHUNK", 1 << 12)
+    for quantile_ in (0.3, 0.002):
+        budget = Budget(latency_ms=quantile("latency_ms", quantile_), memory_mb=quantile("peak_mb", 0.5))
+        truth = float(budget.feasible(COSTS).mean())
+        found = [feasible_share(SMALL, budget, draws=1 << 12, seed=seed) for seed in range(60)]
+        off = np.array([(one.share - truth) / one.error for one in found])
+        assert 0.75 < off.std() < 1.3 and abs(off.mean()) < 0.5
+        assert np.mean([one.lower <= truth <= one.upper for one in found]) >= 0.87
+
+
+def test_a_share_of_one_in_a_billion_is_known_as_well_as_one_in_two() -> None:
+    plan = Plan.load("snapgen_v")
+    model = CostModel(plan, load_table("iphone16_pro_max_roofline"))
+    cheapest = model.backbone_latency_ms
+    found = feasible_share(model, Budget(latency_ms=cheapest * 1.08), draws=1 << 16)
+    assert found.draws and 0 < found.share < 1e-9 and found.error < 0.1 * found.share
+    counted = count_within(model, [("latency_ms", cheapest * 0.08)], None)
+    assert counted is None
+    within = Budget(latency_ms=cheapest * 1.08, memory_mb=2750.0)
+    assert 0 < feasible_share(model, within, draws=1 << 16).share <= found.upper
+
+
+def test_layers_that_weigh_nothing_are_counted() -> None:
+    table = small_table()
+    table.append([dataclasses.replace(row, weights_mb=0.0) for row in table])
+    model = CostModel(small_plan(), table)
+    costs = model.cost(EVERY)
+    for latency, memory in itertools.product((0.2, 0.7), (0.3, 0.9)):
+        budget = Budget(
+            latency_ms=float(np.quantile(costs.latency_ms, latency)),
+            memory_mb=float(np.quantile(costs.peak_mb, memory)),
+        )
+        assert round(feasible_share(model, budget).lower * len(EVERY)) == int(budget.feasible(costs).sum())
+    assert feasible_share(model, Budget(memory_mb=float(costs.peak_mb.min()) * 0.9)).upper == 0
 
 
 def test_a_negative_cost_of_a_correction_is_counted_right() -> None:
@@ -79,23 +117,26 @@ def test_a_layer_that_cannot_run_is_in_the_size_and_never_in_the_share() -> None
 
 
 @pytest.mark.parametrize("column", ["latency_ms", "peak_mb", "parameters"])
-def test_percentiles_hold_those_of_every_arrangement(column: str) -> None:
-    found = distribution(SMALL, column)
+def test_percentiles_are_those_of_every_arrangement(column: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.sort(getattr(COSTS, column))
-    step = found.thresholds[1] - found.thresholds[0]
+    exact = distributions(SMALL)[column]
+    monkeypatch.setattr("latency_tables.distribution.WHOLE", 1)
+    drawn = distributions(SMALL, draws=1 << 16)[column]
+    assert exact.draws == 0 and drawn.draws == 1 << 16
     for percent in (1, 25, 50, 90, 99):
-        low, high = found.percentile(percent)
         truth = values[int(np.ceil(percent / 100 * len(values))) - 1]
-        assert low - 1e-9 <= truth <= high + 1e-9 and high - low <= 1.01 * step
+        assert exact.percentile(percent) == (truth, truth)
+        low, high = drawn.percentile(percent)
+        assert low <= truth <= high and np.mean((values >= low) & (values < high)) < 0.02
 
 
 def test_what_cannot_be_asked_is_refused() -> None:
-    with pytest.raises(TableError, match="no distribution of 'colour'"):
-        distribution(SMALL, "colour")
     table = small_table()
     table.append([dataclasses.replace(row, activation_peak_mb=None) for row in table])
+    model = CostModel(small_plan(), table)
+    assert "peak_mb" not in distributions(model)
     with pytest.raises(TableError, match="memory is unknown"):
-        feasible_share(CostModel(small_plan(), table), Budget(memory_mb=10))
+        feasible_share(model, Budget(memory_mb=10))
 
 
 def test_the_overview_says_what_fits_with_and_without_the_margin() -> None:

@@ -37,3 +37,7 @@ def test_every_command_in_the_readme_exists() -> None:
 def test_pictures_and_files_that_the_readme_links_are_there() -> None:
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(README.encode()) <= 12_000

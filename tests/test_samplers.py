@@ -63,8 +63,7 @@ def test_a_sampler_works_in_anyone_s_study(kind: type[ValueSampler] | type[Surro
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=kind(problem, seed=0))
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        labels = problem.labels.items()
-        params = {name: trial.suggest_categorical(name, choices) for name, choices in labels}
+        params = {name: trial.suggest_int(name, d.low, d.high) for name, d in problem.distributions.items()}
         choice = problem.indices(params)
         return quality.loss(problem.arrangement(choice)), float(problem.cost(choice).latency_ms[0])
 

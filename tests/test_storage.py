@@ -259,8 +259,7 @@ def test_a_worker_elsewhere_is_gone_when_its_beat_stands_still_for_a_lease(tmp_p
     thread.start()
     with Keeper(storage, study._study_id, Owner.me(), lease=0.4) as keeper:
         assert not keeper.dead(silent)
-        deadline = time.monotonic() + 10
-        while not keeper.dead(storage.get_trial(silent._trial_id)) and time.monotonic() < deadline:
+        while not keeper.dead(storage.get_trial(silent._trial_id)):
             assert not keeper.dead(storage.get_trial(beating._trial_id))
             time.sleep(0.05)
         assert keeper.dead(storage.get_trial(silent._trial_id))
@@ -399,6 +398,6 @@ def test_trials_hold_one_copy_of_what_may_be_chosen(tmp_path: Path) -> None:
     storage, study, problem = begin(tmp_path / "study.journal")
     run(tmp_path / "study.journal", trials=3)
     ledger = ledger_of(study, problem)
-    held = {id(trial.distributions[name].choices) for trial in ledger.trials for name in problem.positions}
+    held = {id(trial.distributions[name]) for trial in ledger.trials for name in problem.positions}
     assert len(held) == len(problem.positions)
     assert [e.trial for e in run(tmp_path / "study.journal", trials=3)] == [t.number for t in ledger.trials]

@@ -15,7 +15,7 @@ from latency_tables.cli import main
 from latency_tables.coverage import coverage
 from latency_tables.diff import diff
 from latency_tables.predict import video_time
-from latency_tables.reference import reference_of, with_run
+from latency_tables.reference import References, with_run
 from latency_tables.table import Table, table_path
 from latency_tables.validate import validate
 
@@ -205,8 +205,8 @@ def test_a_row_that_was_not_measured_again_has_not_changed(now: float) -> None:
     reference = with_run(after.header, keys_of(after), run_of_it, [extra.primary_key])
     assert reference is not None and reference["latency_ms"] == 1.589
     kept = Table(replace(before.header, reference=reference), list(after))
-    assert reference_of(kept.header, extra.primary_key)["latency_ms"] == now
-    assert reference_of(kept.header, before.records[0].primary_key)["latency_ms"] == 1.589
+    assert References(kept.header)(extra.primary_key)["latency_ms"] == now
+    assert References(kept.header)(before.records[0].primary_key)["latency_ms"] == 1.589
     slower = replace(extra, latency_ms_median=2.0 * 1.589 / now)  # as much as the machine is slower in the third run
     third = Table(replace(kept.header, reference={**run_of_it, "latency_ms": 1.589}), [*before, slower])
     assert not diff(kept, third).changes
@@ -218,10 +218,10 @@ def test_the_reference_of_a_run_that_measured_most_rows_becomes_the_tables() -> 
     most = with_run(table.header, keys, {"key": "r", "latency_ms": 2.0}, keys[1:])
     assert most is not None and most["latency_ms"] == 2.0 and len(most["others"]) == 1
     again = Table(replace(table.header, reference=most), list(table))
-    assert reference_of(again.header, keys[0])["latency_ms"] == 1.0
+    assert References(again.header)(keys[0])["latency_ms"] == 1.0
     assert with_run(again.header, keys, {"key": "r", "latency_ms": 3.0}, keys) == {"key": "r", "latency_ms": 3.0}
     unknown = replace(table.header, reference=with_run(table.header, keys, None, keys[:1]))
-    assert "latency_ms" not in reference_of(unknown, keys[0])
+    assert "latency_ms" not in References(unknown)(keys[0])
     assert with_run(small_header(), keys, None, keys[:1]) is None
 
 

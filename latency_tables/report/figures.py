@@ -28,10 +28,11 @@ LINE_PX, ROW_PX, EDGE_PX = 26, 36, 110  # height of a figure with one line a row
 def cost_figure(rows: Sequence[Record]) -> Figure:
     """Latency of each variant at each shape, with the range between repeated groups."""
     blocks = [row for row in rows if row.block in COLOURS]
-    shapes = sorted({feature_map(row) for row in blocks}, key=lambda text: (_size(text, blocks), text))
+    shapes: dict[str, list[Record]] = {}
+    for row in sorted(blocks, key=lambda row: (_size(row), feature_map(row), label(row))):
+        shapes.setdefault(feature_map(row), []).append(row)
     data = []
-    for index, text in enumerate(shapes):
-        found = sorted((row for row in blocks if feature_map(row) == text), key=label)
+    for index, (text, found) in enumerate(shapes.items()):
         trace = _scatter(text, [_ms(row) for row in found], [label(row) for row in found], found)
         trace["marker"] = {
             "color": SHADES[index % len(SHADES)],
@@ -327,9 +328,8 @@ def _memory(row: Record) -> float:
     return (row.weights_mb or 0.0) + (row.activation_peak_mb or 0.0)
 
 
-def _size(text: str, rows: Sequence[Record]) -> float:
+def _size(row: Record) -> float:
     """Elements of the feature map."""
-    row = next(row for row in rows if feature_map(row) == text)
     sides = (row.channels, row.frames, row.height, row.width, row.batch)
     return math.prod(side or 1 for side in sides)
 

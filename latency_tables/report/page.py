@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import gzip
-import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from latency_tables.errors import TableError
+from latency_tables.files import write_atomic
 
 HERE = Path(__file__).parent
 
@@ -59,16 +60,12 @@ def render_page(
 
 def write_page(path: Path, page: str) -> Path:
     """Put the page at ``path``, whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, page.encode("utf-8", "replace"))  # half a character of a path or a note is no reason to refuse
     return path
 
 
+@cache
 def packed_plotly() -> str:
     """plotly.js, compressed: the page unpacks it, at well under half the size."""
     from plotly.offline import get_plotlyjs

@@ -45,6 +45,7 @@ def render_table(
 ) -> str:
     """The page as text."""
     rows = best_rows(table)
+    best = {row.primary_key for row in rows}
     pairs = dimension_pairs(rows)
     drawn: dict[str, Figure] = {
         "cost": figures.cost_figure(rows),
@@ -84,7 +85,7 @@ def render_table(
         change=change,
         findings=validate(table),
         coverages=covered(table),
-        rows=[(row, row in rows) for row in table],
+        rows=[(row, row.primary_key in best) for row in table],
         facts=_facts(table),
     )
 

@@ -178,6 +178,7 @@ class CachedLatents(Buckets):
         found = {
             "time": (made["time"], space.autoencoder.time),
             "space": (made["space"], space.autoencoder.space),
+            "causal": (made.get("causal", False), space.autoencoder.causal),
             "channels": (made["channels"], space.latent_channels),
             "text width": (text["dim"], space.text.dim),
             "text tokens": (text["tokens"], space.text.tokens),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import functools
 import hashlib
 import json
@@ -21,8 +19,8 @@ import numpy as np
 
 from nas.data.media import DecodeError, Media, content_digest
 from nas.data.reader import FrameReader, FrameSpec, OutOfOrder, probe
-from nas.data.writing import open_own, partial_of, write_ignore
 from nas.errors import NasError
+from nas.files import held, partial_name, write_whole
 
 __all__ = [
     "DecodeError",
@@ -107,7 +105,9 @@ def cached_frames(path: Path | Media, spec: FrameSpec, cache: Path, digest: str 
     file, notes = _places(cache, digest, spec)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        write_ignore(cache)
+        ignore = cache / ".gitignore"
+        if not ignore.exists():
+            write_whole(ignore, "*\n")
         with _alone(notes.with_suffix(".lock")):  # processes that train together open the same videos
             found = _known(file, notes) or _decode_into(media, spec, file, notes, threads)
     except OSError as error:
@@ -143,17 +143,8 @@ def _frames(media: Media, spec: FrameSpec, file: Path, digest: str, known: dict[
 
 @contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """While no other process holds the lock; one that is killed lets go of it.
-
-    A file system without locks has none: processes that open the same video there may decode it twice, each into a file
-    of its own.
-    """
-    with open_own(lock) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise
+    """While no other process holds the lock; one that is killed lets go of it."""
+    with held(lock, wait=True):
         try:
             yield
         finally:
@@ -172,7 +163,7 @@ def _known(file: Path, notes: Path) -> dict[str, Any] | None:
 def _decode_into(media: Media, spec: FrameSpec, file: Path, notes: Path, threads: str) -> dict[str, Any]:
     """Stream frames into ``file``: memory stays at one frame, however long the video."""
     started = time.perf_counter()
-    partial = partial_of(file)
+    partial = partial_name(file)
     reader = FrameReader(media, spec, threads=threads)
     try:
         with partial.open("xb") as handle:
@@ -199,12 +190,7 @@ def _decode_into(media: Media, spec: FrameSpec, file: Path, notes: Path, threads
         "closed": reader.closed,
         "bytes": size,
     }
-    partial_notes = partial_of(notes)
-    try:
-        partial_notes.write_text(json.dumps(known, indent=1))
-        os.replace(partial_notes, notes)
-    finally:
-        partial_notes.unlink(missing_ok=True)
+    write_whole(notes, json.dumps(known, indent=1))
     seconds = time.perf_counter() - started
     log.info("%s: decoded %d frames of %dx%d in %.1f s", media.path.name, count, shape[0], shape[1], seconds)
     if truncated:

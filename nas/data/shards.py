@@ -18,8 +18,8 @@ from typing import Any
 from nas.data.captions import IMAGES, SUFFIXES, Caption, texts_of
 from nas.data.clip import Skip
 from nas.data.media import Media
-from nas.data.writing import partial_of
 from nas.errors import NasError
+from nas.files import partial_name, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -109,15 +109,11 @@ def _listed(shard: Path, folder: Path) -> Mapping[str, Any]:
 
 def _keep(notes: Path, known: Mapping[str, Any]) -> None:
     """Write a list whole or not at all; a folder that cannot be written costs the next start, no more."""
-    partial = partial_of(notes)
     try:
         notes.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(partial, notes)
+        write_whole(notes, json.dumps(known))
     except OSError as error:
         log.warning("%s: cannot keep the list of a shard (%s)", notes.parent, error.strerror or error)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _plain(shard: Path, unpacked: Path) -> tuple[Path, str]:
@@ -130,7 +126,7 @@ def _plain(shard: Path, unpacked: Path) -> tuple[Path, str]:
     if opener is None:
         return shard.resolve(), ""
     broken = ""
-    partial = partial_of(unpacked)
+    partial = partial_name(unpacked)
     try:
         unpacked.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("xb") as target, opener(shard, "rb") as source:

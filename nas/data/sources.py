@@ -20,8 +20,8 @@ from nas.data.captions import Caption, read_captions, uncaptioned
 from nas.data.clip import Skip
 from nas.data.media import DecodeError, Media, content_digest
 from nas.data.reader import probe
-from nas.data.writing import open_own, write_ignore
 from nas.errors import NasError
+from nas.files import append, write_whole
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
@@ -128,9 +128,11 @@ class Files:
             return
         with suppress(OSError):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_ignore(self.path.parent)
-            with open_own(self.path) as file:  # whole lines at once: processes that train together write here too
-                file.write("".join(f"\n{line}" for line in self._new).encode() + b"\n")
+            ignore = self.path.with_name(".gitignore")
+            if not ignore.exists():
+                write_whole(ignore, "*\n")
+            with append(self.path) as file:  # whole lines at once: processes that train together write here too
+                file.write("".join(f"\n{line}" for line in self._new) + "\n")
         self._new = []
 
     def close(self) -> None:

@@ -85,12 +85,13 @@ def _finetune(
     from nas.finetune.loop import Loop, Stage
     from nas.pipeline import save_pipeline
     from nas.sample import load_pipeline
+    from nas.trained import only_leftovers
 
     settings = config.stage(stage)
     pipeline = load_pipeline(model).to(world.device)
     origin = pipeline.fingerprint()
     folder = out / FOLDER
-    if out.is_dir() and any(out.iterdir()) and not folder.is_dir():
+    if out.is_dir() and not folder.is_dir() and not only_leftovers(out):
         raise NasError(f"{out} is not empty and holds no fine-tuning; give a new or empty folder to --out")
     check = fits(pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings)
     batches = Batches(pipeline.unet.space, config.data, settings, config.seed, world, check)

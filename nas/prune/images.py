@@ -29,7 +29,8 @@ class Images:
         from nas.data.lengths import fits
         from nas.distributed import World
         from nas.loader import Loader
-        from nas.text import TextEncoder, has_part
+        from nas.pretrained.hub import has_part
+        from nas.text import TextEncoder
         from nas.trainer import check_data, check_source
 
         check_source(space, settings.data.source)

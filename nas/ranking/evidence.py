@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from nas.errors import NasError
+from nas.files import read_text, write_whole
 from nas.ranking.agreement import Agreement, agreement
 from nas.search.problem import Problem
 from search_spaces.arrangement import Arrangement
@@ -77,9 +79,7 @@ def conclude(out: Path, scores: Sequence[float], truth: Sequence[float], identit
     """Compare, and write ``rank.json``: what every later search of the run shows beside its answer."""
     found = agreement(scores, truth)
     facts = {**asdict(found), "identity": identity, "scores": list(scores), "alone": list(truth)}
-    partial = out / f".{FILE}.partial"
-    partial.write_text(json.dumps(facts, indent=1))
-    os.replace(partial, out / FILE)
+    write_whole(out / FILE, json.dumps(facts, indent=1))
     return found
 
 
@@ -90,24 +90,35 @@ def sentence(out: Path, identity: dict[str, Any]) -> str:
         if facts["identity"] != identity:
             return NOT_CHECKED.format(run=out)
         found = Agreement(*(facts[name] for name in ("tau", "low", "high", "chance", "count")))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return NOT_CHECKED.format(run=out)
     return found.sentence + ("" if found.told_from_chance else ADVICE)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="") as handle:
-            return list(csv.DictReader(handle))
-    except OSError:
+    """The rows of ``rank.csv``, each checked: hours of training stand in them, so none is passed over in silence.
+
+    Raises:
+        NasError: on a row that is none.
+    """
+    if not path.exists():
         return []
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
+        for number, row in enumerate(rows, start=2):
+            if set(row) != {"key", "loss", "identity"} or None in row.values() or not math.isfinite(float(row["loss"])):
+                raise ValueError(f"row {number} has no key, loss and identity")
+    except (csv.Error, ValueError) as error:
+        if isinstance(error, NasError):
+            raise
+        raise NasError(f"{path}: damaged ({error}); mend it, or move it away to train those networks again") from None
+    return rows
 
 
 def _write(path: Path, others: Sequence[dict[str, str]], known: dict[str, float], mark: str) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["key", "loss", "identity"])
-        writer.writerows((row["key"], row["loss"], row["identity"]) for row in others)
-        writer.writerows((key, f"{loss:.8f}", mark) for key, loss in known.items())
-    os.replace(partial, path)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", "loss", "identity"])
+    writer.writerows((row["key"], row["loss"], row["identity"]) for row in others)
+    writer.writerows((key, f"{loss:.8f}", mark) for key, loss in known.items())
+    write_whole(path, text.getvalue())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.errors import NasError
 from nas.search.ledger import ledger_of
 from nas.search.problem import Indices, Problem
+from nas.search.records import Choice
 from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler
 
@@ -38,10 +39,14 @@ class FeasibleSampler(BaseSampler):
         problem: positions, costs and limits.
         seed: of the choice among equally good repairs.
         proposals: how often the inner sampler is asked before its last proposal is repaired.
+        breeds: enqueued designs, too, pass through the inner sampler, which puts them into a generation: an
+            evolutionary one breeds from nothing else.
     """
 
-    def __init__(self, inner: BaseSampler, problem: Problem, seed: int, proposals: int = PROPOSALS) -> None:
-        self._inner, self._proposals = inner, proposals
+    def __init__(
+        self, inner: BaseSampler, problem: Problem, seed: int, proposals: int = PROPOSALS, breeds: bool = False
+    ) -> None:
+        self._inner, self._proposals, self._breeds = inner, proposals, breeds
         self._problem = problem
         self._rng = np.random.default_rng(seed)
 
@@ -53,16 +58,20 @@ class FeasibleSampler(BaseSampler):
     ) -> dict[str, Any]:
         fixed = trial.system_attrs.get("fixed_params")
         if fixed:  # an enqueued design: proposed by somebody else
+            if self._breeds:
+                self._inner.sample_relative(study, trial, dict(self._problem.categorical))
             return dict(fixed)
-        seen = evaluated(study, self._problem)
-        proposal = self._propose(study, trial, search_space)
+        seen = ledger_of(study, self._problem).taken
+        proposal = self._propose(study, trial)
         for _ in range(self._proposals - 1):
-            if tuple(proposal) not in seen and self._problem.feasible(proposal)[0]:
+            if tuple(proposal.tolist()) not in seen and self._problem.feasible(proposal)[0]:
                 return self._problem.params(proposal)
-            proposal = self._propose(study, trial, search_space)
+            proposal = self._propose(study, trial)
         return self._problem.params(repair(self._problem, proposal, seen, self._rng))
 
-    def _propose(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Indices:
+    def _propose(self, study: optuna.Study, trial: FrozenTrial) -> Indices:
+        """One of the inner sampler's; it is told that options are names, and no numbers to go between."""
+        search_space: dict[str, BaseDistribution] = dict(self._problem.categorical)
         params = self._inner.sample_relative(study, trial, search_space)
         for name, distribution in search_space.items():
             if name not in params:
@@ -72,7 +81,8 @@ class FeasibleSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+        distribution = self._problem.categorical.get(param_name, param_distribution)
+        return self._inner.sample_independent(study, trial, param_name, distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._inner.before_trial(study, trial)
@@ -87,12 +97,7 @@ class FeasibleSampler(BaseSampler):
         self._rng = np.random.default_rng()
 
 
-def evaluated(study: optuna.Study, problem: Problem) -> set[tuple[int, ...]]:
-    """Choices that a trial has taken or is taking."""
-    return set(ledger_of(study, problem).taken)
-
-
-def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices:
+def repair(problem: Problem, proposal: Indices, seen: Container[Choice], rng: np.random.Generator) -> Indices:
     """The proposal, changed at as few positions as a greedy descent needs, feasible and not in ``seen``.
 
     Limits that pull apart (a low latency, many parameters) have dead ends. A descent that ends in one is begun anew
@@ -105,7 +110,7 @@ def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng:
     if found is not None:
         return found
     for start in _other_starts(problem, rng):
-        if tuple(int(i) for i in start) not in seen and problem.feasible(start)[0]:
+        if tuple(start.tolist()) not in seen and problem.feasible(start)[0]:
             return start
         found = _descend(problem, start, seen, rng)
         if found is not None:
@@ -119,12 +124,12 @@ def _other_starts(problem: Problem, rng: np.random.Generator) -> Iterator[Indice
         yield problem.within_budget
 
 
-def _descend(problem: Problem, start: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices | None:
+def _descend(problem: Problem, start: Indices, seen: Container[Choice], rng: np.random.Generator) -> Indices | None:
     current = start
     for _ in range(2 * len(problem.positions)):
         around = problem.neighbours(current)
         excess = problem.excess(around)
-        fits = [i for i in np.flatnonzero(excess == 0) if tuple(int(j) for j in around[i]) not in seen]
+        fits = [i for i in np.flatnonzero(excess == 0) if tuple(around[i].tolist()) not in seen]
         if fits:
             return around[rng.choice(fits)]
         best = np.flatnonzero(excess == excess.min())
@@ -133,7 +138,7 @@ def _descend(problem: Problem, start: Indices, seen: set[tuple[int, ...]], rng: 
 
 
 def _nsga2(problem: Problem, seed: int) -> BaseSampler:
-    return FeasibleSampler(NSGAIISampler(population_size=POPULATION, seed=seed), problem, seed)
+    return FeasibleSampler(NSGAIISampler(population_size=POPULATION, seed=seed), problem, seed, breeds=True)
 
 
 def _tpe(problem: Problem, seed: int) -> BaseSampler:
@@ -145,7 +150,7 @@ def _random(problem: Problem, seed: int) -> BaseSampler:
 
 
 def _surrogate(problem: Problem, seed: int) -> BaseSampler:
-    return FeasibleSampler(SurrogateSampler(problem, seed=seed), problem, seed)
+    return FeasibleSampler(SurrogateSampler(problem, seed=seed), problem, seed, proposals=1)
 
 
 def _value(problem: Problem, seed: int) -> BaseSampler:

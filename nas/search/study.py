@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import optuna
+from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
@@ -20,8 +22,19 @@ from nas.console import say
 from nas.errors import NasError
 from nas.search.halving import Gradual, Race, Verdict, stored
 from nas.search.lease import LEASE, OWNER, Keeper, Owner
-from nas.search.ledger import ESTIMATE, FINISHED, GAVE_WAY, REFERENCE, SAMPLES, Choice, Ledger, ledger_of, loss_of
+from nas.search.ledger import (
+    ESTIMATE,
+    FINISHED,
+    GAVE_WAY,
+    INTERRUPTED,
+    REFERENCE,
+    SAMPLES,
+    Ledger,
+    ledger_of,
+    loss_of,
+)
 from nas.search.problem import Problem
+from nas.search.records import LABELS, Choice, damage
 from nas.search.samplers import SpaceExhausted, make_sampler
 from nas.search.storage import DRAFT, Drafting, open_storage, shown
 from search_spaces.arrangement import Arrangement
@@ -101,6 +114,7 @@ def search(
     gradual: Gradual | None = None,
     halving: bool = False,
     together: int = 1,
+    left_out: Callable[[str], None] | None = None,
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
@@ -127,6 +141,7 @@ def search(
         halving: stop an arrangement that a cheaper one clearly beats on the first clips (see ``nas.search.halving``).
             Hand-made designs, and what somebody enqueued, are scored whole.
         together: arrangements that a worker proposes and scores at a time.
+        left_out: called with a line for each arrangement that was given up; said with ``tell`` by default.
 
     Raises:
         NasError: if the study is another's, or the storage cannot be read.
@@ -139,6 +154,12 @@ def search(
         with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
             asked = _Asked(score, gradual, halving and gradual is not None, together)
             worker = _Worker(study, problem, asked, sampler, seed, trials, keeper, tell)
+            if worker.ledger.damaged:
+                numbers = ", ".join(map(str, worker.ledger.damaged[:5])) + (", ..." * (len(worker.ledger.damaged) > 5))
+                tell(
+                    f"search     {len(worker.ledger.damaged)} trials have damaged records ({numbers}); they are left "
+                    "out, and what they tried may be tried again"
+                )
             looked = 0.0
             while True:
                 if check is not None:
@@ -152,6 +173,11 @@ def search(
                         tell(
                             f"search     {worker.ledger.done} of the {trials} trials that were wanted: nothing else "
                             "within the budget was found; loosen a limit for more"
+                        )
+                    for choice, times in worker.ledger.dropped.items():
+                        (left_out or tell)(
+                            f"search     left out, as {times} workers ended while they scored it: "
+                            f"{worker.references.get(choice, '').removeprefix(REFERENCE)} ({problem.named(choice)})"
                         )
                     return evaluations(study, problem)
                 if progress is not None:
@@ -188,12 +214,12 @@ class _Worker:
         self._asked, self._sampler, self._seed, self._trials, self._tell = asked, sampler, seed, trials, tell
         self._race = Race(problem)
         self._storage: Drafting = study._storage
-        self._known = known_scores(study)
+        self._known = known_scores(study, problem)
         self._exhausted = False
-        self._references: dict[Choice, str] = {}
+        self.references: dict[Choice, str] = {}
         for name, choice in problem.hand_made().items():
             if np.isfinite(problem.cost(choice).latency_ms[0]):
-                self._references.setdefault(tuple(int(i) for i in choice), REFERENCE + name)
+                self.references.setdefault(tuple(int(i) for i in choice), REFERENCE + name)
 
     def step(self) -> list[Evaluation] | None:
         """Evaluate one arrangement, or as many as go together; ``None`` when the study has all that were wanted."""
@@ -203,9 +229,11 @@ class _Worker:
             held: list[int] = []
             try:
                 found = self._evaluate(self._claim_some(held))
-            except BaseException:
+            except BaseException as error:
+                # Whoever stops a worker, or damaged weights, are no fault of what was being scored.
+                fault = isinstance(error, Exception) and not isinstance(error, NasError)
                 for trial_id in held:
-                    self._release(trial_id)
+                    self._release(trial_id, fault)
                 raise
             finally:
                 self.keeper.hold(())
@@ -274,13 +302,13 @@ class _Worker:
         """User and system attributes of what must be run before anything is proposed, if there is such a thing."""
         for choice, lost in ledger.lost.items():
             kept = {name: value for name, value in lost.system_attrs.items() if not name.startswith("constraints")}
-            origin = self._references.get(choice, lost.user_attrs.get("origin"))
-            asked_for = choice in self._references or _asked_for(lost)
+            origin = self.references.get(choice, lost.user_attrs.get("origin"))
+            asked_for = choice in self.references or _asked_for(lost)
             return (
                 {**({"origin": origin} if origin else {}), RETRY_OF: lost.number, ASKED_FOR: asked_for},
                 {**kept, "fixed_params": self.problem.params(choice)},
             )
-        for choice, origin in self._references.items():
+        for choice, origin in self.references.items():
             if choice not in ledger.taken:
                 return {"origin": origin}, {"fixed_params": self.problem.params(choice)}
         return {}, {}
@@ -382,6 +410,7 @@ class _Worker:
         else:
             state = TrialState.COMPLETE
             values, score = self._whole_score(trial)
+        score["key"] = trial.user_attrs["key"]  # whose it is, should lines of the journal be lost
         trial.set_user_attr("score", score)
         try:
             self._storage.set_trial_user_attr(trial._trial_id, "score", score)
@@ -414,15 +443,17 @@ class _Worker:
             score[SAMPLES] = stored(np.asarray(kept))
         return [float(result.loss), *map(float, self.problem.objective_costs(choice)[0])], score
 
-    def _release(self, trial_id: int) -> None:
+    def _release(self, trial_id: int, fault: bool) -> None:
         """This worker ends: others may run its trial at once."""
         if self._storage.get_trial(trial_id).state == TrialState.RUNNING:
-            self._fail(trial_id)
+            self._fail(trial_id, interrupted=not fault)
 
-    def _fail(self, trial_id: int, gave_way: str = "") -> None:
+    def _fail(self, trial_id: int, gave_way: str = "", interrupted: bool = False) -> None:
         try:
             if gave_way:
                 self._storage.set_trial_user_attr(trial_id, GAVE_WAY, gave_way)
+            if interrupted:
+                self._storage.set_trial_user_attr(trial_id, INTERRUPTED, True)
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         except UpdateFinishedTrialError:
             pass  # somebody else has just done the same
@@ -438,8 +469,7 @@ def _asked_for(trial: FrozenTrial) -> bool:
 
 def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
     """Every scored trial of the study, pruned ones included, in the order of their numbers."""
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
-    return [_evaluation(trial, problem) for trial in trials if loss_of(trial) is not None]
+    return [_evaluation(trial, problem) for trial in ledger_of(study, problem).trials if loss_of(trial) is not None]
 
 
 def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
@@ -477,7 +507,7 @@ class _Known:
     samples: tuple[float, ...] = ()
 
 
-def known_scores(study: optuna.Study) -> dict[str, Scored]:
+def known_scores(study: optuna.Study, problem: Problem) -> dict[str, Scored]:
     """Arrangement key -> score, from every study of the same identity in the storage of this one."""
     found: dict[str, Scored] = {}
     storage, identity = study._storage, study.user_attrs.get("identity")
@@ -485,9 +515,13 @@ def known_scores(study: optuna.Study) -> dict[str, Scored]:
         if other.user_attrs.get("identity") != identity:
             continue
         for trial in storage.get_all_trials(other._study_id, deepcopy=False, states=(TrialState.COMPLETE,)):
-            have = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
-            parts = have["loss_stderr"], have["velocity_loss"], have["motion_loss"]
-            found[have["key"]] = _Known(trial.values[0], *parts, tuple(have.get(SAMPLES, ())))
+            if damage(trial, problem, objectives=len(other.directions) - 1):
+                continue
+            have = {**trial.user_attrs, **trial.user_attrs["score"]}
+            stderr, velocity, motion = (
+                float(have.get(name, math.nan)) for name in ("loss_stderr", "velocity_loss", "motion_loss")
+            )
+            found[have["key"]] = _Known(trial.values[0], stderr, velocity, motion, tuple(have.get(SAMPLES, ())))
     return found
 
 
@@ -520,31 +554,45 @@ def open_study(
     """
     storage = storage if storage is not None else open_storage(where)
     name = name_of(problem, study_name)
-    for other in storage.get_all_studies():
+    there = storage.get_all_studies()
+    for other in there:
         if isinstance(where, Path) or other.study_name == name:
             _refuse_other(where, other.user_attrs, identity, details)
     settings = {"study_name": name, "storage": storage, "sampler": optuna.samplers.RandomSampler(seed=0)}  # a stand-in
-    if name in [other.study_name for other in storage.get_all_studies()]:
+    if name in [other.study_name for other in there]:
         study = optuna.load_study(**settings)
+        _refuse_labels(where, study)
     else:
         directions = ["minimize"] * (1 + len(problem.objectives))
         study = optuna.create_study(directions=directions, load_if_exists=True, **settings)
     if "identity" not in study.user_attrs:
         if details:
             study.set_user_attr("details", {part: dict(rows) for part, rows in details.items()})
+        study.set_user_attr(LABELS, {position: list(labels) for position, labels in problem.labels.items()})
         study.set_user_attr("identity", dict(identity))
     return study
+
+
+def _refuse_labels(where: Path | str, study: optuna.Study) -> None:
+    """Refuse a study of version 0.1, which kept every option's label in every trial."""
+    first = next((t for t in study.get_trials(deepcopy=False) if t.distributions), None)
+    if first is not None and any(isinstance(d, CategoricalDistribution) for d in first.distributions.values()):
+        name = str(where) if isinstance(where, Path) else shown(where)
+        raise NasError(
+            f"{name}: {study.study_name!r} is a study of version 0.1, which this version does not read; search in a "
+            "new run folder, or give the study another name with --study"
+        )
 
 
 def _refuse_other(
     where: Path | str, attributes: Mapping[str, Any], identity: Identity, details: Details | None
 ) -> None:
     """Refuse a study whose scores or costs come from something else, naming what differs."""
-    known = attributes.get("identity", identity)
+    known, before = attributes.get("identity", identity), attributes.get("details")
+    known, before = (found if isinstance(found, Mapping) else {} for found in (known, before))
     changed = [name for name in sorted({*known, *identity}) if known.get(name) != identity.get(name)]
     if not changed:
         return
-    before = attributes.get("details", {})
     what = "; ".join(
         f"{name} was {known.get(name)}, is {identity.get(name)}"
         + difference(before.get(name, {}), (details or {}).get(name, {}))
