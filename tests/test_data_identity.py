@@ -175,8 +175,9 @@ def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(folder: Path, tmp
     cache = folder.parent / "cache"
     cache.mkdir()
     for name in ("files.jsonl", ".gitignore"):
+        (cache / name).unlink(missing_ok=True)
         (cache / name).symlink_to(tmp_path / "mine.txt")
         with contextlib.suppress(NasError):
             open_data(config(folder), Clip())
-        (cache / name).unlink()
+        (cache / name).unlink(missing_ok=True)
     assert (tmp_path / "mine.txt").read_text() == "dear"
