@@ -167,9 +167,11 @@ class _Facts(BaseModel):
 
     def evidence(self) -> Evidence:
         unknown = float("nan")
-        known = [unknown if value is None else value for value in (self.band_tau, self.band_ceiling, self.top_regret)]
+        tau, ceiling, regret = (
+            unknown if v is None else v for v in (self.band_tau, self.band_ceiling, self.top_regret)
+        )
         overall = Agreement(self.tau, self.low, self.high, self.chance, self.count)
-        return Evidence(overall, Band(*known, self.in_band, self.trained_twice), self.same_clips)
+        return Evidence(overall, Band(tau, ceiling, regret, self.in_band, self.trained_twice), self.same_clips)
 
 
 def sentence(out: Path, identity: dict[str, Any]) -> str:
