@@ -21,7 +21,8 @@ from nas.search.lease import BEAT, OWNER, Keeper, Owner
 from nas.search.ledger import GAVE_WAY, LOSSES, ledger_of
 from nas.search.problem import Problem
 from nas.search.storage import Drafting, open_storage, shown
-from nas.search.study import RETRY_OF, Evaluation, open_study, search
+from nas.search.studies import Evaluation, open_study
+from nas.search.study import RETRY_OF, search
 
 IDENTITY = {"space": "tiny", "table": "made up"}
 LIMITS = Budget(latency_ms=130.0, memory_mb=27.0)

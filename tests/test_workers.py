@@ -13,7 +13,8 @@ from postgres_server import Server, usable
 from search_problems import KnownQuality, tiny_problem
 from search_worker import IDENTITY, LIMITS, events, start
 
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 
 SECONDS = 0.05  # of an evaluation
 
