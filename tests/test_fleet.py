@@ -290,7 +290,7 @@ def test_when_the_last_worker_goes_the_rows_stay_and_the_command_to_go_on_is_nam
     assert len(Table.load(table_path(tmp_path, "board", "scripted"))) >= 2
 
 
-def test_a_worker_ends_with_its_scheduler(tmp_path: Path, cache: Path) -> None:
+def test_a_worker_ends_with_its_scheduler(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheduler is a process here, as ``dask scheduler`` starts it, and is killed."""
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1"]
@@ -301,6 +301,7 @@ def test_a_worker_ends_with_its_scheduler(tmp_path: Path, cache: Path) -> None:
         time.sleep(0.05)
     worker = Worker(json.loads(file.read_text())["address"], board(), cache)
     worker.ready.wait()
+    monkeypatch.setattr(fleet_network, "CONNECT_S", 0.5)  # nobody will answer
     process.kill()
     process.wait()
     worker.join()
