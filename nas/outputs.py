@@ -70,10 +70,12 @@ def sole_writer_of(out: Path) -> Iterator[None]:
             raise NasError(f"{out}: another process is writing there; wait for it or end it, or give another --out")
         yield
     finally:
-        if ours:
-            with suppress(OSError):
-                path.unlink()
-        os.close(descriptor)
+        try:
+            if ours:
+                with suppress(OSError):
+                    path.unlink()
+        finally:
+            os.close(descriptor)
 
 
 def check_replaceable(out: Path, is_ours: Callable[[Path], bool], what: str) -> None:

@@ -81,6 +81,7 @@ def test_tiles_cover_all_of_a_clip(kind: str) -> None:
     """Windows meet in ramps; far from the seams of a network without norms over the whole, nothing changes."""
     found = VideoAutoencoder(small_autoencoder(kind), kind)
     video = clip_of(found, 2, side=8)
+    found.tile = 1024
     whole = found.encode(video)
     found.tile = 4 * found.space
     encoded = found.encode(video)
@@ -97,9 +98,9 @@ def test_the_first_latent_of_a_causal_one_is_the_first_frame_alone(kind: str) ->
     found = VideoAutoencoder(small_autoencoder(kind), kind)
     video = clip_of(found, 3)
     other = torch.cat([video[:1], -video[1:]])
-    # Some normalise over time, so what comes later may shift the first latent a little, and the others a lot.
+    # Some normalise over time, so what comes later shifts the first latent too, but less than the others; Wan does not.
     change = (found.encode(other) - found.encode(video)).abs().amax((1, 2, 3))
-    assert change[0] < 0.5 * change[1:].max()
+    assert change[0] < (1e-5 if kind == "AutoencoderKLWan" else 0.8) * change[1:].max()
 
 
 def save_space(folder: Path, found: VideoAutoencoder) -> Path:

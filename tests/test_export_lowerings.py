@@ -24,12 +24,15 @@ DEVICE = "amd_epyc_zen5"
 
 
 def attentions(space: Any) -> dict[str, list[str]]:
-    """A self-attention along time at two places of the tiny space."""
-    found = {}
+    """An attention at two places of the tiny space, of two workloads: a table has one fastest row of each."""
+    found: dict[str, list[str]] = {}
+    keys: set[str] = set()
     for position in space.positions:
-        label = next((v.label for v in position.variants if v.block == "SelfAttention1D"), None)
-        if label is not None and len(found) < 2:
-            found[position.name] = [label]
+        for variant in position.variants:
+            key = space.workload(position, variant, "fp32").key
+            if "Attention" in variant.block and key not in keys and position.name not in found and len(found) < 2:
+                found[position.name] = [variant.label]
+                keys.add(key)
     return found
 
 
@@ -45,7 +48,8 @@ def table_with(unet: VideoUNet, folder: Path, backbone: str, first: str, second:
     """A table in which these lowerings are the fastest; what they are, by place."""
     table = load_table(DEVICE, folder)
     wanted = {BACKBONE: [backbone]}
-    for (position, variants), lowering in zip(unet.arrangement.layers, (first, second), strict=True):
+    chosen = [(position, variants) for position, variants in unet.arrangement.layers if variants]
+    for (position, variants), lowering in zip(chosen, (first, second), strict=True):
         row = table.get(unet.space.workload(position, variants[0], table.header.precision).key)
         assert row is not None and row.latency_ms_median is not None
         table.append(replace(row, lowering=lowering, latency_ms_median=0.1 * row.latency_ms_median))
@@ -60,9 +64,8 @@ def table_with(unet: VideoUNet, folder: Path, backbone: str, first: str, second:
 @pytest.mark.parametrize(
     ("backbone", "first", "second"),
     [
-        ("fused", "fused", "decomposed"),
         ("fused", "decomposed+conv1x1", "fused"),
-        ("decomposed", "fused+conv1x1", "fused"),
+        ("decomposed", "fused+conv1x1", "decomposed"),
     ],
 )
 def test_a_package_holds_each_attention_as_its_row_was_lowered(
@@ -93,7 +96,7 @@ def test_a_package_holds_each_attention_as_its_row_was_lowered(
 
 def test_what_is_lowered_otherwise_computes_the_same(unet: VideoUNet) -> None:
     bound, inputs = bound_at(unet, (4, 16, 16))
-    names = [position for position, _ in unet.arrangement.layers]
+    names = [position for position, variants in unet.arrangement.layers if variants]
     with torch.no_grad():
         before = bound(*inputs)
         apply_lowerings(unet, {BACKBONE: ["decomposed"], names[0]: ["decomposed+conv1x1"], names[1]: ["decomposed"]})

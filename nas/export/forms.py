@@ -39,7 +39,8 @@ def best_lowerings(unet: VideoUNet, table: Table) -> Lowerings:
     found = {BACKBONE: [rows[plan.backbone_workload].lowering]}
     for position, variants in unet.arrangement.layers:
         bases = [space.workload(position, variant, precision).base for variant in variants]
-        found[position] = [rows[base].lowering for base in bases]
+        if bases:
+            found[position] = [rows[base].lowering for base in bases]
     return found
 
 

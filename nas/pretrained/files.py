@@ -31,6 +31,10 @@ MOST_HEADER = 100_000_000
 SEAL = "temporal_nas.sha256"  # of the tensors' bytes, in the file's own metadata
 
 
+class UnusableError(NasError):
+    """A file of a model that cannot be used; the message starts with the file and ends with its own remedy."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """One set of weights in a folder.
@@ -80,7 +84,7 @@ def choose_weights(folder: Path) -> Weights:
     """The set of weights of first rank that is there.
 
     Raises:
-        NasError: if there is none, or the one of first rank is damaged.
+        UnusableError: if there is none, or the one of first rank is damaged.
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     ranked = rank_weights(names)
@@ -88,14 +92,16 @@ def choose_weights(folder: Path) -> Weights:
     chosen = next((weights for weights, reason in zip(ranked, absent, strict=True) if not reason), None)
     if chosen is None:
         if absent:
-            raise NasError(absent[0])
+            raise UnusableError(absent[0])
         pickled = [name for name in names if name.endswith(PICKLES)]
         if pickled:
-            raise NasError(
+            raise UnusableError(
                 f"{folder}: holds only pickled weights ({', '.join(pickled[:3])}), which are never opened, as they can "
                 "run code; save the model with safe_serialization=True where you trust it, or give one in safetensors"
             )
-        raise NasError(f"{folder}: holds no weights in safetensors; give a folder or hub id that holds the whole model")
+        raise UnusableError(
+            f"{folder}: holds no weights in safetensors; give a folder or hub id that holds the whole model"
+        )
     for name in chosen.files:
         check_whole(folder / name)
     return chosen
@@ -127,21 +133,21 @@ def read_header(path: Path) -> tuple[dict[str, Any], int]:
     """A safetensors file's header, and where its tensors begin.
 
     Raises:
-        NasError: if it is none, or is cut short.
+        UnusableError: if it is none, or is cut short.
     """
     remedy = "get the file anew"
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MOST_HEADER, size - 8):
-            raise NasError(f"{path}: cut short, or no safetensors ({size:,} bytes); {remedy}")
+            raise UnusableError(f"{path}: cut short, or no safetensors ({size:,} bytes); {remedy}")
         try:
             header = dict(json.loads(file.read(length)))
             ends = [int(told["data_offsets"][1]) for name, told in header.items() if name != "__metadata__"]
         except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-            raise NasError(f"{path}: no safetensors ({type(error).__name__} in its header); {remedy}") from None
+            raise UnusableError(f"{path}: no safetensors ({type(error).__name__} in its header); {remedy}") from None
     if size - 8 - length != max(ends, default=0):
-        raise NasError(
+        raise UnusableError(
             f"{path}: cut short or damaged: {size:,} bytes, its header tells of {8 + length + max(ends, default=0):,}; "
             f"{remedy}"
         )
@@ -152,13 +158,13 @@ def check_whole(path: Path) -> None:
     """Whether a safetensors file has all its bytes, and those that were sealed into it.
 
     Raises:
-        NasError: if not.
+        UnusableError: if not.
     """
     header, start = read_header(path)
     metadata = header.get("__metadata__")
     sealed = metadata.get(SEAL) if isinstance(metadata, dict) else None
     if sealed is not None and sealed != digest_from(path, start):
-        raise NasError(f"{path}: damaged: its tensors are not those that were written; get or build it anew")
+        raise UnusableError(f"{path}: damaged: its tensors are not those that were written; get or build it anew")
 
 
 def digest_from(path: Path, start: int) -> str:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nas.errors import NasError
-from nas.pretrained.files import WEIGHTS, rank_weights
+from nas.pretrained.files import WEIGHTS, UnusableError, rank_weights
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 SMALL = (".json", ".txt", ".model")  # configurations, vocabularies, merges
@@ -100,23 +99,25 @@ def read_config(path: Path) -> dict[str, Any]:
     """A configuration that a library will build a model of, with nothing in it that no model has.
 
     Raises:
-        NasError: if it is no JSON mapping, names code of its own (``auto_map``), or holds numbers beyond reason: a
+        UnusableError: if it is no JSON mapping, names code of its own (``auto_map``), or holds numbers beyond reason: a
             library would run that code, or work for hours.
     """
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise NasError(f"{path}: has {path.stat().st_size:,} bytes, over {MOST_BYTES:,}; that is no configuration")
+            raise UnusableError(
+                f"{path}: has {path.stat().st_size:,} bytes, over {MOST_BYTES:,}; that is no configuration"
+            )
         found = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise NasError(f"{path}: no such file; give a folder or hub id that holds the whole model") from None
+        raise UnusableError(f"{path}: no such file; give a folder or hub id that holds the whole model") from None
     except (ValueError, RecursionError) as error:
-        if isinstance(error, NasError):
+        if isinstance(error, UnusableError):
             raise
-        raise NasError(f"{path}: is no JSON ({first_line(error)}); get the file anew") from None
+        raise UnusableError(f"{path}: is no JSON ({first_line(error)}); get the file anew") from None
     if not isinstance(found, dict):
-        raise NasError(f"{path}: must be a mapping, but is a {type(found).__name__}; get the file anew")
+        raise UnusableError(f"{path}: must be a mapping, but is a {type(found).__name__}; get the file anew")
     if found.get("auto_map"):
-        raise NasError(
+        raise UnusableError(
             f"{path}: names code of its own (auto_map), and a model's own code is never run; remove auto_map to load "
             "it with the library's classes, or give another model"
         )
@@ -124,7 +125,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
         if not abs(value) <= (MOST_LAYERS if LAYERS.search(name) else MOST_NUMBER) and not _is_infinite_length(name):
-            raise NasError(f"{path}: {name} is {str(value)[:40]}, which no model has; get the file anew")
+            raise UnusableError(f"{path}: {name} is {str(value)[:40]}, which no model has; get the file anew")
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from nas.errors import NasError
 from nas.finite import check_weights
-from nas.pretrained.files import choose_weights
+from nas.pretrained.files import UnusableError, choose_weights
 from nas.pretrained.hub import fetch, first_line, has_part, read_config
 
 LIBRARIES = ("diffusers", "transformers", "huggingface_hub")
@@ -55,6 +55,8 @@ def loading(source: str | Path, what: str, remedy: str) -> Iterator[None]:
             for logger in loggers:
                 logger.setLevel(logging.CRITICAL)
             yield
+    except UnusableError as error:
+        raise NasError(f"no {what} could be loaded: {error}") from error
     except (NasError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
