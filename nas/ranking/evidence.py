@@ -166,10 +166,8 @@ class _Facts(BaseModel):
     count: int
 
     def evidence(self) -> Evidence:
-        unknown = float("nan")
-        tau, ceiling, regret = (
-            unknown if v is None else v for v in (self.band_tau, self.band_ceiling, self.top_regret)
-        )
+        known = (self.band_tau, self.band_ceiling, self.top_regret)
+        tau, ceiling, regret = (math.nan if value is None else value for value in known)
         overall = Agreement(self.tau, self.low, self.high, self.chance, self.count)
         return Evidence(overall, Band(tau, ceiling, regret, self.in_band, self.trained_twice), self.same_clips)
 
