@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import os
 from collections.abc import Callable, Mapping
@@ -91,6 +92,7 @@ def write_page(path: Path, page: str, overwrite: bool = False) -> Path:
     return path
 
 
+@functools.cache
 def packed_plotly() -> str:
     """plotly.js, compressed: the page unpacks it, at well under half the size."""
     from plotly.offline import get_plotlyjs
