@@ -2,7 +2,8 @@
 
 A small text-to-video model is trained from scratch (stage joint), until 25 steps with guidance show what is asked for.
 From it, with equal numbers of further steps: the same generator at the same four noise levels with the reconstruction
-loss alone (`plain`), and against the discriminator (`unified`; for the ablation `spatial` and `temporal` heads alone).
+loss alone (`plain`), and against the discriminator (`unified`; for the ablation `spatial` and `temporal` heads alone,
+and `r1`, whose discriminator's slope at real clips is held down with `--r1-weight`).
 The scene is simpler than moving_shapes by default: one object of three kinds, three colours and four directions, drawn
 large, four frames of 12x12 pixels. Training begins with objects whose way lies inside the frame, where the direction
 shows in every frame by itself, and goes on with the scene that is judged, where objects wrap around. A classifier
@@ -42,7 +43,12 @@ from nas.text import TextEncoder
 from search_spaces.space import Space
 
 HERE = Path(__file__).parent
-VARIANTS = ("plain", "unified", "spatial", "temporal", "separate")
+VARIANTS = ("plain", "unified", "spatial", "temporal", "separate", "r1")
+CHANGES: dict[str, dict[str, Any]] = {
+    "plain": {"adversarial_weight": 0.0},
+    **{heads: {"heads": heads} for heads in ("unified", "spatial", "temporal", "separate")},
+    "r1": {"r1": "finite"},
+}
 GUIDANCE = 2.0
 CLIPS = 180  # every prompt five times
 
@@ -76,6 +82,7 @@ FEW = AdversarialConfig(
     image_share=0.1,
     learning_rate=3e-4,
     adversarial_weight=0.3,
+    r1="off",
     head_rate=3e-3,
     head_width=32,
     head_warmup=100,  # of the steps; `plain` trains its generator in all of them
@@ -178,8 +185,7 @@ def run_seed(
     row("25 steps, no guidance", "base-25-bare", lambda: judge(load_pipeline(model), steps=25, guidance=1.0))
     row("4 steps, untouched", "base-4", lambda: judge(load_pipeline(model), steps=4, guidance=1.0))
     for variant in variants:
-        change = {"adversarial_weight": 0.0} if variant == "plain" else {"heads": variant}
-        settings = FinetuneConfig(seed=seed, data=DATA, adversarial=few.model_copy(update=change))
+        settings = FinetuneConfig(seed=seed, data=DATA, adversarial=few.model_copy(update=CHANGES.get(variant, {})))
         made = tuned(model, "adversarial", settings, folder / variant)
 
         def follow(made: Path = made) -> dict[str, Any]:
@@ -233,11 +239,12 @@ def main() -> int:
     parser.add_argument("--base-steps", type=int, default=BASE.steps)
     parser.add_argument("--after-steps", type=int, default=AFTER.steps)
     parser.add_argument("--steps", type=int, default=FEW.steps)
+    parser.add_argument("--r1-weight", type=float, default=FEW.r1_weight, help="of variant r1")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.work.mkdir(parents=True, exist_ok=True)
     judge = Judge(args.work)
-    few = FEW.model_copy(update={"steps": args.steps})
+    few = FEW.model_copy(update={"steps": args.steps, "r1_weight": args.r1_weight})
     found: dict[int, Any] = {}
     for seed in args.seeds:
         more = [v for v in ("spatial", "temporal") if seed in args.ablation_seeds and v not in args.variants]
@@ -281,7 +288,7 @@ def main() -> int:
         "gap_to_plain": [round(float(gaps.mean()), 4), round(error, 4)],
         **{
             f"accuracy_4_{v}": round(float(np.mean(over_seeds(f"4 steps, {v}"))), 4)
-            for v in ("spatial", "temporal", "separate")
+            for v in ("spatial", "temporal", "separate", "r1")
             if over_seeds(f"4 steps, {v}")
         },
         **{

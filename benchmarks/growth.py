@@ -146,7 +146,8 @@ def spaces(folder: Path) -> dict[str, float]:
     found["share_18_s"], share = timed(lambda: feasible_share(small, within))
     drawn = float(within.feasible(costs).mean())
     print(
-        f"  {'share within two limits':<28} {found['share_18_s']:>8.2f} s: {share.sentence}; 100,000: {drawn:.2%}"
+        f"  {'share within two limits':<28} {found['share_18_s']:>8.2f} s: {share.sentence}; "
+        f"of 100,000 draws {drawn:.2%}"
     )
     costs = large.cost(large.random(20_000, np.random.default_rng(0)))
     limits = Limits(float(np.quantile(costs.latency_ms, 0.2)), float(np.quantile(costs.peak_mb, 0.2)))

@@ -17,12 +17,29 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from device_profiler.errors import WORKLOAD_ERRORS, OutOfMemory, TimedOut, WorkloadError, one_line
 from device_profiler.threads import as_given
 
 Handler = Callable[..., Any]
+
+
+def python_module(module: str, *words: str) -> list[str]:
+    """The command that runs a module of ours, whatever modules lie in the current folder (``-P``)."""
+    return [sys.executable, "-P", "-m", module, *words]
+
+
+def module_path() -> str:
+    """``PYTHONPATH`` for ``python_module``: what this process imports from, and never just the current folder.
+
+    The current folder stays where our own packages lie in it: a checkout that is not installed.
+    """
+    own = Path(__file__).resolve().parent.parent
+    here = Path.cwd()
+    paths = [path for path in sys.path if os.path.isabs(path) and (Path(path) != here or here == own)]
+    return os.pathsep.join([str(own), *(path for path in paths if Path(path) != own)])
 
 
 class ChildDied(WorkloadError):
@@ -47,13 +64,13 @@ class Child:
         environment = as_given()
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment[name] = str(threads)
-        environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        environment["PYTHONPATH"] = module_path()
         environment["PYTHONWARNINGS"] = "ignore"
         if memory_limit_mb:
             environment["CHILD_MEMORY_LIMIT_MB"] = str(memory_limit_mb)
         self._stderr: IO[bytes] = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            python_module(module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -2,37 +2,83 @@
 
 from __future__ import annotations
 
+import reprlib
+import unicodedata
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device_profiler.errors import ProfileError, nearest
+from search_spaces.reading import UnreadableError, parse_yaml
 
-Positive = Annotated[float, Field(gt=0)]
+MILLION = 1e6
+Megabytes = Annotated[float, Field(gt=0, le=1e9)]
+Seconds = Annotated[float, Field(gt=0, le=MILLION)]
+Rate = Annotated[float, Field(ge=1e-6, le=MILLION)]  # TFLOP/s or GB/s: wider than any chip, far from overflow
+Microseconds = Annotated[float, Field(ge=0, le=MILLION)]
+BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
 COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
 BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2}
 
 
+def _one_line(text: str) -> str:
+    """A text that goes into a line: printable, so that nobody's file speaks to a terminal.
+
+    Raises:
+        ValueError: if it holds a control character, a line break or a mark that turns text around.
+    """
+    bad = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in BIDI), None)
+    if bad is not None:
+        raise ValueError(f"holds the control character U+{ord(bad):04X}; write plain text on one line")
+    return text
+
+
+def _lines(text: str) -> str:
+    """A text that may be wrapped in its file, as one line."""
+    return _one_line(" ".join(text.split()))
+
+
+def _file_name(text: str) -> str:
+    if not text or len(text) > 100 or text.startswith(".") or set(text) & set("/\\"):
+        raise ValueError("names a folder of its table, so it is 1 to 100 characters without slashes or a leading dot")
+    return _one_line(text)
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Prose = Annotated[str, AfterValidator(_lines)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class Roofline(_Strict):
-    """The two ceilings of the roofline model (Williams, Waterman, Patterson 2009) and where they come from.
+    """The ceilings of the roofline model (Williams, Waterman, Patterson 2009) and where they come from.
 
-    ``peak_tflops`` counts a multiply and an add as two operations, at the device's precision; ``efficiency`` is the
-    share of the peak that dense kernels are taken to reach, ``overhead_us`` what one operation costs at least.
+    Args:
+        peak_tflops: of the chip, at the device's precision; a multiply and an add are two operations.
+        efficiency: the share of that peak that dense kernels are taken to reach.
+        conv_tflops, matmul_tflops: what convolutions and matrix products were measured to reach, where somebody has;
+            they stand in place of peak times efficiency.
+        bandwidth_gb_s: of the memory.
+        overhead_us: what one operation costs at least.
+        dispatch_us: what handing a program to the unit costs: once for each evaluation of a network, however many
+            layers it has, so rows of whole networks bear it and rows of layers do not.
+        source: whose figures these are.
     """
 
-    peak_tflops: Positive
-    bandwidth_gb_s: Positive
-    efficiency: Annotated[float, Field(gt=0, le=1)] = 1.0
-    overhead_us: Annotated[float, Field(ge=0)] = 0.0
-    source: str
+    peak_tflops: Rate
+    bandwidth_gb_s: Rate
+    efficiency: Annotated[float, Field(ge=1e-3, le=1)] = 1.0
+    conv_tflops: Rate | None = None
+    matmul_tflops: Rate | None = None
+    overhead_us: Microseconds = 0.0
+    dispatch_us: Microseconds | None = None
+    source: Prose
 
 
 class Phone(_Strict):
@@ -41,12 +87,12 @@ class Phone(_Strict):
     ``model`` is its product type, ``iPhone17,2`` for an iPhone 16 Pro Max; another one is refused.
     """
 
-    udid: str = ""
-    model: str = ""
-    development_team: str = ""
-    provisioning_profile_uuid: str = ""
-    bundle_identifier: str = ""
-    app_path: str = ""
+    udid: Line = ""
+    model: Line = ""
+    development_team: Line = ""
+    provisioning_profile_uuid: Line = ""
+    bundle_identifier: Line = ""
+    app_path: Line = ""
 
 
 class Device(_Strict):
@@ -65,25 +111,25 @@ class Device(_Strict):
             launches from Python.
     """
 
-    name: str
-    summary: str = ""
-    chip: str = "host"
-    os: str = "host"
-    runtime: str
+    name: FileName
+    summary: Prose = ""
+    chip: Line = "host"
+    os: Line = "host"
+    runtime: Line
     compute_unit: Literal["ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA"] = "CPU"
     precision: Literal["fp32", "fp16"] = "fp32"
-    memory_limit_mb: Positive | None = None
+    memory_limit_mb: Megabytes | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
-    lowerings: tuple[str, ...] = ()
+    lowerings: tuple[Line, ...] = ()
     method: Literal["alone", "slope", "in_context"] = "alone"
-    timeout_s: Positive = 120.0
-    cool_down_s: Annotated[float, Field(ge=0)] = 0.0
-    provider: str = ""
+    timeout_s: Seconds = 120.0
+    cool_down_s: Annotated[float, Field(ge=0, le=MILLION)] = 0.0
+    provider: Line = ""
     local: bool = False
     cuda_graph: bool = False
     roofline: Roofline | None = None
     phone: Phone | None = None
-    notes: str = ""
+    notes: Prose = ""
 
     @model_validator(mode="after")
     def _complete(self) -> Device:
@@ -115,7 +161,9 @@ class Device(_Strict):
             try:
                 return cls.parse(path.read_text(encoding="utf-8"), origin=path.name)
             except UnicodeDecodeError as error:
-                raise ProfileError(f"{path.name}: not a text file ({error.reason}); a device is a YAML.") from None
+                raise ProfileError(f"{path.name!a}: not a text file ({error.reason}); a device is a YAML.") from None
+            except OSError as error:
+                raise ProfileError(f"{path.name!a}: cannot be read ({error.strerror}).") from None
         shipped = _shipped()
         if text not in shipped:
             raise ProfileError(
@@ -127,12 +175,11 @@ class Device(_Strict):
     @classmethod
     def parse(cls, text: str, origin: str = "device") -> Device:
         """The device a YAML text states; ``origin`` stands before each error message."""
+        origin = _printable(origin)
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}" if mark else ""
-            raise ProfileError(f"{origin}: not valid YAML{where}; see a shipped device for the form.") from None
+            data = parse_yaml(text)
+        except UnreadableError as error:
+            raise ProfileError(f"{origin}: {error}; see a shipped device for the form.") from None
         if not isinstance(data, dict):
             raise ProfileError(f"{origin}: a device is a mapping of keys to values, not {type(data).__name__}.")
         try:
@@ -175,22 +222,31 @@ def _explain(error: ValidationError) -> str:
     """The first thing wrong, as path, value, rule and remedy on one line."""
     first = error.errors()[0]
     location, kind, value = first["loc"], first["type"], first.get("input")
-    path = ".".join(str(part) for part in location)
+    path = _printable(".".join(str(part) for part in location))
     if kind == "extra_forbidden":
         known = _keys_at(location[:-1])
-        return f"unknown key {path!r}.{nearest(str(location[-1]), known)} Known keys: {', '.join(known)}."
+        return f"unknown key {_shown(path)}.{nearest(str(location[-1]), known)} Known keys: {', '.join(known)}."
     if kind == "missing":
         return f"key {path!r} is missing; every device states it."
     if kind == "literal_error":
         allowed = str(first["ctx"]["expected"])
-        return f"{path}: {value!r} is not allowed; it must be {allowed}."
+        return f"{path}: {_shown(value)} is not allowed; it must be {allowed}."
     if kind in ("float_parsing", "float_type", "int_parsing", "int_type", "int_from_float"):
         unit = next((u for s, u in UNITS.items() if str(location[-1]).endswith(s)), "")
-        return f"{path}: {value!r} is not a number{unit}; write the bare number, the unit is in the key's name."
+        return f"{path}: {_shown(value)} is not a number{unit}; write the bare number, the unit is in the key's name."
     if kind in ("bool_parsing", "bool_type"):
-        return f"{path}: {value!r} is neither true nor false; write one of them."
+        return f"{path}: {_shown(value)} is neither true nor false; write one of them."
     message = str(first["msg"]).removeprefix("Value error, ")
-    return f"{path}: {message} (got {value!r})." if path else f"{message}."
+    return f"{path}: {message} (got {_shown(value)})." if path else f"{message}."
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it: short, and with its control characters spelled out."""
+    return reprlib.repr(value)
 
 
 UNITS = {

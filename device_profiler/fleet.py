@@ -1,6 +1,6 @@
 """A fleet: many phones or hosts measure one table together, through dask.distributed.
 
-    dask scheduler                                              # once, anywhere; it prints its address
+    dask scheduler --host 127.0.0.1                             # once; beyond one machine with TLS: docs/profiler.md
     nas worker tcp://HOST:8786 --device DEVICE                  # once for each phone or host
     nas profile SPACE --device DEVICE --scheduler tcp://HOST:8786
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import queue
 import tempfile
 import time
@@ -27,17 +28,19 @@ from typing import TYPE_CHECKING, Any
 from device_profiler import profile as profiling
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError
+from device_profiler.fleet_network import connect, need_dask, own_interface
 from device_profiler.measure import Job, Progress, RunLog, append_samples, failure, silent
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
+from search_spaces.writing import write_whole
 
 if TYPE_CHECKING:
     from device_profiler.measure import Limits, OnProgress
 
-GROUP = 8  # workloads of one task: enough to interleave, few enough to be measured again
+GROUP = 8  # workloads of one task at most: enough to interleave, few enough to be measured again
+TURNS = 2  # tasks a worker should get at least: with fewer the others wait for whoever has the last one
 PATIENCE_S = 60.0  # how long a run goes on without any worker
-CONNECT_S = 10.0
 SAMPLES = "-samples"
 PLUGIN = "temporal-nas-device"
 
@@ -63,19 +66,25 @@ def serve(
     device: str | Path | Device,
     cache: str | Path = Path("tables") / profiling.CACHE,
     ready: Callable[[str], None] | None = None,
+    *,
+    trusted_network: bool = False,
 ) -> None:
     """Own the device and measure what the scheduler gives, until the process is stopped; ``ready`` is told its name.
 
+    Whoever reaches a worker runs code there, so it listens where its scheduler does and nowhere else: on this machine
+    alone, or, with TLS or on a network that is trusted, on the interface that leads to the scheduler.
+
     Raises:
         ProfileError: the device is unknown or not ready, dask is missing, there is no scheduler at the address, or it
-            has gone.
+            has gone; or the scheduler is on a network that nobody said is trusted.
     """
-    _need_dask()
+    need_dask()
     from distributed import Worker
 
+    host = own_interface(address, trusted_network)
     target = device if isinstance(device, Device) else Device.load(device)
     profiling._open(target).close()
-    _connect(address).close()
+    connect(address).close()
     logging.getLogger("distributed").setLevel(logging.WARNING)
 
     async def work(folder: str) -> None:
@@ -84,7 +93,9 @@ def serve(
             nthreads=1,
             resources={target.name: 1},
             name=f"{target.name}-{uuid.uuid4().hex[:6]}",
+            host=host,
             dashboard=False,
+            dashboard_address="127.0.0.1:0",
             local_directory=folder,
         )
         owner: Any = Owner(target, Path(cache).resolve())
@@ -97,10 +108,10 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="nas-worker-") as folder:
         asyncio.run(work(folder))
     try:
-        _connect(address).close()
+        connect(address).close()
     except ProfileError:
         raise ProfileError(
-            f"the scheduler at {address} has gone; start one with dask scheduler, then this worker again."
+            f"the scheduler at {address} has gone; start one with dask scheduler --host HOST, then this worker again."
         ) from None
     raise ProfileError(f"let go, as {target.name} could not go on (nas profile says why); start this worker again.")
 
@@ -138,7 +149,7 @@ def profile_fleet(
     retry: bool = False,
     limits: Limits | None = None,
     seed: int = 0,
-    group: int = GROUP,
+    group: int | None = None,
     patience_s: float = PATIENCE_S,
     progress: OnProgress | None = None,
 ) -> Table:
@@ -147,7 +158,7 @@ def profile_fleet(
     Args:
         scheduler: its address, ``tcp://host:8786``.
         spatial: measure the backbone's parts too, each by itself.
-        group: workloads a worker takes at once.
+        group: workloads a worker takes at once; by default as ``group_size`` says.
         patience_s: how long to wait for a worker when there is none, before giving up with what is written.
 
     Raises:
@@ -169,16 +180,21 @@ def profile_fleet(
         return table
     origin = profiling._origin(space, loaded)
     text = Path(origin).read_text("utf-8") if Path(origin).is_file() else ""
-    with _connect(scheduler) as client:
+    with connect(scheduler) as client:
         header = _agreed_header(client, target, scheduler, seed)
         table = profiling.opened_table(table, path, header)
         order = Order((), "" if text else origin, text, limits, seed, f"nas-{uuid.uuid4().hex}", header.to_mapping())
         run = _Run(client, target, order, table, path, progress, patience_s)
         try:
-            run.measure(missing, max(1, group))
+            run.measure(missing, group or group_size(len(missing), run.worker_count()))
         finally:
             run.finish()
     return table
+
+
+def group_size(rows: int, workers: int) -> int:
+    """Workloads of one task: ``GROUP``, or fewer where some workers would have nothing to do before the end."""
+    return max(1, min(GROUP, math.ceil(rows / (TURNS * max(1, workers)))))
 
 
 class _Run:
@@ -257,6 +273,10 @@ class _Run:
         return self.client.submit(
             measure_order, replace(self.order, rows=tuple(rows)), resources={self.device.name: 1}, pure=False
         )
+
+    def worker_count(self) -> int:
+        """How many workers own the device now."""
+        return len(self._workers())
 
     def _workers(self) -> set[str]:
         known = self.client.scheduler_info(n_workers=-1)["workers"]
@@ -384,9 +404,7 @@ def _own_space(text: str, cache: Path) -> str:
     """Where a worker keeps a space that does not ship: the same path for the same text, as lowered files go by it."""
     path = cache / "spaces" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:6]}.partial")
-    partial.write_text(text, "utf-8")
-    partial.replace(path)
+    write_whole(path, text)
     return str(path)
 
 
@@ -448,42 +466,3 @@ def _killed(row: profiling.Wanted, worker: str, error: Exception) -> dict[str, A
     job = Job(row.workload, row.lowering, (), row.method)
     reason = f"every worker that took it died, the last one {worker}; measure it alone to see why"
     return {"record": asdict(failure(job, "failed", reason)), "worker": worker}
-
-
-def _need_dask() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("distributed") is None:
-        raise ProfileError(
-            "a fleet needs the extra 'distributed': pip install 'temporal-nas[distributed]'; "
-            "without it run one nas profile a device."
-        )
-
-
-def _connect(address: str) -> Any:
-    """A client of the scheduler at the address."""
-    _need_dask()
-    _check_address(address)
-    from distributed import Client
-
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # why it cannot connect is said below
-    try:
-        return Client(address, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError):
-        raise ProfileError(f"no scheduler answers at {address}; start one with: dask scheduler") from None
-    finally:
-        logger.setLevel(level)
-
-
-def _check_address(address: str) -> None:
-    from distributed.comm.addressing import parse_address, parse_host_port
-
-    try:
-        scheme, rest = parse_address(address)
-        host, port = parse_host_port(rest)
-    except ValueError:
-        scheme, host, port = "", "", 0
-    if scheme not in ("tcp", "tls", "inproc") or (scheme != "inproc" and not (host and port)):
-        raise ProfileError(f"{address!r} is no scheduler address; it looks like tcp://host:8786.")

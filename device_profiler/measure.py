@@ -228,6 +228,15 @@ class RunLog:
             return math.inf
         return (1 + threshold) * float(np.percentile([ms for _, ms in self.reference], 25))
 
+    def reference_ms(self, threshold: float) -> float | None:
+        """Median latency of the reference beside the visits that count, or beside all where ``threshold`` is inf.
+
+        None without a reference.
+        """
+        limit = self.limit_ms(threshold)
+        kept = [ms for _, ms in self.reference if ms <= limit]
+        return median(kept) if kept else None
+
     def disturbed(self, threshold: float) -> set[int]:
         """Rounds whose reference, in the middle, was over ``limit_ms``."""
         limit = self.limit_ms(threshold)

@@ -368,7 +368,7 @@ def settings(device: Device) -> dict[str, Any]:
     if device.compute_unit == "CUDA":
         found["cuda_graph"] = device.cuda_graph
     if device.roofline is not None:
-        found |= device.roofline.model_dump(exclude={"source"})
+        found |= device.roofline.model_dump(exclude={"source"}, exclude_none=True)
     return found
 
 

@@ -24,14 +24,14 @@ from device_profiler.measure import Job, Limits, RunLog, measure
 from device_profiler.runtimes import Runtime, open_runtime
 from device_profiler.subject import Subject, reference_subject
 
-QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=2, timeout_s=60.0, seconds=5.0)
+QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=2, timeout_s=600.0, seconds=5.0)
 
 
 class RuntimeContract:
     """What every runtime promises. Subclasses set ``device``; ``timeout_s`` where theirs is slow to load."""
 
     device: ClassVar[Device]
-    timeout_s: ClassVar[float] = 60.0
+    timeout_s: ClassVar[float] = 600.0
 
     @pytest.fixture()
     def runtime(self) -> Iterator[Runtime]:

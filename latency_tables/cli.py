@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from latency_tables.plan import Plan, list_plans
 from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, read_arrangement, video_time
 from latency_tables.record import Record
 from latency_tables.table import Table, seal
+from latency_tables.terminal import tell, warn
 from latency_tables.transfer import transfer
 from latency_tables.validate import Finding, validate
 from latency_tables.versions import committed, previous
@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int
     try:
         return int(arguments.run(arguments))
     except TableError as error:
-        print(f"nas: {error}", file=sys.stderr)
+        warn(f"nas: {error}")
     except OSError as error:
-        print(f"nas: {error.filename or 'file'}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+        warn(f"nas: {error.filename or 'file'}: {(error.strerror or str(error)).lower()}")
     return WRONG_USE
 
 
@@ -136,11 +136,9 @@ def _list(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _emit(found)
     for entry in found:
-        print(
-            f"{entry['name']:<40} {entry['rows']:>4} rows, {entry['source']:<10} {entry['precision']} {entry['chip']}"
-        )
+        tell(f"{entry['name']:<40} {entry['rows']:>4} rows, {entry['source']:<10} {entry['precision']} {entry['chip']}")
     if not found:
-        print(f"no tables in {arguments.dir} and none shipped; measure one with nas profile")
+        tell(f"no tables in {arguments.dir} and none shipped; measure one with nas profile")
     return DONE
 
 
@@ -150,11 +148,11 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         return _emit({"header": table.header.to_mapping(), "rows": [_plain(record) for record in rows]})
     header = table.header
-    print(f"{header.device} / {header.runtime} {header.runtime_version}, {header.chip}, {header.precision}")
-    print(f"{table.source}{'; ' + header.notes if header.notes else ''}")
-    print(f"{'ms':>10} {'p90':>10} {'spread':>7} {'weights':>9} {'peak MB':>9}  workload")
+    tell(f"{header.device} / {header.runtime} {header.runtime_version}, {header.chip}, {header.precision}")
+    tell(f"{table.source}{'; ' + header.notes if header.notes else ''}")
+    tell(f"{'ms':>10} {'p90':>10} {'spread':>7} {'weights':>9} {'peak MB':>9}  workload")
     for record in rows:
-        print(_row(record))
+        tell(_row(record))
     return DONE
 
 
@@ -169,9 +167,9 @@ def _validate(arguments: argparse.Namespace) -> int:
         return NO if bad else DONE
     for name, findings in found.items():
         errors = sum(finding.level == "error" for finding in findings)
-        print(f"{name}: {errors} errors, {len(findings) - errors} warnings")
+        tell(f"{name}: {errors} errors, {len(findings) - errors} warnings")
         for finding in findings:
-            print(f"  {finding.level}: {finding.key + ': ' if finding.key else ''}{finding.message}")
+            tell(f"  {finding.level}: {finding.key + ': ' if finding.key else ''}{finding.message}")
     return NO if bad else DONE
 
 
@@ -192,13 +190,13 @@ def _coverage(arguments: argparse.Namespace) -> int:
         return DONE if complete else NO
     for entry in found:
         total = len(entry.ok) + len(entry.failed) + len(entry.missing)
-        print(f"{entry.space} on {entry.device}/{entry.runtime} ({entry.source}): {len(entry.ok)} of {total} known")
+        tell(f"{entry.space} on {entry.device}/{entry.runtime} ({entry.source}): {len(entry.ok)} of {total} known")
         for key, reason in entry.failed.items():
-            print(f"  {key}: {reason}")
+            tell(f"  {key}: {reason}")
         for key in entry.missing:
-            print(f"  missing {key}")
+            tell(f"  missing {key}")
         if entry.missing:
-            print(f"  measure them with: {entry.command}")
+            tell(f"  measure them with: {entry.command}")
     return DONE if complete else NO
 
 
@@ -220,9 +218,9 @@ def _predict(arguments: argparse.Namespace) -> int:
         told = None if video is None else {**_plain(video), "total_ms": video.total_ms}
         _emit({**_plain(found), "video": told})
         return NO if found.fits is False else DONE
-    print(_predicted(found))
+    tell(_predicted(found))
     if video is not None:
-        print(_timed(video))
+        tell(_timed(video))
     return NO if found.fits is False else DONE
 
 
@@ -231,7 +229,7 @@ def _costs(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _emit(_plain(found))
     else:
-        print(render(found))
+        tell(render(found))
     return DONE if found.infeasible is None else NO
 
 
@@ -248,7 +246,7 @@ def _diff(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _emit(_plain(found))
     else:
-        print(markdown(found) if arguments.markdown else plain(found), end="")
+        tell(markdown(found) if arguments.markdown else plain(found), end="")
     return NO if found.regressions else DONE
 
 
@@ -264,7 +262,7 @@ def _report(arguments: argparse.Namespace) -> int:
     page = write_table_page(out, table, since, beside, arguments.threshold, arguments.overwrite)
     if arguments.json:
         return _emit({"page": str(page), "since": since and since[0]})
-    print(f"{page}: {len(table)} rows{f', changes since {since[0]}' if since else ''}")
+    tell(f"{page}: {len(table)} rows{f', changes since {since[0]}' if since else ''}")
     return DONE
 
 
@@ -292,10 +290,10 @@ def _transfer(arguments: argparse.Namespace) -> int:
     path = found.table.save(arguments.out)
     if arguments.json:
         return _emit({"table": str(path), "predicted": found.predicted, "width": found.width, "next": found.next})
-    print(f"{path}: {len(found.predicted)} rows estimated, 90% intervals of +{found.width:.0%} on average")
-    print("they are no measurements: costs are refused without --allow-mixed")
+    tell(f"{path}: {len(found.predicted)} rows estimated, 90% intervals of +{found.width:.0%} on average")
+    tell("they are no measurements: costs are refused without --allow-mixed")
     for key in found.next:
-        print(f"measure next: {key}")
+        tell(f"measure next: {key}")
     return DONE
 
 
@@ -309,7 +307,7 @@ def _merge(arguments: argparse.Namespace) -> int:
     path = merged.save(arguments.out, replace=True)
     if arguments.json:
         return _emit({"table": str(path), "rows": len(merged)})
-    print(f"{path}: {len(merged)} rows")
+    tell(f"{path}: {len(merged)} rows")
     return DONE
 
 
@@ -317,7 +315,7 @@ def _seal(arguments: argparse.Namespace) -> int:
     table = seal(arguments.table)
     if arguments.json:
         return _emit({"table": str(arguments.table), "rows": len(table)})
-    print(f"{arguments.table}: sealed, {len(table)} rows")
+    tell(f"{arguments.table}: sealed, {len(table)} rows")
     return DONE
 
 
@@ -325,7 +323,7 @@ def _seal(arguments: argparse.Namespace) -> int:
 
 
 def _emit(data: Any) -> int:
-    print(json.dumps(data, indent=2, default=_plain))
+    tell(json.dumps(data, indent=2, default=_plain))
     return DONE
 
 

@@ -121,6 +121,7 @@ class CostModel:
         self.option_costs = tuple(
             self._option_costs(position, live) for position, live in zip(plan.positions, self.live_mb, strict=True)
         )
+        self._check_correction()
         self.options = tuple(
             tuple(tuple(position.layers[i].variant for i in option) for option in position.options)
             for position in plan.positions
@@ -156,6 +157,21 @@ class CostModel:
                 f"({backbone.reason or 'no reason given'}); without it nothing can be costed, measure it again"
             )
         return found
+
+    def _check_correction(self) -> None:
+        """Refuse a correction by which some whole network takes no time: it says nothing of networks that large."""
+        if self.correction is None:
+            return
+        usable = [costs.latency_ms[np.isfinite(costs.latency_ms)] for costs in self.option_costs]
+        least = self.backbone_latency_ms + sum(float(values.min()) for values in usable if len(values))
+        if least <= 0:
+            fit = self.correction
+            raise TableError(
+                f"{self.plan.space} on {self.header.device}: the table's correction ({fit.form}: {fit.offset_ms:+g} "
+                f"ms, times {fit.scale:g}, {fit.per_layer_ms:+g} ms a layer) makes a whole network cost {least:.3f} "
+                f"ms; fit it on more networks with `nas profile {self.plan.space} --device {self.header.device} "
+                "--networks 40`, or delete `correction` from the table's header"
+            )
 
     def _option_costs(self, position: PlanPosition, live_mb: float) -> OptionCosts:
         latency, weights, parameters, point = (np.zeros(len(position.options)) for _ in range(4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import secrets
@@ -14,8 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from latency_tables.errors import TableError
+from latency_tables.terminal import warn
 
-_UNLOCKABLE = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # some network file systems
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that know no locks
 _LOCK = ".table.lock"
 
 
@@ -30,6 +32,36 @@ def checksum(data: bytes) -> str:
 def unix_lines(data: bytes) -> bytes:
     """The text with ``\\n`` at the end of each line, whatever git or an editor made of it."""
     return data.replace(b"\r\n", b"\n")
+
+
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file for this process alone; False where its file system has no locks of either kind.
+
+    Network file systems may lack ``flock`` (Lustre mounted without it) and still know the locks of POSIX.
+
+    Raises:
+        BlockingIOError: if another process holds it and ``wait`` is not set.
+    """
+    for call in (fcntl.flock, fcntl.lockf):
+        try:
+            call(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise BlockingIOError(error.errno, os.strerror(error.errno)) from None
+            if error.errno not in (*NO_LOCKS, errno.EBADF):  # EBADF: POSIX locks no folder
+                raise
+    return False
+
+
+_told: set[str] = set()
+
+
+def tell_unlocked(folder: Path) -> None:
+    """Say, once a folder, that nothing keeps other processes from writing there."""
+    if str(folder) not in _told:
+        _told.add(str(folder))
+        warn(f"{folder}: this file system has no locks; let one process at a time write there")
 
 
 @contextlib.contextmanager
@@ -51,15 +83,11 @@ def locked(folder: Path, timeout_s: float = 60.0) -> Iterator[None]:
     try:
         while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock(descriptor):
+                    marker = _marked(folder / _LOCK, deadline)
                 break
             except BlockingIOError:
                 _wait(deadline, f"{folder}: another process has held this folder for {timeout_s:.0f} s; end it")
-            except OSError as error:
-                if error.errno not in _UNLOCKABLE:
-                    raise
-                marker = _marked(folder / _LOCK, deadline)
-                break
         yield
     finally:
         os.close(descriptor)
@@ -92,7 +120,7 @@ def write_atomic(path: Path, data: bytes) -> None:
         TableError: if the disk is full or the folder cannot be written; the old file is then untouched.
     """
     # A name that nobody can put a link at beforehand, and O_EXCL with O_NOFOLLOW in case somebody did.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
             file.write(data)
@@ -120,7 +148,7 @@ def sync_folder(folder: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Remove the temporary files that killed writers of ``path`` left; call with the folder's lock held."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+    for left in path.parent.glob(f".{glob.escape(path.name[:60])}.*.tmp"):
         with contextlib.suppress(OSError):
             left.unlink()
 

@@ -22,7 +22,8 @@ IDENTITY = ("device", "chip", "os", "runtime", "runtime_version", "compute_unit"
 # So do these of the details, as far as both tables state them: how the runtime was set, and which phone it was.
 SETTINGS = (
     *("threads", "provider", "cuda_graph", "model"),
-    *("peak_tflops", "bandwidth_gb_s", "efficiency", "overhead_us"),  # a roofline's
+    # a roofline's:
+    *("peak_tflops", "bandwidth_gb_s", "efficiency", "conv_tflops", "matmul_tflops", "overhead_us", "dispatch_us"),
 )
 _TEXT = (*IDENTITY, "toolkit_version", "created", "updated", "notes")
 _MAPPINGS = ("additivity", "correction", "reference", "details")

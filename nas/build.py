@@ -12,7 +12,9 @@ from nas.data.cached import CachedText, load_autoencoder
 from nas.errors import NasError
 from nas.flow import Prediction
 from nas.model import VideoUNet
-from nas.pipeline import INDEX, TextToVideoPipeline, save_pipeline
+from nas.outputs import check_replaceable
+from nas.pipeline import TextToVideoPipeline, save_pipeline
+from nas.pretrained.folder import is_model
 from nas.supernet import Supernet
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
@@ -31,8 +33,9 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     Raises:
         NasError: if no arrangement was chosen yet, or the built model does not equal the supernet's path.
     """
-    from nas.trainer import load_supernet
+    from nas.trained import load_supernet
 
+    check_replaceable(out, is_model, "model")
     space = Space.load(load(run).space)
     chosen = run / "arrangement.yaml"
     if not chosen.is_file():
@@ -83,7 +86,7 @@ def build_anew(
     loaded = Space.load(space)
     chosen = Arrangement.load(arrangement)
     loaded.check(chosen)
-    _check_free(out)
+    check_replaceable(out, is_model, "model")
     factors = (loaded.autoencoder.time, loaded.autoencoder.space)
     if (autoencoder is None) != (factors == (1, 1)):
         raise NasError(
@@ -115,15 +118,10 @@ def _facts(model: VideoUNet, out: Path) -> dict[str, Any]:
     return {"model": str(out), "arrangement": model.arrangement.key, "parameters": parameters}
 
 
-def _check_free(out: Path) -> None:
-    if out.exists() and not (out / INDEX).is_file() and any(out.iterdir()):
-        raise NasError(f"{out} is not empty and holds no model; give another --out")
-
-
 def _save(model: VideoUNet, text: Any, tokenizer: Any, vae: Any, out: Path) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    _check_free(out)
+    check_replaceable(out, is_model, "model")
     save_pipeline(TextToVideoPipeline(model, text, tokenizer, FlowMatchEulerDiscreteScheduler(), vae), out)
 
 

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,14 @@ from nas.config import DataConfig
 from nas.data.cached import HEADER, INDEX, SCHEMA, read_header, read_index, text_name
 from nas.data.captions import Caption
 from nas.data.clip import ClipLike, Skip
-from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames, content_digest
-from nas.data.videos import choose_bucket, clip_buckets, cut, held_digests, split_runs, video_source
+from nas.data.decoding import choose_bucket
+from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames
+from nas.data.lengths import fits
+from nas.data.sources import Files, Video, by_content, processors, video_source
+from nas.data.splits import held_videos, split_runs
+from nas.data.videos import clip_buckets, cut
 from nas.errors import NasError
+from nas.files import append, partial_name, write_whole
 from nas.text import TextEncoder
 from search_spaces.space import Space
 
@@ -69,6 +76,8 @@ def build_cache(
 ) -> dict[str, Any]:
     """Encode every video of ``data`` that ``out`` lacks, and every caption.
 
+    A video is known by its content: a renamed one is not encoded again, copies are encoded once.
+
     Each captioned segment is cut into clips one after another, training and validation apart, as ``data`` says.
     Decoded frames live only until their video is encoded. Stopped at any moment, it goes on with the next video.
 
@@ -90,7 +99,40 @@ def build_cache(
     clips = clip_buckets(space.clip(config.clip), data.buckets)
     for clip in clips:
         check_clip(space, clip)
-    header = {
+    header = _header(config, clips, autoencoder, text)
+    _claim(out, header)
+    device = torch.device(config.device)
+    with sole_writer(out), video_source(data, out / ".shards") as (captions, missing):
+        fits(text.tokenizer, text.max_tokens)(captions)
+        writer = _Writer(out, header, config.shard_mb)
+        maker = _Maker(data, clips, config, autoencoder.to(device), text.to(device), writer.known_texts)
+        files = Files(out)
+        videos, gone = by_content(captions, files)
+        held = held_videos([video.digest for video in videos], data) if data.holdout == "video" else frozenset()
+        writer.forget_others(videos)
+        jobs = [(video, key) for video in videos if not writer.has(video.digest, key := maker.key(video))]
+        done, frames, started = len(videos) - len(jobs), 0, time.perf_counter()
+        for video, key, decoded in _ahead(jobs, clips, files, out / ".frames"):
+            writer.forget(video.digest)
+            tensors, found, skipped = maker.encode(video, key, decoded, held)
+            frames += sum(maker.frames(clip) for clip in found)
+            writer.put(video.digest, video.path, key, tensors, found, skipped)
+            done += 1
+            progress(Progress(done, len(videos), writer.clips, frames / (time.perf_counter() - started)))
+        if not jobs:
+            progress(Progress(done, done, writer.clips, 0.0))
+        files.close()
+        for skip in (*missing, *gone):
+            writer.put(str(skip.path), skip.path, "", {}, [], [skip])
+        _complete(writer, maker)
+    return _summary(out)
+
+
+def _header(
+    config: CacheConfig, clips: Sequence[ClipLike], autoencoder: VideoAutoencoder, text: TextEncoder
+) -> dict[str, Any]:
+    """What a cache is made with, and the version of all that makes it."""
+    return {
         "schema": SCHEMA,
         "autoencoder": {
             "source": folder_or_hub(config.autoencoder),
@@ -99,6 +141,7 @@ def build_cache(
             "time": autoencoder.time,
             "space": autoencoder.space,
             "channels": autoencoder.channels,
+            "causal": autoencoder.causal,
         },
         "text": {
             "source": folder_or_hub(config.text),
@@ -108,40 +151,22 @@ def build_cache(
         },
         "clips": [{**vars(clip), "latent": list(_latent_shape(clip, autoencoder))} for clip in clips],
     }
-    _claim(out, header)
-    device = torch.device(config.device)
-    with sole_writer(out), video_source(data, out / ".unpacked") as (segments, missing):
-        writer = _Writer(out, header, config.shard_mb)
-        maker = _Maker(data, clips, config, autoencoder.to(device), text.to(device), writer.known_texts)
-        held = held_digests(list(segments), data) if data.holdout == "video" else frozenset()
-        jobs = list(segments.items())
-        keys = {line["path"]: line["key"] for line in writer.lines}
-        started, frames = time.perf_counter(), 0
-        for done, (path, captions) in enumerate(jobs, start=1):
-            name = str(path)
-            try:
-                key = maker.key(path, captions)
-            except DecodeError as error:
-                writer.put(name, "", {}, [], [Skip(path, str(error))])
-                continue
-            if keys.get(name) != key:
-                writer.forget(name)
-                tensors, found, skipped = maker.encode(path, captions, key, out / ".frames", held)
-                frames += sum(maker.frames(clip) for clip in found)
-                writer.put(name, key, tensors, found, skipped)
-            progress(Progress(done, len(jobs), writer.clips, frames / (time.perf_counter() - started)))
-        for skip in missing:
-            writer.put(str(skip.path), "", {}, [], [skip])
-        writer.texts({text_name(""): maker.states("")})
-        writer.flush()
-        lines = read_index(out)
-        stored = {name for line in lines for name in line["texts"]}
-        for caption in sorted({clip["caption"] for line in lines for clip in line["clips"]}):
-            name = text_name(caption)
-            if name not in stored:  # it stood with a video that has another caption now
-                writer.put(name, "", {name: maker.states(caption)}, [], [])
-        writer.flush()
-        shutil.rmtree(out / ".frames", ignore_errors=True)
+
+
+def _complete(writer: _Writer, maker: _Maker) -> None:
+    """Write what is waiting, and states of captions that stood with a video that has another one now."""
+    writer.texts({text_name(""): maker.states("")})
+    writer.flush()
+    lines = read_index(writer.out)
+    stored = {name for line in lines for name in line["texts"]}
+    for caption in sorted({clip["caption"] for line in lines for clip in line["clips"]}):
+        name = text_name(caption)
+        if name not in stored:
+            writer.put(name, None, "", {name: maker.states(caption)}, [], [])
+    writer.flush()
+
+
+def _summary(out: Path) -> dict[str, Any]:
     lines = read_index(out)
     made = [clip for line in lines for clip in line["clips"]]
     return {
@@ -158,8 +183,12 @@ def build_cache(
 def check_clip(space: Space, clip: ClipLike) -> None:
     """Refuse a clip that does not divide by the autoencoder and the backbone's strides."""
     down = space.autoencoder.space * max(position.downscale for position in space.positions)
+    if not space.autoencoder.divides(clip.frames):
+        alone = "be 1 + a multiple of" if space.autoencoder.causal else "divide by"
+        raise NasError(
+            f"data.buckets: frames of {clip.frames}x{clip.height}x{clip.width} must {alone} {space.autoencoder.time}"
+        )
     for name, size, by in (
-        ("frames", clip.frames, space.autoencoder.time),
         ("height", clip.height, down),
         ("width", clip.width, down),
     ):
@@ -168,7 +197,7 @@ def check_clip(space: Space, clip: ClipLike) -> None:
 
 
 def _latent_shape(clip: ClipLike, made: VideoAutoencoder) -> tuple[int, int, int, int]:
-    return clip.frames // made.time, made.channels, clip.height // made.space, clip.width // made.space
+    return made.factors.latent_frames(clip.frames), made.channels, clip.height // made.space, clip.width // made.space
 
 
 def _claim(out: Path, header: dict[str, Any]) -> None:
@@ -177,8 +206,8 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise NasError(f"{out} is not empty and holds no {HEADER}; give a new or empty folder to --out")
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".gitignore").write_text("*\n")
-        _write(out / HEADER, json.dumps(header, indent=1))
+        write_whole(out / ".gitignore", "*\n")
+        write_whole(out / HEADER, json.dumps(header, indent=1))
         return
     known = read_header(out)
     for model in ("autoencoder", "text"):
@@ -195,11 +224,41 @@ def _sizes(header: dict[str, Any]) -> str:
     return ", ".join(f"{c['frames']}x{c['height']}x{c['width']} at {c['fps']:g}/s" for c in header["clips"])
 
 
-def _write(path: Path, content: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content)
-    sync(partial)
-    os.replace(partial, path)
+def _ahead(
+    jobs: Sequence[tuple[Video, str]], clips: Sequence[ClipLike], files: Files, scratch: Path
+) -> Iterator[tuple[Video, str, tuple[ClipLike, Frames] | DecodeError]]:
+    """Videos with their frames or why there are none, some decoded while another is encoded.
+
+    Frames are removed once their turn is over.
+    """
+
+    def decode(number: int, video: Video, clip: ClipLike) -> tuple[ClipLike, Frames] | DecodeError:
+        spec = FrameSpec(clip.height, clip.width, clip.fps, 1.0)
+        try:
+            return clip, cached_frames(video.media, spec, scratch / str(number), video.digest, "ONE")
+        except DecodeError as error:
+            return error
+
+    pool = ThreadPoolExecutor(processors(), "decode")
+    coming: deque[Future[tuple[ClipLike, Frames] | DecodeError]] = deque()
+    begun = 0
+    try:
+        for number, (video, key) in enumerate(jobs):
+            while begun < min(len(jobs), number + 1 + processors()):
+                try:
+                    coming.append(
+                        pool.submit(decode, begun, jobs[begun][0], choose_bucket(jobs[begun][0], clips, files))
+                    )
+                except DecodeError as error:
+                    failed: Future[tuple[ClipLike, Frames] | DecodeError] = Future()
+                    failed.set_result(error)
+                    coming.append(failed)
+                begun += 1
+            yield video, key, coming.popleft().result()
+            shutil.rmtree(scratch / str(number), ignore_errors=True)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Maker:
@@ -217,11 +276,11 @@ class _Maker:
         self.data, self.clips, self.config = data, clips, config
         self.autoencoder, self.text, self.known_texts = autoencoder, text, known_texts
 
-    def key(self, path: Path, captions: Sequence[Caption]) -> str:
+    def key(self, video: Video) -> str:
         """What a video's latents depend on, beside the models: its content, its captions, and how it is cut."""
-        said = [(c.text, c.start, c.end, c.x, c.y) for c in captions]
+        said = [(c.text, c.start, c.end, c.x, c.y) for c in video.captions]
         how = (self.data.holdout, self.data.validation_share, self.config.stills, [vars(clip) for clip in self.clips])
-        return hashlib.sha256(repr((content_digest(path), said, how)).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((video.digest, said, how)).encode()).hexdigest()[:16]
 
     def states(self, caption: str) -> Tensor:
         """(L, D) float16."""
@@ -229,35 +288,23 @@ class _Maker:
             return self.text([caption])[0].half().cpu()
 
     def frames(self, clip: dict[str, Any]) -> int:
-        return int(clip["shape"][0]) * self.autoencoder.time
+        return self.autoencoder.factors.pixel_frames(int(clip["shape"][0]))
 
     def encode(
-        self, path: Path, captions: Sequence[Caption], key: str, scratch: Path, held: frozenset[str]
+        self, video: Video, key: str, decoded: tuple[ClipLike, Frames] | DecodeError, held: frozenset[str]
     ) -> tuple[dict[str, Tensor], list[dict[str, Any]], list[Skip]]:
         """Tensors by name, what the index says of each, and what was skipped."""
+        if isinstance(decoded, DecodeError):
+            return {}, [], [Skip(video.path, str(decoded))]
         tensors: dict[str, Tensor] = {}
         found: list[dict[str, Any]] = []
-        skipped: list[Skip] = []
-        usable = []
-        for caption in captions:
-            try:
-                self._text(caption.text, tensors)
-                usable.append(caption)
-            except NasError as error:
-                skipped.append(Skip(path, str(error)))
-        try:
-            clip = choose_bucket(path, self.clips)
-            spec = FrameSpec(clip.height, clip.width, clip.fps, 1.0)
-            frames = cached_frames(path, spec, scratch)
-            if usable:
-                self._clips(frames, usable, clip, key, held, tensors, found)
-            if usable and not found:
-                skipped.append(Skip(path, "no captioned segment is as long as a clip"))
-        except DecodeError as error:
-            skipped.append(Skip(path, str(error)))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        return tensors, found, skipped
+        for caption in video.captions:
+            self._text(caption.text, tensors)
+        clip, frames = decoded
+        self._clips(frames, video.captions, clip, key, held, tensors, found)
+        if not found:
+            return tensors, found, [Skip(video.path, "no captioned segment is as long as a clip")]
+        return tensors, found, []
 
     def _clips(
         self,
@@ -321,13 +368,15 @@ class _Writer:
         lines = read_index(out)
         sizes = {line["shard"]: line["bytes"] for line in lines if line["shard"]}
         whole = {s for s, size in sizes.items() if (out / s).is_file() and (out / s).stat().st_size == size}
-        self.lines = [line for line in lines if line["shard"] is None or line["shard"] in whole]
-        _write(out / INDEX, "".join(json.dumps(line) + "\n" for line in self.lines))
+        # What was skipped unread is looked at again, and said again if it still is so.
+        lines = [line for line in lines if line["shard"] in whole or (line["shard"] is None and line["key"])]
+        self.lines = {line["id"]: line for line in lines}
+        write_whole(out / INDEX, "".join(json.dumps(line) + "\n" for line in lines))
         for shard in out.glob("latents-*.safetensors"):
             if shard.name not in whole:
                 shard.unlink()  # of a process that was killed before the index knew of it
-        self.known_texts = {name for line in self.lines for name in line["texts"]}
-        self.clips = sum(len(line["clips"]) for line in self.lines)
+        self.known_texts = {name for line in lines for name in line["texts"]}
+        self.clips = sum(len(line["clips"]) for line in lines)
         self._number = 1 + max((int(s.split("-")[1].split(".")[0]) for s in whole), default=-1)
         self._clear()
 
@@ -337,31 +386,53 @@ class _Writer:
         self._bytes = 0
         self._since = time.monotonic()
 
+    def has(self, digest: str, key: str) -> bool:
+        """Whether a video was encoded just so before."""
+        return digest in self.lines and self.lines[digest]["key"] == key
+
     def put(
-        self, path: str, key: str, tensors: dict[str, Tensor], clips: list[dict[str, Any]], skipped: Sequence[Skip]
+        self,
+        name: str,
+        path: Path | None,
+        key: str,
+        tensors: dict[str, Tensor],
+        clips: list[dict[str, Any]],
+        skipped: Sequence[Skip],
     ) -> None:
-        """One finished video."""
+        """One finished video, or what else has a ``name``; it takes the place of what had that name before."""
         texts = [name for name in tensors if name.startswith("text/")]
         self.known_texts.update(texts)
         self._tensors |= tensors
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         reasons = [{"path": str(skip.path), "reason": skip.reason} for skip in skipped]
-        self._waiting.append({"path": path, "key": key, "clips": clips, "texts": texts, "skipped": reasons})
+        where = str(path or "")
+        self._waiting.append(
+            {"id": name, "path": where, "key": key, "clips": clips, "texts": texts, "skipped": reasons}
+        )
         self.clips += len(clips)
         if self._bytes >= self.limit or time.monotonic() - self._since > FLUSH_SECONDS:
             self.flush()
 
-    def forget(self, path: str) -> None:
-        """A video that is made anew brings its captions again: its old line will not be read."""
-        for line in self.lines:
-            if line["path"] == path:
-                self.known_texts.difference_update(line["texts"])
+    def forget(self, name: str) -> None:
+        """What is made anew brings its captions again: its old line will not be read."""
+        line = self.lines.pop(name, None)
+        if line is not None:
+            self.known_texts.difference_update(line["texts"])
+            self.clips -= len(line["clips"])
+
+    def forget_others(self, videos: Sequence[Video]) -> None:
+        """Drop what files held before they were changed."""
+        kept, paths = {video.digest for video in videos}, {str(video.path) for video in videos}
+        for name, line in list(self.lines.items()):
+            if line["path"] in paths and name not in kept:
+                self.forget(name)
+                self.put(name, None, "", {}, [], [])
 
     def texts(self, tensors: dict[str, Tensor]) -> None:
         """States that belong to no video."""
         new = {name: tensor for name, tensor in tensors.items() if name not in self.known_texts}
         if new:
-            self.put("", "", new, [], [])
+            self.put("", None, "", new, [], [])
 
     def flush(self) -> None:
         """Write what is waiting."""
@@ -373,13 +444,13 @@ class _Writer:
         try:
             size = None
             if shard is not None:
-                partial = self.out / f".{shard}.partial"
+                partial = partial_name(self.out / shard)
                 save_file(self._tensors, str(partial), metadata=self.metadata)
                 sync(partial)
                 os.replace(partial, self.out / shard)
                 size = (self.out / shard).stat().st_size
                 self._number += 1
-            with (self.out / INDEX).open("a") as index:
+            with append(self.out / INDEX) as index:
                 for line in self._waiting:
                     index.write(json.dumps({**line, "shard": shard, "bytes": size}) + "\n")
             sync(self.out / INDEX)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from nas.errors import NasError
+from nas.files import disk_is_full as disk_is_full
+from nas.files import partial_name, why_full
+from nas.files import sole_writer as sole_writer
+from nas.files import sync as sync
+from nas.files import write_whole as write_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LOCK = ".lock"
 STATE = "state.json"
 PREFIX = "step-"
 
@@ -50,27 +54,27 @@ def save_checkpoint(
     from safetensors.torch import save_file
 
     target = checkpoint_path(folder, step)
-    partial = folder / f".{target.name}.partial"
+    partial = partial_name(target)
     for left in folder.glob(f".{PREFIX}*.partial"):  # of a process that was killed here, perhaps at another step
         shutil.rmtree(left, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        sizes = {}
+        sizes, digests = {}, {}
         for name, tensors in checkpoint.tensors.items():
             file = partial / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, str(file))
             sync(file)
-            sizes[name] = file.stat().st_size
-        state = partial / STATE
-        state.write_text(json.dumps({**checkpoint.state, "step": step, "bytes": sizes}, indent=1))
-        sync(state)
+            sizes[name], digests[name] = file.stat().st_size, _digest(file)
+        state = {**checkpoint.state, "step": step, "bytes": sizes, "sha256": digests}
+        write_whole(partial / STATE, json.dumps(state, indent=1))
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if not disk_is_full(error):
+        full = why_full(error)
+        if full is None:
             raise
         raise NasError(
-            f"{folder}: the disk is full, checkpoint {step} could not be written; earlier ones are intact. "
-            "Free some space and run the same command to go on from the last one"
+            f"{folder}: {full[0]}, checkpoint {step} could not be written; earlier ones are intact. "
+            f"{full[1].capitalize()}, and run the same command to go on from the last one"
         ) from error
     if target.exists():
         shutil.rmtree(target)
@@ -78,40 +82,10 @@ def save_checkpoint(
     sync(folder)
     for old in list_checkpoints(folder)[:-keep]:
         if old not in {checkpoint_path(folder, other) for other in also}:
-            shutil.rmtree(old)
+            gone = folder / f".{old.name}.partial"  # half deleted it is a leftover, and no damaged checkpoint
+            os.replace(old, gone)
+            shutil.rmtree(gone)
     return target
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A small file, written whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-@contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing ``folder`` while this lasts: two would delete each other's unfinished files.
-
-    The lock is the kernel's and ends with the process, whatever ends it; the file ``.lock`` stays and means nothing.
-
-    Raises:
-        NasError: if another process writes there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NasError(
-                f"{folder}: another process is writing there; wait for it or end it, or give another --out"
-            ) from None
-        yield
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether an error says so; safetensors has no errno in its own."""
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC or "No space left" in str(error)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -119,27 +93,46 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
+class _State(BaseModel):
+    """What every checkpoint's JSON holds; whoever wrote it has more in it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int = Field(ge=0)
+    bytes: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], int]  # a name with a slash would lead to other folders
+    sha256: dict[str, str] = {}
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read one checkpoint.
 
     Raises:
-        NasError: if a file is missing or cut short.
+        NasError: if a file is missing, cut short or altered. PermissionError: if it cannot be read by this user.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        state = json.loads((path / STATE).read_text())
-        for name, size in state["bytes"].items():
-            found = (path / f"{name}.safetensors").stat().st_size
-            if found != size:
-                raise NasError(f"{path}/{name}.safetensors: {found} bytes, {size} were written; {_REMEDY}")
-        tensors = {name: load_file(str(path / f"{name}.safetensors")) for name in state["bytes"]}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        if isinstance(error, NasError):
-            raise
-        raise NasError(f"{path}: damaged checkpoint ({error}); {_REMEDY}") from error
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        facts = _State.model_validate(state)
+        for name, size in facts.bytes.items():
+            file = path / f"{name}.safetensors"
+            if file.stat().st_size != size:
+                raise NasError(f"{file}: {file.stat().st_size} bytes, {size} were written; {_REMEDY}")
+            if name in facts.sha256 and _digest(file) != facts.sha256[name]:
+                raise NasError(f"{file}: not the bytes that were written (its SHA-256 differs); {_REMEDY}")
+        tensors = {name: load_file(str(path / f"{name}.safetensors")) for name in facts.bytes}
+    except (NasError, PermissionError):
+        raise
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:  # pydantic's are ValueErrors
+        reason = " ".join(str(error).split())
+        raise NasError(f"{path}: damaged checkpoint ({reason}); {_REMEDY}") from error
     return Checkpoint(tensors, state)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 _REMEDY = "delete this folder to go on from the checkpoint before it"
@@ -162,12 +155,3 @@ def check_belongs(state: Mapping[str, Any], expected: Mapping[str, Any], path: P
                 f"{k} is {found.get(k)!r}, the run's {value.get(k)!r}" for k in changed
             )
         raise NasError(f"{path}: this checkpoint's {what}; train in another run folder, or with the same {name}")
-
-
-def sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk itself before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

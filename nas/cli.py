@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,26 @@ from typing import Annotated, Any
 import typer
 
 from device_profiler.threads import share_cores
-from nas.errors import AnswerIsNo, NasError
+from nas.errors import AnswerIsNo, NasError, explain
+from nas.options import (
+    LONG,
+    MANY,
+    MAX_SEED,
+    MOST_STEPS,
+    Config,
+    Json,
+    ModelDir,
+    Out,
+    RunDir,
+    Scoring,
+    Set,
+    Storage,
+    Workers,
+    Yaml,
+    a_file,
+    below_root,
+    finite,
+)
 
 app = typer.Typer(
     name="nas",
@@ -25,37 +44,36 @@ app = typer.Typer(
 )
 space_app = typer.Typer(help="Positions, variants, size of a space.", no_args_is_help=True, rich_markup_mode=None)
 
-Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on standard output.")]
-Config = Annotated[
-    Path | None, typer.Option("--config", help="YAML of keys that override the defaults, or a recipe's name: paper.")
-]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.clips=4.")]
-Yaml = Annotated[Path | None, typer.Option("--config", help="YAML of keys that override the defaults.")]
-Out = Annotated[Path, typer.Option("--out", help="Run folder; an existing one is continued.")]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
-ModelDir = Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, such as RUN/model.")]
-
-Workers = Annotated[int, typer.Option(help="Processes that search at once on this machine, one thread each.")]
-Storage = Annotated[
-    str | None,
-    typer.Option(
-        envvar="NAS_STORAGE",
-        metavar="URL",
-        help="Database that several machines search together, e.g. postgresql+psycopg://user@host/name.",
-    ),
-]
-
-Scoring = Annotated[
-    str | None, typer.Option(help="path, or one_replaced (in place of search.scoring); see nas.ranking.scoring.")
-]
-
-DONE, NO, WRONG_USE, STOPPED = 0, 1, 2, 130
+DONE, NO, WRONG_USE, FAULT, STOPPED = 0, 1, 2, 70, 130
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # the base of whatever click typer is built on
+
+
+def tell(text: object) -> None:
+    """Print for a person: without a stranger's escapes, and without complaint where nobody reads on."""
+    from latency_tables.terminal import tell as print_plain
+
+    print_plain(text)
+
+
+def only_once(sets: Sequence[str], said: Mapping[str, str]) -> None:
+    """Refuse a ``--set`` of what another word of the command says already: one of the two would be lost.
+
+    Args:
+        said: key -> the option or argument that says it.
+    """
+    for text in sets:
+        key = text.partition("=")[0]
+        if key in said:
+            raise NasError(f"--set {text}: {said[key]} says that already; leave one of them out")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def emit(data: Any) -> None:
     """Print one JSON document."""
-    typer.echo(json.dumps(data, indent=2, default=str))
+    tell(json.dumps(data, indent=2, default=str))
 
 
 # The main job --------------------------------------------------------------------------------------
@@ -87,7 +105,7 @@ def doctor(as_json: Json = False) -> None:
     from nas.doctor import examine, render
 
     findings = examine()
-    emit(findings) if as_json else typer.echo(render(findings))
+    emit(findings) if as_json else tell(render(findings))
 
 
 # What may be chosen, what it costs -----------------------------------------------------------------
@@ -103,7 +121,7 @@ def space_list(as_json: Json = False) -> None:
         emit([s.to_json() for s in found])
     else:
         for s in found:
-            typer.echo(s.line())
+            tell(s.line())
 
 
 @space_app.command("show")
@@ -112,7 +130,7 @@ def space_show(space: str, as_json: Json = False) -> None:
     from search_spaces.inspect import summary
 
     found = summary(space)
-    emit(found.to_json()) if as_json else typer.echo(found.render())
+    emit(found.to_json()) if as_json else tell(found.render())
 
 
 @space_app.command("check")
@@ -124,7 +142,7 @@ def space_check(space: str, as_json: Json = False) -> None:
     if as_json:
         emit({"space": space, "problems": problems})
     else:
-        typer.echo("\n".join(problems) or f"{space}: everything holds")
+        tell("\n".join(problems) or f"{space}: everything holds")
     raise typer.Exit(NO if problems else DONE)
 
 
@@ -147,7 +165,8 @@ def profile(
         ),
     ] = None,
     networks: Annotated[
-        int | None, typer.Option(help="Measure so many whole networks too: how far sums are off, and a correction.")
+        int | None,
+        typer.Option(max=1000, help="Measure so many whole networks too: how far sums are off, and a correction."),
     ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Measure with all workers of this dask scheduler, e.g. tcp://host:8786.")
@@ -171,7 +190,7 @@ def profile(
                 raise NasError(f"--networks measures a space's rows and whole networks here, anew; leave {name} out")
         audited = audit_space(space, device, table, networks)
         failed = audited["additivity"].get("failed", [])
-        emit(audited) if as_json else typer.echo("\n".join([audited["message"], *(f"left out: {f}" for f in failed)]))
+        emit(audited) if as_json else tell("\n".join([audited["message"], *(f"left out: {f}" for f in failed)]))
         return
     if scheduler is not None and space is None:
         raise NasError("--scheduler measures a whole SPACE; measure an operator without it")
@@ -184,13 +203,13 @@ def profile(
     if as_json:
         emit(summary)
     else:
-        typer.echo(
+        tell(
             f"{summary['table']}: {summary['rows']} rows ({summary['source']}), {summary['new']} of them new, "
             f"{summary['not_ok']} without a number"
             + (f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else "")
         )
         if summary.get("spatial"):
-            typer.echo(render_parts(summary["spatial"], summary["backbone_ms"]))
+            tell(render_parts(summary["spatial"], summary["backbone_ms"]))
 
 
 @app.command()
@@ -198,11 +217,16 @@ def worker(
     scheduler: Annotated[str, typer.Argument(help="Address that dask scheduler printed, e.g. tcp://host:8786.")],
     device: Annotated[str, typer.Option(help="The device that this process owns: a name, or a YAML.")] = "host_cpu",
     cache: Annotated[Path, typer.Option(help="Folder of lowered files.")] = Path("tables/.cache"),
+    trusted_network: Annotated[
+        bool,
+        typer.Option("--trusted-network", help="Listen beyond this machine without TLS; whoever connects runs code."),
+    ] = False,
 ) -> None:
     """Own one device of a fleet and measure what nas profile --scheduler asks for, until stopped."""
     from device_profiler.fleet import serve
 
-    serve(scheduler, device, cache, lambda name: typer.echo(f"{name}: ready for {scheduler}; stop it with Ctrl-C"))
+    ready = lambda name: tell(f"{name}: ready for {scheduler}; stop it with Ctrl-C")  # noqa: E731
+    serve(scheduler, device, cache, ready, trusted_network=trusted_network)
 
 
 @app.command(
@@ -221,12 +245,14 @@ def table(context: typer.Context) -> None:
 @app.command()
 def cache(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Folder of videos and captions, or webdataset shards.")],
-    out: Annotated[Path, typer.Option(help="Folder of the cache; an existing one is continued.")],
-    autoencoder: Annotated[str, typer.Option(help="AutoencoderKLAllegro or AutoencoderKL: hub id or folder.")],
+    out: Annotated[Path, typer.Option(callback=below_root, help="Folder of the cache; an existing one is continued.")],
+    autoencoder: Annotated[str, typer.Option(help="One of diffusers' autoencoders: hub id or folder.")],
     text: Annotated[str, typer.Option(help="CLIP text model: hub id or folder.")],
     space: Annotated[str, typer.Option(help="The space that will be trained on it.")] = "snapgen_v",
-    stills: Annotated[int, typer.Option(help="Single frames encoded as images, a training clip.")] = 1,
-    shard_mb: Annotated[float, typer.Option(help="Size from which on a shard is written.")] = 256.0,
+    stills: Annotated[int, typer.Option(min=0, max=1000, help="Single frames encoded as images, a training clip.")] = 1,
+    shard_mb: Annotated[
+        float, typer.Option(min=0.001, max=1e6, callback=finite, help="Size from which on a shard is written.")
+    ] = 256.0,
     config: Config = None,
     set_: Set = [],  # noqa: B006
     as_json: Json = False,
@@ -234,9 +260,10 @@ def cache(
     """Videos and captions to latents and text states on disk; run again to go on after a stop."""
     from nas.run import cache_latents
 
+    only_once(set_, {"data.source": "DATA", "data.path": "DATA"})
     models = {"autoencoder": autoencoder, "text": text, "stills": stills, "shard_mb": shard_mb}
     summary = cache_latents(data, space, out, config, set_, models)
-    emit(summary) if as_json else typer.echo(
+    emit(summary) if as_json else tell(
         f"{summary['cache']}: {summary['clips']} clips ({summary['validation_clips']} for validation) and "
         f"{summary['stills']} stills of {summary['videos']} files, {summary['mb']:.1f} MB, "
         f"{len(summary['skipped'])} skipped"
@@ -246,12 +273,16 @@ def cache(
 @app.command()
 def prune(
     source: Annotated[str, typer.Argument(metavar="UNET", help="diffusers UNet or pipeline: hub id or folder.")],
-    out: Annotated[Path, typer.Option(help="Folder of the pruned UNet; one that was begun is continued.")],
+    out: Annotated[
+        Path, typer.Option(callback=below_root, help="Folder of the pruned UNet; one that was begun is continued.")
+    ],
     space: Annotated[
         str, typer.Option(help="Latents, text and clips; without a target, the backbone too.")
     ] = "snapgen_v",
-    parameters: Annotated[float | None, typer.Option(help="Target, e.g. 330e6.")] = None,
-    latency_ms: Annotated[float | None, typer.Option(help="Target: latency of the backbone on --device.")] = None,
+    parameters: Annotated[float | None, typer.Option(callback=finite, help="Target, e.g. 330e6.")] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(callback=finite, help="Target: latency of the backbone on --device.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Whose latency: a shipped device's name, or a YAML.")] = "host_cpu",
     table: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("tables"),
     text: Annotated[str | None, typer.Option(help="CLIP text model, where the data is no cache.")] = None,
@@ -279,7 +310,7 @@ def prune(
         table=table,
         text=text,
     )
-    emit(told) if as_json else typer.echo(render(told))
+    emit(told) if as_json else tell(render(told))
 
 
 @app.command()
@@ -290,13 +321,16 @@ def train(
     config: Config = None,
     set_: Set = [],  # noqa: B006
     init: Annotated[str | None, typer.Option(help="Start the backbone from a diffusers UNet: hub id, folder.")] = None,
-    processes: Annotated[int | None, typer.Option(help="Train with so many processes on this machine.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(max=1024, help="Train with so many processes on this machine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train the supernet; run again to go on from the last checkpoint."""
     from nas.config import resolve
     from nas.run import train_supernet
 
+    only_once(set_, {"train.init": "--init"} if init is not None else {})
     sets = [*set_, *([f"train.init={json.dumps(init)}"] if init is not None else [])]
     settings = resolve(space, device, config, sets)
     if processes is not None:
@@ -309,17 +343,23 @@ def train(
     summary = train_supernet(settings, out)
     if summary["main"]:
         line = f"{out / 'supernet'}: {summary['steps']} steps; best checkpoint: {summary['best']}"
-        emit(summary) if as_json else typer.echo(line)
+        emit(summary) if as_json else tell(line)
 
 
 @app.command()
 def search(
     run: RunDir,
-    latency_ms: Annotated[float | None, typer.Option(help="Latency limit of one network evaluation.")] = None,
-    memory_mb: Annotated[float | None, typer.Option(help="Limit of the peak memory.")] = None,
-    parameters_min: Annotated[float | None, typer.Option(help="Least parameters of the network, e.g. 550e6.")] = None,
-    parameters_max: Annotated[float | None, typer.Option(help="Most parameters of the network.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Search trials in all.")] = None,
+    latency_ms: Annotated[
+        float | None, typer.Option(callback=finite, help="Latency limit of one network evaluation.")
+    ] = None,
+    memory_mb: Annotated[float | None, typer.Option(callback=finite, help="Limit of the peak memory.")] = None,
+    parameters_min: Annotated[
+        float | None, typer.Option(callback=finite, help="Least parameters of the network, e.g. 550e6.")
+    ] = None,
+    parameters_max: Annotated[
+        float | None, typer.Option(callback=finite, help="Most parameters of the network.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(max=MANY, help="Search trials in all.")] = None,
     sampler: Annotated[str | None, typer.Option(help="surrogate, value, nsga2, tpe, gp or random.")] = None,
     workers: Workers = 1,
     storage: Storage = None,
@@ -335,6 +375,9 @@ def search(
     """Choose the arrangement under the budget; exit code 1 when nothing can meet it."""
     from nas.run import search_arrangement
 
+    said: dict[str, object] = {"latency_ms": latency_ms, "memory_mb": memory_mb, "trials": trials, "sampler": sampler}
+    said |= {"parameters_min": parameters_min, "parameters_max": parameters_max, "scoring": scoring}
+    only_once(set_, {f"search.{name}": _option(name) for name, value in said.items() if value is not None})
     answer = search_arrangement(
         run,
         latency_ms=latency_ms,
@@ -352,9 +395,9 @@ def search(
     )
     if helper_of is not None:
         return
-    emit(answer.to_json()) if as_json else typer.echo(answer.render())
+    emit(answer.to_json()) if as_json else tell(answer.render())
     if explain and answer.reasons and not as_json:
-        typer.echo(f"\n{answer.reasons}")
+        tell(f"\n{answer.reasons}")
     raise typer.Exit(DONE if answer.feasible else NO)
 
 
@@ -363,19 +406,19 @@ def dashboard(
     run: RunDir,
     storage: Storage = None,
     host: Annotated[str, typer.Option(help="Address to serve at; 0.0.0.0 is every one of this machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
 ) -> None:
     """The run's studies in a browser, through optuna-dashboard, until stopped."""
     from nas.search.dashboard import serve
 
-    serve(storage or run / "study.journal", host, port, lambda at: typer.echo(f"{at}  stop it with Ctrl-C"))
+    serve(storage or run / "study.journal", host, port, lambda at: tell(f"{at}  stop it with Ctrl-C"))
 
 
 @app.command()
 def rank(
     run: RunDir,
-    arrangements: Annotated[int, typer.Option(help="How many to train alone.")] = 12,
-    steps: Annotated[int, typer.Option(help="Training steps of each.")] = 300,
+    arrangements: Annotated[int, typer.Option(max=1000, help="How many to train alone.")] = 12,
+    steps: Annotated[int, typer.Option(max=MANY, help="Training steps of each.")] = 300,
     scoring: Scoring = None,
     as_json: Json = False,
 ) -> None:
@@ -387,14 +430,14 @@ def rank(
 
     config = with_scoring(load(run), scoring)
     found = rank_run(config, run, make_problem(config, run), count=arrangements, steps=steps)
-    emit({**vars(found), "told_from_chance": found.told_from_chance}) if as_json else typer.echo(found.sentence)
+    emit(found.to_json()) if as_json else tell(found.sentence)
     raise typer.Exit(DONE if found.told_from_chance else NO)
 
 
 @app.command()
 def build(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run folder, for its supernet's weights.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Model folder; RUN/model by default.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=below_root, help="Model folder; RUN/model by default.")] = None,
     space: Annotated[str | None, typer.Option(help="Without a run: a shipped space's name, or a YAML.")] = None,
     arrangement: Annotated[Path | None, typer.Option(help="Without a run: the arrangement's YAML.")] = None,
     text: Annotated[str | None, typer.Option(help="Without a run: CLIP text model, hub id or folder.")] = None,
@@ -418,7 +461,7 @@ def build(
             )
         kind: Any = prediction or "velocity"
         summary = build_anew(space, arrangement, out, text=text, autoencoder=autoencoder, init=init, prediction=kind)
-        emit(summary) if as_json else typer.echo(
+        emit(summary) if as_json else tell(
             f"{summary['model']}: {summary['parameters']:,} parameters, temporal layers start as the identity"
             + (f"\n{summary['init']}" if summary["init"] else "")
         )
@@ -428,7 +471,7 @@ def build(
     if given:
         raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
     summary = build_model(run, out or run / "model")
-    emit(summary) if as_json else typer.echo(
+    emit(summary) if as_json else tell(
         f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "
         f"{summary['difference']:.1e}"
     )
@@ -437,7 +480,9 @@ def build(
 @app.command()
 def export(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the packages; MODEL/../coreml by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(callback=below_root, help="Folder of the packages; MODEL/../coreml by default.")
+    ] = None,
     clip: Annotated[str, typer.Option(help="The space's clip whose shape the package has.")] = "deployment",
     shape: Annotated[
         list[str] | None,
@@ -475,7 +520,7 @@ def export(
         emit(stats)
         return
     if "operations" in stats:
-        typer.echo(
+        tell(
             f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "
             f"{stats['weights_mb']:.2f} MB of weights, rank {stats['max_rank']}, {stats['seconds']} s, "
             f"{stats['peak_host_mb']:.0f} MB of memory here"
@@ -483,25 +528,29 @@ def export(
     for name in ("text_encoder", "decoder"):
         if name in stats:
             end = stats[name]
-            typer.echo(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
-    if stats["forms"]:
-        layers = [f"{name} {'/'.join(form or 'plain' for form in wanted)}" for name, wanted in stats["forms"].items()]
-        typer.echo(f"written as the table found fastest: {', '.join(layers)}")
+            tell(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
+    if stats["lowerings"]:
+        layers = [f"{name} {'/'.join(wanted)}" for name, wanted in stats["lowerings"].items() if wanted]
+        tell(f"lowered as predicted, which the table found fastest: {', '.join(layers)}")
     if stats["predicted"]:
         told = stats["predicted"]
-        typer.echo(f"{told['device']}: {told['latency_ms']} ms, {told['peak_mb']} MB predicted, {told['source']}")
+        tell(f"{told['device']}: {told['latency_ms']} ms, {told['peak_mb']} MB predicted, {told['source']}")
 
 
 @app.command()
 def finetune(
     model: ModelDir,
-    out: Annotated[Path, typer.Option(help="Model folder to make; one that was begun is continued.")],
+    out: Annotated[
+        Path, typer.Option(callback=below_root, help="Model folder to make; one that was begun is continued.")
+    ],
     stage: Annotated[str, typer.Option(help="joint: images and videos. adversarial: to a few steps.")] = "joint",
     config: Yaml = None,
     set_: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. joint.steps=200.")
     ] = [],  # noqa: B006
-    processes: Annotated[int | None, typer.Option(help="Train with so many processes on this machine.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(max=1024, help="Train with so many processes on this machine.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a built model into another: on images and videos together, or adversarially down to four steps."""
@@ -524,43 +573,53 @@ def finetune(
 
         summary = run_stage(model, stage, settings, out, progress=step, warn=say)
     if summary["main"]:
-        emit(summary) if as_json else typer.echo(f"{summary['model']}: {stage}, {summary['steps']} steps")
+        emit(summary) if as_json else tell(f"{summary['model']}: {stage}, {summary['steps']} steps")
 
 
 @app.command()
 def sample(
     model: ModelDir,
     prompt: Annotated[list[str], typer.Option(help="What the video shows; several make a batch.")],
-    out: Annotated[Path, typer.Option(help="Video file; a contact sheet PNG is written beside it.")] = Path("out.mp4"),
-    steps: Annotated[int | None, typer.Option(help="Network evaluations; as the model was made for, or 25.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is off, the default.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
-    frames: Annotated[int | None, typer.Option(help="Length; the training clip's by default.")] = None,
-    height: Annotated[int | None, typer.Option(help="In pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="In pixels.")] = None,
+    out: Annotated[
+        Path, typer.Option(callback=a_file, help="Video file; a contact sheet PNG is written beside it.")
+    ] = Path("out.mp4"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MOST_STEPS, help="Network evaluations; as the model was made for, or 25.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(callback=finite, help="Classifier-free guidance; 1 is off, the default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the initial noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, max=LONG, help="Length; the training clip's by default.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, max=LONG, help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, max=LONG, help="In pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that nas sample did not make.")] = False,
     as_json: Json = False,
 ) -> None:
     """A video file from a prompt."""
-    from nas.console import say
+    from nas.console import progress, say
     from nas.sample import sample_video
 
-    summary = sample_video(
-        model,
-        prompt,
-        out,
-        steps=steps,
-        guidance=guidance,
-        seed=seed,
-        frames=frames,
-        height=height,
-        width=width,
-        warn=say,
-    )
+    with progress("sample") as shown:
+        summary = sample_video(
+            model,
+            prompt,
+            out,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            frames=frames,
+            height=height,
+            width=width,
+            overwrite=overwrite,
+            warn=say,
+            progress=shown,
+        )
     if as_json:
         emit(summary)
         return
     for made in summary["videos"]:
-        typer.echo(f"{made['video']} and {made['contact_sheet']}")
+        tell(f"{made['video']} and {made['contact_sheet']}")
 
 
 @app.command()
@@ -571,7 +630,9 @@ def evaluate(
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. clips=36.")
     ] = [],  # noqa: B006
     features: Annotated[Path | None, typer.Option(help="ONNX network for the Frechet distance.")] = None,
-    vbench_out: Annotated[Path | None, typer.Option(help="Write the folder of videos that VBench reads.")] = None,
+    vbench_out: Annotated[
+        Path | None, typer.Option(callback=below_root, help="Write the folder of videos that VBench reads.")
+    ] = None,
     vbench_prompts: Annotated[Path | None, typer.Option(help="Its prompts: VBench_full_info.json or lines.")] = None,
     vbench_results: Annotated[Path | None, typer.Option(help="Read VBench's *_eval_results.json back.")] = None,
     as_json: Json = False,
@@ -580,6 +641,7 @@ def evaluate(
     from nas.console import progress
     from nas.evaluate import evaluate_model, render, resolve_evaluate, vbench_folder, vbench_scores
 
+    only_once(set_, {"features": "--features"} if features else {})
     settings = resolve_evaluate(model, config, [*set_, *([f"features={features}"] if features else [])])
     if (vbench_out is None) != (vbench_prompts is None):
         raise NasError("--vbench-out and --vbench-prompts belong together; give both")
@@ -590,7 +652,7 @@ def evaluate(
             told = vbench_folder(model, vbench_prompts, vbench_out, settings, shown)
         else:
             told = evaluate_model(model, settings, shown)
-    emit(told) if as_json else typer.echo(render(told))
+    emit(told) if as_json else tell(render(told))
 
 
 @app.command()
@@ -598,10 +660,10 @@ def report(run: RunDir) -> None:
     """One self-contained HTML page of a run."""
     from nas.report import write_report
 
-    typer.echo(write_report(run))
+    tell(write_report(run))
 
 
-# Errors --------------------------------------------------------------------------------------------
+# Errors -------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -612,37 +674,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     if debug:
         arguments.remove("--debug")
     try:
-        code = app(args=arguments, standalone_mode=False) or DONE
-    except USAGE_ERROR as error:
-        error.show()
-        raise SystemExit(WRONG_USE) from None
-    except (KeyboardInterrupt, typer.Abort):
-        code = STOPPED
-    except SystemExit as stop:  # typer's own answer to an interrupt
-        code = stop.code
+        code = _run(arguments)
     except Exception as error:  # the one place where exceptions become sentences
-        if debug or (sentence := explain(error)) is None:
-            raise
-        typer.echo(f"nas: {sentence}", err=True)
-        raise SystemExit(NO if isinstance(error, AnswerIsNo) else WRONG_USE) from None
-    if code == STOPPED:
-        typer.echo("nas: stopped; run the same command to go on from here", err=True)
+        from latency_tables.terminal import fault, warn
+
+        if debug:
+            warn("".join(traceback.format_exception(error)).rstrip())
+        sentence = explain(error)
+        warn(f"nas: {fault(error) if sentence is None else sentence}")
+        code = FAULT if sentence is None else NO if isinstance(error, AnswerIsNo) else WRONG_USE
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    except BrokenPipeError:
+        from latency_tables.terminal import settle
+
+        settle()
     raise SystemExit(code)
 
 
-def explain(error: Exception) -> str | None:
-    """The sentence for a user, or None for a fault of ours, whose traceback should be seen."""
-    if isinstance(error, NasError) or type(error).__name__ in ("SpaceError", "ProfileError", "TableError"):
-        return str(error)
-    if isinstance(error, OSError):
-        path = f"{error.filename}: " if error.filename else ""
-        if error.errno == errno.ENOSPC:
-            return f"{path}the disk is full; free some space and run the same command to go on from here"
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return f"{path}no permission to write or read there; choose another folder"
-        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError)):
-            return f"{path}{(error.strerror or 'not usable').lower()}; check the path"
-    return None
+def _run(arguments: list[str]) -> int:
+    """Run the command and give its exit code; exceptions of its own pass."""
+    if any("\0" in word for word in arguments):
+        raise NasError("an argument holds a NUL character, which no file, path or text has; leave it out")
+    try:
+        code = app(args=arguments, standalone_mode=False) or DONE
+    except USAGE_ERROR as error:
+        if not arguments or type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return WRONG_USE
+        of = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
+        raise NasError(" ".join(error.format_message().split()).rstrip(".") + of) from None
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        if isinstance(stop.__cause__, EOFError):  # of a file that ends too early; typer takes it for a closed terminal
+            raise stop.__cause__ from None
+        code = STOPPED
+    except SystemExit as stop:  # typer's own answer to an interrupt, or to a reader of the help who left
+        code = DONE if type(sys.stdout).__name__ == "PacifyFlushWrapper" else int(stop.code or DONE)
+    if code == STOPPED:
+        from latency_tables.terminal import warn
+
+        warn("nas: stopped; run the same command to go on from here")
+    return int(code)
 
 
 if __name__ == "__main__":

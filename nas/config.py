@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, model_validator
 
-from nas.checkpoint import sole_writer, write_whole
 from nas.console import say
 from nas.errors import NasError
+from nas.files import only_leftovers, sole_writer, write_whole
+from nas.settings import Seed, Settings, Threads, assignment, merge, parse_as, read_settings
+from nas.settings import settle as settle
 
 CONFIG_FILE = "config.yaml"
 TABLE = "table"  # of a run folder: its device's table
 SUPERNET = "supernet"  # of a run folder: its training
 DEFAULTS = Path(__file__).parent / "configs"
+MANY = 1_000_000  # of clips, trials and the like: more would never end
 
 # What a training may be told otherwise when it goes on: how often to save and look, and how and where to run, do not
 # shape its losses.
@@ -41,10 +43,9 @@ FREE_OF_TRAIN = frozenset(
 )
 # Of search, what says which paths ``train.paths=within_budget`` draws.
 DRAWN_BY = ("latency_ms", "latency_ratio", "memory_mb", "parameters_min", "parameters_max", "margin", "allow_estimated")
-Settings = TypeVar("Settings", bound=BaseModel)
 
 
-class DataConfig(BaseModel):
+class DataConfig(Settings):
     """Where the clips come from.
 
     Attributes:
@@ -53,6 +54,7 @@ class DataConfig(BaseModel):
         path: the folder of videos or of a cache; of `shards` a tar, a folder of them, or `shard-{000..041}.tar`.
         captions: of `folder`, a CSV or JSONL of path and caption, with optional seconds and place; see
             `nas.data.captions`. By default `captions.csv` or `captions.jsonl` in `path`.
+        outside: whether those captions may name files outside `path`, by an absolute path, `..` or a link.
         cache: where decoded, downscaled frames are kept, so that nothing is decoded twice.
         buckets: further clips, `FRAMESxHEIGHTxWIDTH`, for videos of other shapes and lengths: each video goes to the
             clip nearest to its aspect ratio, of those the longest it fills. A batch comes from one bucket.
@@ -67,20 +69,19 @@ class DataConfig(BaseModel):
         radius, speed: of `moving_shapes`, from and to: shares of the shorter side; sides of the frame a second.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     source: Literal["sample_clips", "folder", "shards", "cache", "moving_shapes"] = "sample_clips"
     path: Path | None = None
     captions: Path | None = None
+    outside: bool = False
     cache: Path = Path("runs/.frames")
     buckets: tuple[str, ...] = ()
     crop_margin: float = Field(default=1.25, ge=1.0, le=4.0)
     holdout: Literal["time", "video"] = "time"
     validation_share: float = Field(default=0.2, gt=0.0, lt=1.0)
-    validation_clips: int = Field(default=64, ge=2)
+    validation_clips: int = Field(default=64, ge=2, le=MANY)
     max_objects: int = Field(default=2, ge=1, le=2)
     boundary: Literal["wrap", "bounce", "inside"] = "wrap"
-    different_videos: int = Field(default=0, ge=0)
+    different_videos: int = Field(default=0, ge=0, le=10**9)
     kinds: tuple[str, ...] = ()
     colours: tuple[str, ...] = ()
     directions: tuple[str, ...] = ()
@@ -88,7 +89,7 @@ class DataConfig(BaseModel):
     speed: tuple[float, float] = (0.35, 0.75)
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """How the supernet is trained.
 
     Attributes:
@@ -96,7 +97,9 @@ class TrainConfig(BaseModel):
         paths: how the arrangements of a step are drawn; see `nas.paths`. `sandwich` trains three a step and ranks best
             (benchmarks/rank_correlation.py); `within_budget` draws uniformly among those that meet the limits of
             `search`, by the device's table in the run folder.
-        clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`.
+        clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`. Images pass
+            no temporal layer, so they take part only while the spatial layers and the text encoder train: in the
+            warm-up, and after it where `spatial_rate` is above 0.
         learning_rate: peak, after `ramp_steps`, then a cosine to a tenth. spatial_rate: the share of it that the
             spatial layers and the text encoder get once temporal paths train; 0 freezes them, as the paper does, and
             ranks better (benchmarks/rank_correlation.py).
@@ -119,13 +122,11 @@ class TrainConfig(BaseModel):
         workers: threads that load the next batches. threads: of torch; 0 leaves them as they are.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    steps: int = Field(1200, ge=1)
-    warmup_steps: int = Field(300, ge=0)
+    steps: int = Field(1200, ge=1, le=10**9)
+    warmup_steps: int = Field(300, ge=0, le=10**9)
     paths: Literal["uniform", "fair", "sandwich", "within_budget"] = "sandwich"
-    clips: int = Field(8, ge=1)
-    images: int = Field(8, ge=0)
+    clips: int = Field(8, ge=1, le=MANY)
+    images: int = Field(8, ge=0, le=MANY)
     image_share: float = Field(0.2, ge=0.0, lt=1.0)
     learning_rate: float = Field(3e-3, gt=0.0)
     ramp_steps: int = Field(50, ge=0)
@@ -143,20 +144,20 @@ class TrainConfig(BaseModel):
     compile: bool = False
     shard: bool = False
     gradient_clip: float = Field(1.0, gt=0.0)
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(1, ge=1, le=MANY)
     distillation: float = Field(0.5, ge=0.0, le=1.0)
     checkpoint_every: int = Field(200, ge=1)
-    keep: int = Field(2, ge=1)
+    keep: int = Field(2, ge=1, le=MANY)
     spike: float = Field(8.0, gt=1.0)
     validate_every: int = Field(200, ge=0)
     sample_every: int = Field(0, ge=0)
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    workers: int = Field(1, ge=0)
+    workers: int = Field(1, ge=0, le=1024)
     device: str = "cpu"
-    threads: int = Field(0, ge=0)
+    threads: Threads = 0
 
 
-class QualityConfig(BaseModel):
+class QualityConfig(Settings):
     """How an arrangement is scored; lower is better.
 
     Attributes:
@@ -166,16 +167,14 @@ class QualityConfig(BaseModel):
         seed: of noise and noise levels, the same for every arrangement (common random numbers).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    clips: int = Field(32, ge=2)
-    batch: int = Field(8, ge=1)
-    repeats: int = Field(1, ge=1)
+    clips: int = Field(32, ge=2, le=MANY)
+    batch: int = Field(8, ge=1, le=MANY)
+    repeats: int = Field(1, ge=1, le=1000)
     motion_weight: float = Field(0.5, ge=0.0, le=1.0)
-    seed: int = 2024
+    seed: Seed = 2024
 
 
-class SearchConfig(BaseModel):
+class SearchConfig(Settings):
     """What the search looks for, and how long.
 
     Attributes:
@@ -188,7 +187,8 @@ class SearchConfig(BaseModel):
         objectives: what is minimised beside the loss: `latency_ms`, `peak_mb`, `parameters`, or `mes`, the Mobile
             Efficiency Score of EfficientFormerV2 (one number of size and speed).
         trials: search trials; the hand-made designs are scored beside them.
-        sampler: see `nas.search.samplers`. rescored: how many of the front are scored again on more clips.
+        sampler: see `nas.search.samplers`. population: of an evolutionary one (`nsga2`); its best where not given.
+        rescored: how many of the front are scored again on more clips.
         rescore_clips: clips for that.
         scoring: `path` scores an arrangement along its own path; `one_replaced` adds up what each of its choices
             changes in a trained path; see `nas.ranking.scoring`.
@@ -200,8 +200,6 @@ class SearchConfig(BaseModel):
         allow_estimated: let rows that were estimated, not measured, drive the search.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     latency_ms: float | None = Field(None, gt=0.0)
     latency_ratio: float = Field(1.5, gt=1.0)
     memory_mb: float | None = Field(None, gt=0.0)
@@ -209,36 +207,39 @@ class SearchConfig(BaseModel):
     parameters_max: int | None = Field(None, gt=0)
     margin: float | None = Field(None, ge=0.0, le=1.0)
     objectives: tuple[Literal["latency_ms", "peak_mb", "parameters", "mes"], ...] = ("latency_ms",)
-    trials: int = Field(100, ge=1)
-    sampler: str = "surrogate"
-    rescored: int = Field(8, ge=1)
-    rescore_clips: int = Field(64, ge=2)
+    trials: int = Field(100, ge=1, le=MANY)
+    sampler: Literal["gp", "nsga2", "random", "surrogate", "tpe", "value"] = "surrogate"
+    population: int | None = Field(None, ge=2, le=MANY)
+    rescored: int = Field(8, ge=1, le=MANY)
+    rescore_clips: int = Field(64, ge=2, le=MANY)
     scoring: Literal["path", "one_replaced"] = "path"
     halving: bool = True
-    together: int = Field(1, ge=1)
-    adapt_steps: int = Field(0, ge=0)
+    together: int = Field(1, ge=1, le=MANY)
+    adapt_steps: int = Field(0, ge=0, le=10**9)
     allow_estimated: bool = False
 
+    @model_validator(mode="after")
+    def _can_be_scored(self) -> SearchConfig:
+        if self.adapt_steps and self.scoring == "one_replaced":
+            raise ValueError("search.adapt_steps trains whole paths; leave it 0 with search.scoring=one_replaced")
+        return self
 
-class SamplesConfig(BaseModel):
+
+class SamplesConfig(Settings):
     """The frames shown in the report: how many clips, the steps and guidance of sampling, the noise of the estimate."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     clips: int = Field(3, ge=1, le=16)
-    steps: int = Field(25, ge=1)
+    steps: int = Field(25, ge=1, le=10_000)
     guidance: float = Field(2.0, ge=0.0)
     level: float = Field(0.6, gt=0.0, lt=1.0)
 
 
-class RunConfig(BaseModel):
+class RunConfig(Settings):
     """Everything a run depends on; stored, resolved, as `config.yaml` of the run folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     space: str
     device: str = "host_cpu"
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     quality: QualityConfig = QualityConfig()
@@ -256,13 +257,16 @@ def resolve(space: str, device: str | None = None, file: Path | None = None, set
     """
     merged: dict[str, Any] = {}
     shipped = DEFAULTS / f"{space}.yaml"
-    if shipped.is_file():
-        merged = _read(shipped)
+    if space.isidentifier() and shipped.is_file():
+        merged = read_settings(shipped)
     if file is not None:
-        merged = _merge(merged, _read(_shipped(file)))
+        merged = merge(merged, read_settings(_shipped(file)))
     for text in sets:
-        merged = _merge(merged, _assignment(text))
-    merged["space"] = space
+        merged = merge(merged, assignment(text))
+    if merged.setdefault("space", space) != space:
+        raise NasError(
+            f"space is {merged['space']!r} in --config or --set, and {space!r} as the command's SPACE; leave one out"
+        )
     if device is not None:
         merged["device"] = device
     return parse(merged, str(file) if file is not None else "config")
@@ -278,30 +282,6 @@ def _shipped(file: Path) -> Path:
 def parse(data: Any, origin: str) -> RunConfig:
     """A configuration from plain values; ``origin`` stands before the message of an error."""
     return parse_as(RunConfig, data, origin)
-
-
-def parse_as(kind: type[Settings], data: Any, origin: str) -> Settings:
-    """Settings of any kind from plain values; ``origin`` stands before the message of an error."""
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise NasError(f"{origin}: {_explain(error, kind)}") from None
-
-
-def settle(
-    kind: type[Settings], base: Mapping[str, Any], file: Path | None = None, sets: Sequence[str] = ()
-) -> Settings:
-    """Settings of any kind: ``base``, then ``file``, then each ``a.b=value``.
-
-    Raises:
-        NasError: on an unknown key or a value of the wrong kind, with its path and the nearest known name.
-    """
-    merged = dict(base)
-    if file is not None:
-        merged = _merge(merged, _read(file))
-    for text in sets:
-        merged = _merge(merged, _assignment(text))
-    return parse_as(kind, merged, str(file) if file is not None else "config")
 
 
 def with_search(config: RunConfig, sets: Sequence[str]) -> RunConfig:
@@ -355,7 +335,7 @@ def store(config: RunConfig, run: Path) -> None:
                 _write(path, config)
             say(f"config     {', '.join(f'{key} is now {wanted[key]}, was {known.get(key)}' for key in changed)}")
         return
-    if run.is_dir() and any(part.name != TABLE for part in run.iterdir()):  # a table may be measured there first
+    if run.is_dir() and not only_leftovers(run, but=(TABLE,)):  # a table may be measured there first
         raise NasError(f"{run} is not empty and holds no {CONFIG_FILE}; give a new or empty folder to --out")
     run.mkdir(parents=True, exist_ok=True)
     _write(path, config)
@@ -378,42 +358,7 @@ def load(run: Path) -> RunConfig:
     path = run / CONFIG_FILE
     if not path.is_file():
         raise NasError(f"{run}: no {CONFIG_FILE} there, so this is no run folder; make one with nas run or nas train")
-    return parse(_read(path), str(path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NasError(f"{path}: no such file; give the path of a YAML to --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise NasError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise NasError(f"{path}: must map keys to values, but is a {type(data).__name__}")
-    return data
-
-
-def _assignment(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not all(key.split(".")):
-        raise NasError(f"--set {text}: must be KEY=VALUE, such as train.clips=4")
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        nested = value
-    for part in reversed(key.split(".")):
-        nested = {part: nested}
-    return nested
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        known = merged.get(key)
-        merged[key] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
-    return merged
+    return parse(read_settings(path), str(path))
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -424,18 +369,3 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[prefix + key] = json.dumps(value)
     return flat
-
-
-def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
-    """The first problem as one line: path, rule, value, and the nearest known key if it is a misspelt one."""
-    first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        model: Any = kind
-        for part in first["loc"][:-1]:
-            model = model.model_fields[str(part)].annotation
-        known = list(model.model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{path}: unknown key.{hint} Known keys: {', '.join(known)}"
-    return f"{path}: {first['msg']}, but is {first['input']!r}"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from latency_tables.terminal import plain, warn
+
 LOG_EVERY = 10.0  # seconds between lines when nobody watches a terminal
 
 
@@ -19,14 +21,14 @@ class Report(Protocol):
 
 def say(message: str) -> None:
     """One line for the person; standard error, so that --json output stays clean."""
-    print(message, file=sys.stderr, flush=True)
+    warn(message)
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Report]:
     """A progress report under ``title``.
 
-    On a terminal a bar with the time left; elsewhere one line every ``LOG_EVERY`` seconds and one at the end.
+    On a terminal a bar with the time left; elsewhere a line at once, then every ``LOG_EVERY`` seconds, and at the end.
     """
     if sys.stderr.isatty():
         with _bar(title) as report:
@@ -48,19 +50,19 @@ def _bar(title: str) -> Iterator[Report]:
     )
 
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(bar_width=30),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, note="")
 
         def report(done: int, wanted: int, note: str = "") -> None:
-            bar.update(task, completed=done, total=wanted, note=note)
+            bar.update(task, completed=done, total=wanted, note=plain(note))
 
         yield report
 
@@ -68,7 +70,8 @@ def _bar(title: str) -> Iterator[Report]:
 class _Lines:
     def __init__(self, title: str) -> None:
         self._title = title
-        self._start = self._last = time.monotonic()
+        self._start = time.monotonic()
+        self._last = -LOG_EVERY
 
     def __call__(self, done: int, wanted: int, note: str = "") -> None:
         now = time.monotonic()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -156,6 +158,14 @@ def usable_device(name: str, key: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise NasError(f"{key}: {name!r} cannot be used here ({_first(error)}); use cpu, or see nas doctor") from error
     return device
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory so far, in MB: the device's, or of a CPU this process's."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
 def _first(error: BaseException) -> str:

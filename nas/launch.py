@@ -6,13 +6,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO
 
+from device_profiler.child import module_path, python_module
 from nas.distributed import LAUNCHED, PEER_LOST, REMEDY
 from nas.errors import NasError
 
@@ -65,11 +65,11 @@ def _start(arguments: Sequence[str], rank: int, size: int, port: int, log: IO[by
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         LAUNCHED: "1",
+        "PYTHONPATH": module_path(),
     }
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // size)))
-    command = [sys.executable, "-m", "nas.cli", *arguments]
     shown = None if rank == 0 else log
-    return subprocess.Popen(command, env=environment, stdout=shown, stderr=shown)
+    return subprocess.Popen(python_module("nas.cli", *arguments), env=environment, stdout=shown, stderr=shown)
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> int | None:

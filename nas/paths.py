@@ -83,8 +83,10 @@ class WithinBudget:
         self._problem = problem
         model = problem.costs
         costs = [np.where(np.isfinite(option.latency_ms), option.latency_ms, np.inf) for option in model.option_costs]
+        least = [float(values.min()) for values in costs]  # a correction may make layers cheaper than none
+        costs = [values - low for values, low in zip(costs, least, strict=True)]
         dearest = sum(float(values[np.isfinite(values)].max()) for values in costs)
-        room = problem.budget.bounds.get("latency_ms", np.inf) - model.backbone_latency_ms
+        room = problem.budget.bounds.get("latency_ms", np.inf) - model.backbone_latency_ms - sum(least)
         limit = min(room * (1 + 1e-9), dearest)
         step = max(limit, 1e-9) / grid
         self._bins = [

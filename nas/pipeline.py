@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,12 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from nas.autoencoder import VideoAutoencoder
-from nas.checkpoint import disk_is_full
 from nas.errors import NasError
+from nas.finite import check_finite
 from nas.model import VideoUNet
+from nas.outputs import new_folder
+from nas.pretrained.folder import INDEX
 
-INDEX = "model_index.json"
 SHARD = "2GB"  # of weights in one file
 
 
@@ -120,7 +121,11 @@ class TextToVideoPipeline(DiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         space = self.unet.space
         frames, channels, default_height, default_width = space.latent_shape("training")
-        height, width = height or default_height, width or default_width
+        frames = frames if num_frames is None else num_frames
+        height = default_height if height is None else height
+        width = default_width if width is None else width
+        if min(frames, height, width) < 1:
+            raise NasError(f"a latent of {frames}x{height}x{width} is empty; use 1 or more of each")
         down = max(position.downscale for position in space.positions)
         if height % down or width % down:
             raise NasError(
@@ -128,7 +133,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             )
         context = self.encode(prompts)
         empty = self.encode([""] * len(prompts)) if guidance_scale != 1.0 else None
-        shape = (len(prompts), channels, num_frames or frames, height, width)
+        shape = (len(prompts), channels, frames, height, width)
         latents = randn_tensor(shape, generator=generator, device=self.device, dtype=self.unet.dtype)
         self.scheduler.set_timesteps(sigmas=levels, device=self.device)
         for step, timestep in enumerate(self.scheduler.timesteps):
@@ -150,7 +155,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         """The noise levels and the guidance that a call with these arguments samples with.
 
         Raises:
-            NasError: if there is no step, or the noise levels do not fall.
+            NasError: if there is no step, the guidance is no number, or the noise levels do not fall.
         """
         trained = list(self.sampling.get("sigmas", ()))
         steps = num_inference_steps if num_inference_steps is not None else len(sigmas or trained) or 25
@@ -160,6 +165,8 @@ class TextToVideoPipeline(DiffusionPipeline):
         levels = list(sigmas or (trained if as_trained else torch.linspace(1, 1 / steps, steps).tolist()))
         if guidance_scale is None:
             guidance_scale = float(self.sampling.get("guidance", 1.0)) if as_trained else 1.0
+        if not math.isfinite(guidance_scale):
+            raise NasError(f"guidance must be a finite number, but is {guidance_scale}; 1 is off")
         if not all(1 >= a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True)):
             raise NasError(f"sigmas must fall, from 1 or less to above 0, but are {levels}")
         return levels, guidance_scale
@@ -212,39 +219,35 @@ class TextToVideoPipeline(DiffusionPipeline):
         return [word for word in words if mark in self.tokenizer(word, add_special_tokens=False).input_ids]
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, T, h, w) latents -> (B, T, H, W, 3) frames in 0..1."""
+        """(B, C, T, h, w) latents -> (B, T, H, W, 3) frames in 0..1.
+
+        Raises:
+            NasError: if a value is not finite, which no picture shows.
+        """
         pixels = latents.transpose(1, 2)
         if self.vae is not None:
             autoencoder = VideoAutoencoder(self.vae, "vae")
             pixels = torch.stack([autoencoder.decode(video) for video in pixels])
+        check_finite(pixels, "the sampled frames", "check the model's weights, or sample with less guidance")
         return ((pixels.float().clamp(-1, 1) + 1) / 2).permute(0, 1, 3, 4, 2).cpu()
 
 
 def save_pipeline(pipeline: TextToVideoPipeline, out: Path) -> None:
-    """Write a model folder; what else lies in ``out`` stays. ``model_index.json`` comes last: with it, it is whole.
+    """Write a model folder at one stroke; what else lies in ``out`` stays. Its weights carry a checksum.
 
     Raises:
-        NasError: if the disk is full; an earlier model in ``out`` is then as it was.
+        NasError: if ``out`` holds somebody else's model, another process writes there, or the disk is full; an earlier
+            model in ``out`` is then as it was.
     """
-    from nas.sample import no_bars
+    from nas.pretrained.files import seal
+    from nas.pretrained.folder import is_model
+    from nas.pretrained.loading import no_bars
 
-    out = Path(os.path.abspath(out))  # "." has no name to put something beside
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    out = Path(os.path.realpath(out))  # "." has no name to put something beside
+    if (out / INDEX).exists() and not is_model(out):
+        raise NasError(f"{out} holds a model of another kind, which is not overwritten; give another --out")
+    with new_folder(out) as partial:
         with no_bars():
             pipeline.save_pretrained(str(partial), max_shard_size=SHARD)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not disk_is_full(error):
-            raise
-        raise NasError(f"{out}: the disk is full; free some space and run the same command again") from error
-    out.mkdir(parents=True, exist_ok=True)
-    (out / INDEX).unlink(missing_ok=True)
-    parts = sorted(partial.iterdir(), key=lambda path: path.name == INDEX)
-    for part in parts:
-        target = out / part.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(part, target)
-    partial.rmdir()
+        for weights in partial.rglob("*.safetensors"):
+            seal(weights)

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from nas.config import CONFIG_FILE, SUPERNET, RunConfig, check_warmup, load, sto
 from nas.console import progress, say
 from nas.costs import cost_model, load_table, profile_space
 from nas.errors import AnswerIsNo, NasError
+from nas.files import read_json, write_whole
 from nas.scores import open_scorer, rescorer, scored_by, with_scoring
 
 if TYPE_CHECKING:
@@ -28,75 +28,103 @@ if TYPE_CHECKING:
     from nas.ranking.scoring import Scorer
     from nas.search.front import Choice
     from nas.search.problem import Problem
-    from nas.search.study import Evaluation
+    from nas.search.studies import Evaluation
     from search_spaces.arrangement import Arrangement
 
 METRICS = "metrics.json"
+KEPT = ("done", "timings", "chosen")  # of it, what later stages add to
 EXPLAIN = "explain.json"
 
 
 def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | None = None) -> dict[str, Any]:
     """All stages; the finished ones are not repeated, and the report is written last.
 
-    A stage is finished when it ran to its end on the same inputs and what it made is still there. ``workers`` and
-    ``storage`` are the search's, and change nothing of what the run is.
+    A stage is finished when it ran to its end on the same inputs and all that it left is still there. What the stages
+    need is checked before the first that has work to do. ``workers`` and ``storage`` are the search's, and change
+    nothing of what the run is.
 
     Raises:
-        NasError: if ``out`` holds another run. AnswerIsNo: if nothing meets the budget.
+        NasError: if ``out`` holds another run, or another process works on it. AnswerIsNo: if nothing meets the budget.
     """
     from device_profiler.device import Device
-    from latency_tables.table import table_path
+    from nas.files import sole_writer
     from nas.search.workers import check_workers
+    from search_spaces.space import Space
 
     check_workers(workers)
     check_warmup(config.train)
-    store(config, out)
-    if "commit" not in read_metrics(out):
-        note(out, **provenance(config))
-    device = Device.load(config.device)
+    Space.load(config.space), Device.load(config.device)  # what is misspelt leaves no folder behind
+    if not (out / CONFIG_FILE).is_file():
+        store(config, out)  # a folder that is somebody else's is refused before anything stands in it
+    with sole_writer(out):
+        store(config, out)
+        if "commit" not in read_metrics(out):
+            note(out, **provenance(config))
+        _run_stages(config, out, workers, storage)
+        from nas.report import write_report
+
+        say(f"report     {write_report(out)}")
+        return read_metrics(out)
+
+
+def _run_stages(config: RunConfig, out: Path, workers: int, storage: str | None) -> None:
+    from device_profiler.device import Device
+    from latency_tables.table import table_path
+    from nas import stages as of
+    from search_spaces.space import Space
+
+    space, device, settings = Space.load(config.space), Device.load(config.device), config.model_dump_json()
     table, arrangement = table_path(out / "table", device.name, device.runtime), out / "arrangement.yaml"
-    settings = config.model_dump_json()
+    last, model, packages = out / SUPERNET / f"step-{config.train.steps:08d}", out / "model", out / "coreml"
+    answer, samples = (arrangement, out / "front.csv", out / EXPLAIN), out / "samples"
 
-    once(out, "profile", table, [settings], lambda: profile_space(config.space, config.device, out / "table"))
-    problem_or_refuse(config, out)  # an impossible budget is answered before hours of training
-    last = out / "supernet" / f"step-{config.train.steps:08d}"
-    once(out, "train", last, [settings], lambda: train_supernet(config, out))
-    search = lambda: say_answer(search_arrangement(out, workers=workers, storage=storage))  # noqa: E731
-    once(out, "search", arrangement, [settings, table, last], search)
-    once(out, "build", out / "model" / "model_index.json", [arrangement, last], lambda: build(out))
-    once(out, "compare", out / "compare.json", [arrangement, table], lambda: measure_chosen(config, out))
-    once(out, "export", out / "coreml" / "export.json", [arrangement, last], lambda: export(out))
-    once(out, "samples", out / "samples" / "samples.npz", [arrangement, last, settings], lambda: show(config, out))
-    from nas.report import write_report
+    def refuse_at_once(stage: of.Stage) -> None:
+        """An impossible budget is answered before hours of training."""
+        if stage.name == "train":
+            problem_or_refuse(config, out)
 
-    say(f"report     {write_report(out)}")
-    return read_metrics(out)
-
-
-def once(out: Path, name: str, made: Path, inputs: list[str | Path], work: Callable[[], object]) -> None:
-    """Run a stage, unless it ended before on the same inputs and what it made is there; note what it took."""
-    digest = hashlib.sha256()
-    for part in inputs:
-        if isinstance(part, Path) and part.is_file():
-            digest.update(part.read_bytes())
-        else:
-            digest.update(str(part.name if isinstance(part, Path) else part).encode())
-    done = read_metrics(out).get("done", {})
-    if done.get(name) == digest.hexdigest()[:12] and made.exists():
-        say(f"{name:<10} done before")
-        return
-    started = time.perf_counter()
-    timings = read_metrics(out).get("timings", {})
-    earlier = timings.get(name, 0.0) if name not in done else 0.0  # of tries that were stopped
-    try:
-        work()
-    finally:
-        note(out, timings={**read_metrics(out).get("timings", {}), name: _since(started, earlier)})
-    note(out, done={**read_metrics(out).get("done", {}), name: digest.hexdigest()[:12]})
-
-
-def _since(started: float, earlier: float) -> float:
-    return round(earlier + time.perf_counter() - started, 1)
+    of.run_stages(
+        out,
+        [
+            of.Stage(
+                "profile",
+                [settings],
+                lambda: of.has_rows(table, of.table_keys(space, device)),
+                lambda: profile_space(config.space, config.device, out / "table"),
+            ),
+            of.Stage(
+                "train",
+                [settings],
+                lambda: of.has_checkpoint(last),
+                lambda: train_supernet(config, out),
+                lambda: of.check_training(config, space),
+            ),
+            of.Stage(
+                "search",
+                [settings, table, last],
+                lambda: of.has_files(*answer),
+                lambda: say_answer(search_arrangement(out, workers=workers, storage=storage)),
+                lambda: of.check_search(config, storage),
+            ),
+            of.Stage("build", [arrangement, last], lambda: of.has_model(model), lambda: build(out)),
+            of.Stage(
+                "compare",
+                [arrangement, table],
+                lambda: of.has_comparison(out / "compare.json", arrangement),
+                lambda: compare(config, out),
+            ),
+            of.Stage(
+                "export", [arrangement, last], lambda: of.has_packages(packages), lambda: export(out), of.check_export
+            ),
+            of.Stage(
+                "samples",
+                [arrangement, last, settings],
+                lambda: of.has_files(samples / "samples.npz", samples / "captions.json"),
+                lambda: show(config, out),
+            ),
+        ],
+        refuse_at_once,
+    )
 
 
 # Stages -----------------------------------------------------------------------------------------------
@@ -131,7 +159,9 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     """Train, or go on training, the supernet of ``out``."""
     from nas.checkpoint import list_checkpoints, sole_writer
     from nas.data import open_data
-    from nas.trainer import Step, check_data, check_source, read_best, train
+    from nas.data.lengths import words_fit
+    from nas.trained import Step, read_best
+    from nas.trainer import check_data, check_source, train
     from nas.weights import check_unet
     from search_spaces.space import Space
 
@@ -142,7 +172,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     space = Space.load(config.space)
     clip = space.clip("training")
     check_source(space, config.data.source)
-    data = open_data(config.data, clip, "train", config.seed)
+    data = open_data(config.data, clip, "train", config.seed, words_fit(space))
     validation = open_data(config.data, clip, "validation", config.seed) if config.train.validate_every else None
     check_data(space, data)
     if validation is not None and len(validation) < 2:
@@ -307,6 +337,7 @@ def search_arrangement(
             words += [f"--{option.replace('_', '-')}", str(limit)] if limit is not None else []
         words += [word for text in sets for word in ("--set", text)]
         same_table = table_watch(config, out, problem)
+        left_out: list[str] = []
         with Helpers(words, workers - 1, storage) as helpers, progress("search") as report:
 
             def check() -> None:
@@ -330,13 +361,15 @@ def search_arrangement(
                 gradual=quality if isinstance(quality, Quality) else None,
                 halving=config.search.halving and name not in NEED_WHOLE_SCORES,
                 together=config.search.together,
+                left_out=left_out.append,
+                population=config.search.population,
             )
             if workers > 1:  # whoever had the last trial
                 report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")
     if helper_of is not None:
         return Answer(True, "")
     with one_writer(out):
-        return write_answer(config, out, problem, found, quality, scored)
+        return write_answer(config, out, problem, found, quality, scored, left_out)
 
 
 def write_answer(
@@ -346,23 +379,31 @@ def write_answer(
     found: list[Evaluation],
     quality: Scorer,
     scored: dict[str, str],
+    left_out: Sequence[str] = (),
 ) -> Answer:
-    """Choose from what a search has found, and write it down; ``scored`` is what its scores depend on."""
+    """Choose from what a search has found, and write it down; ``scored`` is what its scores depend on.
+
+    Args:
+        left_out: lines on arrangements that the search gave up; part of the answer.
+    """
     from nas.ranking.evidence import sentence as ranking_evidence
     from nas.search.explain import explain, render
     from nas.search.front import choose, pareto_front, write_front
     from search_spaces.picture import picture
 
     front = pareto_front(found)
-    finer = rescorer(config, out, quality)
+    finer, closer = rescorer(config, out, quality, scored)
     best_few = sorted(front, key=lambda e: e.loss)[: config.search.rescored]
-    choice = choose(sorted(best_few, key=lambda e: e.latency_ms), finer.paired_difference)
+    in_order = sorted(best_few, key=lambda e: e.latency_ms)
+    choice = choose(in_order, finer.paired_difference, closer.paired_difference)
     chosen = choice.chosen
     write_front(out / "front.csv", found, chosen.arrangement.key)
     chosen.arrangement.save(out / "arrangement.yaml")
     evidence = ranking_evidence(out, scored)
     note_search(out, problem, found, choice, finer, evidence)
     reasons = explain(problem, found, chosen, finer.paired_difference)
+    for scores in (finer, closer):
+        scores.keep()
     write_json(out / EXPLAIN, reasons.to_json())
     costs = problem.costs.breakdown(np.array(chosen.choice))
     drawn = picture(
@@ -370,7 +411,7 @@ def write_answer(
         chosen.arrangement,
         {row["position"]: row["latency_ms"] for row in costs if row["position"] != "backbone" and row["layers"]},
     )
-    told = f"{sentence(choice, problem)}\nranking    {evidence}"
+    told = "\n".join([sentence(choice, problem), f"ranking    {evidence}", *left_out])
     return Answer(True, told, tuple(map(_row, front)), _row(chosen), drawn, render(reasons))
 
 
@@ -411,41 +452,14 @@ def show(config: RunConfig, out: Path) -> None:
     write_samples(config, out)
 
 
-def measure_chosen(config: RunConfig, out: Path) -> dict[str, Any]:
-    """Lower and time the whole chosen network, and the bare backbone beside it in the same interleaved rounds."""
-    from device_profiler.device import Device
-    from device_profiler.profile import measure_workloads
-    from search_spaces.arrangement import Arrangement
-    from search_spaces.space import Space
+def compare(config: RunConfig, out: Path) -> None:
+    """The chosen network measured whole, beside the sum that chose it."""
+    from nas import compare as comparing
 
-    device, space = Device.load(config.device), Space.load(config.space)
-    arrangement = Arrangement.load(out / "arrangement.yaml")
-    workloads = [
-        space.network_workload(arrangement, device.precision),
-        space.backbone_workload(device.precision),
-    ]
-    with progress("compare") as report:
-        network, backbone = measure_workloads(
-            workloads,
-            device,
-            space=config.space,
-            arrangements={arrangement.key: arrangement},
-            cache_dir=out / "table" / ".cache",
-            seed=config.seed,
-            progress=lambda p: report(p.done, p.total, p.stage),
-        )
-    measured = {
-        "latency_ms_measured": network.latency_ms_median,
-        "peak_mb_measured": _sum(network.weights_mb, network.activation_peak_mb),
-        "backbone_latency_ms_measured": backbone.latency_ms_median,
-        "measured_status": network.status,
-        "measured_source": network.source,
-    }
-    if not network.ok:
-        say(f"  the chosen network has no number: {network.status}: {network.reason}")
-    (out / "compare.json").write_text(json.dumps({"key": arrangement.key, **measured}, indent=1))
+    facts = comparing.measure_chosen(config, out)
+    comparing.write(out, facts)
+    measured = {name: value for name, value in facts.items() if name != "key"}
     note(out, chosen={**read_metrics(out).get("chosen", {}), **measured})
-    return measured
 
 
 # The search's parts -----------------------------------------------------------------------------------
@@ -525,7 +539,7 @@ def table_watch(config: RunConfig, out: Path, problem: Problem) -> Callable[[], 
     """
     from device_profiler.device import Device
     from latency_tables.table import table_path
-    from nas.search.study import difference
+    from nas.search.studies import difference
 
     device = Device.load(config.device)
     path = table_path(out / "table", device.name, device.runtime)
@@ -634,11 +648,6 @@ def _row(e: Evaluation) -> dict[str, Any]:
     }
 
 
-def _sum(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
 # What a run knows of itself -----------------------------------------------------------------------------
 
 
@@ -649,9 +658,7 @@ def note(out: Path, **facts: Any) -> None:
 
 def write_json(path: Path, facts: dict[str, Any]) -> None:
     """Written whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(facts, indent=1, default=str))
-    os.replace(partial, path)
+    write_whole(path, json.dumps(facts, indent=1, default=str))
 
 
 def read_metrics(out: Path) -> dict[str, Any]:
@@ -659,9 +666,12 @@ def read_metrics(out: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise NasError(f"{path}: damaged ({error}); delete it and run the same command to write it again") from None
+        found = read_json(path)
+        if not isinstance(found, dict) or not all(isinstance(found.get(name, {}), dict) for name in KEPT):
+            raise NasError(f"{path}: is no mapping of facts")
+        return found
+    except NasError as error:
+        raise NasError(f"{error}; delete it and run the same command to write it again") from None
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:

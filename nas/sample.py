@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+import os
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import NasError
+from nas.files import whole
+from nas.finite import check_finite
+from nas.outputs import MADE_BY
+from nas.pretrained.folder import load_pipeline as load_pipeline
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 
@@ -29,7 +34,9 @@ def sample_video(
     frames: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    overwrite: bool = False,
     warn: Callable[[str], None] = lambda message: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, told: None,
 ) -> dict[str, Any]:
     """Sample ``model`` (a folder as ``nas build`` writes it) and write ``out`` and ``out`` with ``.png``.
 
@@ -40,13 +47,15 @@ def sample_video(
         steps, guidance: by default what the model was made for; see ``TextToVideoPipeline``.
         frames, height, width: in pixels; by default the training clip's. Other sizes are sampled too, and `warn` is
             told that the model has not seen them.
+        overwrite: whether files that carry no line of ours are replaced too.
+        progress: called with evaluations of the network done, how many there are, and a word.
 
     Returns:
         Paths, shape and settings of the samples.
 
     Raises:
-        NasError: if the folder holds no model of this toolkit, a prompt does not fit its text encoder, or a size does
-            not divide.
+        NasError: if the folder holds no model of this toolkit, a prompt does not fit its text encoder, a size does not
+            divide, a file of somebody else stands in the way, or a frame holds what is no number.
     """
     import torch
 
@@ -56,10 +65,19 @@ def sample_video(
         raise NasError("nothing to sample; give --prompt, once or several times")
     if out.suffix.lower() != ".mp4":
         raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
+    if guidance is not None and not math.isfinite(guidance):
+        raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
+    names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+    if not overwrite:
+        check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
     pipeline = load_pipeline(model)
     space = pipeline.unet.space
     clip = space.clip("training")
-    shape = (frames or clip.frames, height or clip.height, width or clip.width)
+    shape = (
+        clip.frames if frames is None else frames,
+        clip.height if height is None else height,
+        clip.width if width is None else width,
+    )
     latent = latent_shape(space, *shape)
     known = [[c.frames, c.height, c.width] for c in (clip, space.clip("deployment"))]
     if list(shape) not in [*known, *pipeline.sampling.get("clips", [])]:
@@ -76,11 +94,12 @@ def sample_video(
         height=latent[1],
         width=latent[2],
         generator=generators if len(prompts) > 1 else generators[0],
+        callback=lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     files = []
     for i, video in enumerate(output.frames):
-        name = out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}")
+        name = names[i]
         pixels = enlarge(to_uint8(video.numpy()))
         write_video(name, pixels, clip.fps)
         write_contact_sheet(name.with_suffix(".png"), pixels)
@@ -106,56 +125,54 @@ def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int,
     """
     time, side = space.autoencoder.time, space.autoencoder.space
     down = max((position.downscale for position in space.positions), default=1) * side
-    for name, value, unit in (("frames", frames, time), ("height", height, down), ("width", width, down)):
-        if value < 1 or value % unit:
-            near = max(unit, round(value / unit) * unit)
-            raise NasError(f"{name} must be a multiple of {unit} for this model, but is {value}; the nearest is {near}")
-    return frames // time, height // side, width // side
-
-
-def load_pipeline(model: Path) -> Any:
-    """The pipeline of a model folder; one sentence instead of a library's traceback when it is none."""
-    from safetensors import SafetensorError
-
-    from nas.model import VideoUNet
-    from nas.pipeline import TextToVideoPipeline
-
-    if not (model / "model_index.json").is_file():
-        raise NasError(f"{model}: no model_index.json there; give the folder that nas build wrote, such as RUN/model")
-    try:
-        with no_bars():
-            pipeline: Any = TextToVideoPipeline.from_pretrained(str(model), local_files_only=True)
-    except (OSError, KeyError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NasError(f"{model}: damaged, or of another version of the toolkit ({first}); build it again") from error
-    if not isinstance(pipeline.unet, VideoUNet):
+    if space.autoencoder.causal and not space.autoencoder.divides(frames):
+        near = 1 + max(0, round((frames - 1) / time)) * time
         raise NasError(
-            f"{model}: its unet is a {type(pipeline.unet).__name__}, not a VideoUNet; build a model over it with "
-            f"nas build --init {model} and --space, --arrangement, --text, --autoencoder, --out"
+            f"frames must be 1 + a multiple of {time} for this model, but is {frames}; the nearest is {near}"
         )
-    return pipeline
+    unit = 1 if space.autoencoder.causal else time
+    for name, value, by in (("frames", frames, unit), ("height", height, down), ("width", width, down)):
+        if value < 1 or value % by:
+            near = max(by, round(value / by) * by)
+            raise NasError(f"{name} must be a multiple of {by} for this model, but is {value}; the nearest is {near}")
+    return space.autoencoder.latent_frames(frames), height // side, width // side
 
 
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """diffusers and transformers draw a bar for every file, over ours; off while this lasts."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
+def check_outputs(files: Sequence[Path]) -> None:
+    """Refuse to replace a video or picture that carries no line of ours.
 
-    libraries: list[Any] = [diffusers_logging, transformers_logging]
-    shown = [library.is_progress_bar_enabled() for library in libraries]
-    for library in libraries:
-        library.disable_progress_bar()
+    Raises:
+        NasError: naming the first.
+    """
+    for file in files:
+        if os.path.lexists(file) and not is_ours(file):
+            raise NasError(
+                f"{file}: is there already and was not made by nas sample; give another --out, or --overwrite"
+            )
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a video's or picture's own metadata says that this toolkit made it."""
+    import av
+    from PIL import Image
+
     try:
-        yield
-    finally:
-        for library, was_shown in zip(libraries, shown, strict=True):
-            if was_shown:
-                library.enable_progress_bar()
+        if file.suffix.lower() == ".png":
+            with Image.open(file) as picture:
+                return picture.info.get("Software") == MADE_BY
+        with av.open(str(file)) as container:
+            return container.metadata.get("comment") == MADE_BY
+    except (OSError, ValueError, SyntaxError, av.FFmpegError):
+        return False
 
 
 def to_uint8(frames: NDArray[Any]) -> Frames:
-    """Floats in 0..1 to bytes."""
+    """Floats in 0..1 to bytes.
+
+    Raises:
+        NasError: if a value is not finite.
+    """
+    check_finite(frames, "the frames", "check the model and its weights")
     return np.round(np.clip(frames, 0, 1) * 255).astype(np.uint8)
 
 
@@ -166,10 +183,11 @@ def enlarge(frames: Frames) -> Frames:
 
 
 def write_video(path: Path, frames: Frames, fps: float) -> None:
-    """H.264 in an MP4; sizes must be even, as yuv420p wants them."""
+    """H.264 in an MP4, whole or not at all; sizes must be even, as yuv420p wants them."""
     import av
 
-    with av.open(str(path), "w", format="mp4") as container:
+    with whole(path) as file, av.open(file, "w", format="mp4") as container:
+        container.metadata["comment"] = MADE_BY
         stream: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
@@ -182,8 +200,9 @@ def write_video(path: Path, frames: Frames, fps: float) -> None:
 
 
 def write_contact_sheet(path: Path, frames: Frames, columns: int = 4) -> None:
-    """All frames in reading order on one PNG, up to ``columns`` in a row."""
+    """All frames in reading order on one PNG, up to ``columns`` in a row; whole or not at all."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
     count, height, width, _ = frames.shape
     columns = min(columns, count)
@@ -193,4 +212,7 @@ def write_contact_sheet(path: Path, frames: Frames, columns: int = 4) -> None:
     for i, frame in enumerate(frames):
         top, left = i // columns * (height + gap), i % columns * (width + gap)
         sheet[top : top + height, left : left + width] = frame
-    Image.fromarray(sheet).save(path)
+    told = PngInfo()
+    told.add_text("Software", MADE_BY)
+    with whole(path) as file:
+        Image.fromarray(sheet).save(file, format="PNG", pnginfo=told)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from nas.config import RunConfig
 from nas.data import open_data
+from nas.files import whole, write_whole
 from nas.flow import clean_estimate, mix
 from nas.sample import load_pipeline, to_uint8
 from search_spaces.space import Space
@@ -47,10 +47,9 @@ def write_samples(config: RunConfig, run: Path) -> dict[str, Any]:
     }
     folder = run / "samples"
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".samples.partial.npz"
-    np.savez_compressed(partial, **arrays)  # type: ignore[arg-type]
-    os.replace(partial, folder / "samples.npz")
-    (folder / "captions.json").write_text(json.dumps(captions, indent=1))
+    with whole(folder / "samples.npz") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    write_whole(folder / "captions.json", json.dumps(captions, indent=1))
     return {"clips": count, **config.samples.model_dump()}
 
 

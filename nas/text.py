@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from nas.errors import NasError
+from nas.pretrained.hub import fetch, has_part, read_config
+from nas.pretrained.loading import load_weights, loading
 from search_spaces.space import Space
 
-#: What loading somebody's model may end in: nothing there, another format, damaged weights.
-LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
 
 
@@ -61,22 +58,13 @@ class TextEncoder(nn.Module):
         Raises:
             NasError: if it cannot be loaded.
         """
-        from transformers import AutoTokenizer, CLIPTextModel
-
-        from nas.sample import no_bars
-
-        try:
-            check_source(source)
+        remedy = "give a hub id or a folder with its config.json, weights and tokenizer"
+        with loading(source, "CLIP text model", remedy):
             words, states = ("tokenizer", "text_encoder") if has_part(source, "text_encoder") else ("", "")
-            with no_bars():
-                tokenizer = AutoTokenizer.from_pretrained(source, subfolder=words)
-                model = CLIPTextModel.from_pretrained(source, subfolder=states)
-        except LOADING_ERRORS as error:
-            raise NasError(
-                f"{source}: no CLIP text model could be loaded ({first_line(error)}); give a hub id or a folder with "
-                "its config.json, weights and tokenizer"
-            ) from error
-        return cls(tokenizer, model.eval().requires_grad_(False))
+            model = load_text_model(fetch(source, states), source)
+            tokenizer = load_tokenizer(fetch(source, words))
+            probe(tokenizer, model)
+        return cls(tokenizer, model.requires_grad_(False))
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -119,14 +107,58 @@ class TextEncoder(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> TextEncoder:
         """Tokenizer and shape from ``folder``; the weights come with the checkpoint."""
-        from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+        from transformers import CLIPTextConfig, CLIPTextModel
 
-        try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-            config = CLIPTextConfig.from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise NasError(f"{folder}: no tokenizer of a run there; train again in a new run folder") from error
-        return cls(tokenizer, CLIPTextModel(config))
+        with loading(folder, "tokenizer of a run", "train again in a new run folder"):
+            tokenizer = load_tokenizer(folder)
+            model = CLIPTextModel(CLIPTextConfig.from_dict(read_config(folder / "config.json")))
+            probe(tokenizer, model)
+        return cls(tokenizer, model)
+
+
+def load_text_model(folder: Path, source: str) -> Any:
+    """The ``CLIPTextModel`` of a folder, in float32; of a whole CLIP its text half.
+
+    Raises:
+        NasError: if its configuration or weights are damaged, or its configuration names code of its own.
+    """
+    from transformers import CLIPTextModel
+
+    read_config(folder / "config.json")
+    return load_weights(CLIPTextModel, folder, source, dtype=torch.float32, trust_remote_code=False).eval()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, by transformers' own classes.
+
+    Raises:
+        NasError: if its configuration is damaged, or names code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    if (folder / "tokenizer_config.json").is_file():
+        read_config(folder / "tokenizer_config.json")
+    if (folder / "config.json").is_file():
+        read_config(folder / "config.json")
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+@torch.no_grad()
+def probe(tokenizer: Any, model: Any) -> None:
+    """Read two captions: what a wrong field of either breaks is found now, not hours later.
+
+    Raises:
+        ValueError: if the two do not belong together, or the states are not finite; and whatever a library says.
+    """
+    limit, known = int(model.config.max_position_embeddings), int(model.config.vocab_size)
+    tokens = tokenizer(["a", ""], padding="max_length", max_length=limit, return_tensors="pt").input_ids
+    if tuple(tokens.shape) != (2, limit):
+        raise ValueError(f"its tokenizer pads two captions to {tuple(tokens.shape)}, the model reads (2, {limit})")
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < known:
+        raise ValueError(f"its tokenizer gives token {int(tokens.max())}, the model knows {known}")
+    states = model(input_ids=tokens.to(model.device))
+    if not (torch.isfinite(states.last_hidden_state).all() and torch.isfinite(states.pooler_output).all()):
+        raise ValueError("its states of a caption are not finite")
 
 
 def text_encoder_of(space: Space, data: Any) -> Any:
@@ -147,56 +179,6 @@ def open_text(folder: Path) -> Any:
     from nas.data.cached import REFERENCE, CachedText
 
     return CachedText.load(folder) if (folder / REFERENCE).is_file() else TextEncoder.load(folder)
-
-
-def check_source(source: str) -> None:
-    """Whether a model may be there at all, before a library retries for a minute and talks of it.
-
-    Raises:
-        OSError: if it is neither a folder nor a hub id, or the hub is out of reach and nothing of it is kept here.
-    """
-    if Path(source).exists():
-        return
-    if not HUB_ID.fullmatch(source):
-        raise OSError("no such folder")
-    import socket
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    from huggingface_hub import constants, snapshot_download
-
-    try:
-        snapshot_download(source, local_files_only=True)
-        return
-    except (OSError, ValueError):  # not kept here
-        host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
-    if constants.HF_HUB_OFFLINE:
-        raise OSError("no such folder, and HF_HUB_OFFLINE is set")
-    if not getproxies():
-        try:
-            socket.getaddrinfo(host, 443)
-        except OSError:
-            raise OSError(f"no such folder, and {host} cannot be reached") from None
-
-
-def has_part(source: str, part: str) -> bool:
-    """Whether a model folder or hub repository is a pipeline with this part; a repository that cannot say is not."""
-    folder = Path(source)
-    if folder.exists() or source.startswith((".", "/", "~")):
-        return (folder / part / "config.json").is_file()
-    from huggingface_hub import hf_hub_download
-
-    try:
-        hf_hub_download(source, f"{part}/config.json")
-    except Exception:  # not there, no network, no such repository: loading says which, with the better sentence
-        return False
-    return True
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of a library's message, for a sentence of ours."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:160].rstrip(".") if lines else type(error).__name__
 
 
 def word_tokenizer(captions: Iterable[str], tokens: int) -> Any:

@@ -1,4 +1,4 @@
-"""Train the supernet: images and videos together, one path a step, killed and resumed without a trace."""
+"""Train the supernet: images and videos together, along a few paths a step, killed and resumed without a trace."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import os
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nas.averages import Averages
 from nas.checkpoint import (
     Checkpoint,
-    check_belongs,
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
@@ -30,51 +28,25 @@ from nas.checkpoint import (
 from nas.config import FREE_OF_TRAIN, QualityConfig, TrainConfig
 from nas.data import Dataset
 from nas.data.clip import images_of
-from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World
+from nas.data.lengths import check_lengths
+from nas.distributed import LAUNCHED, PEER_LOST, PeerLost, World, peak_memory_mb
 from nas.errors import NasError
-from nas.loader import Batch, Loader
+from nas.files import append, write_whole
+from nas.loader import Loader
 from nas.optimizers import build_optimizer, pack_state, set_rates, unpack_state
+from nas.passes import Passed, Passes
 from nas.paths import PATHS
 from nas.sharding import is_sharded, like, shard, split_again, whole
 from nas.supernet import Supernet, compile_blocks
-from nas.text import TextEncoder, drop_captions, open_text, text_encoder_of
+from nas.text import TextEncoder, text_encoder_of
+from nas.trained import BEST, METRICS, TEXT, Step, check_shapes, cut_metrics, fixed_paths, newest_checkpoint, read_best
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
-METRICS = "metrics.jsonl"
-TEXT = "text"
-BEST = "best.json"
 ROLLBACKS = 3  # of one step; more, and it will not get better
 RECENT = 50  # losses that a spike is measured against
 VALIDATION = QualityConfig(clips=16, batch=8)
 VALIDATED_PATHS = 4
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step reports.
-
-    Attributes:
-        loss, loss_video, loss_image: means over its paths and over all processes.
-        path: the largest-first path's key. seconds: all of the step. waited: of them, for data.
-        frames_per_s: video frames and images trained on, over all processes. loader_frames_per_s: what the workers of
-            one process can load; training waits where that is less than its share.
-        memory_mb: peak on the device so far; of a CPU, of the process. validation: loss of the averaged weights.
-    """
-
-    step: int
-    loss: float
-    loss_video: float
-    loss_image: float
-    learning_rate: float
-    grad_norm: float
-    seconds: float
-    path: str
-    waited: float = 0.0
-    frames_per_s: float = 0.0
-    loader_frames_per_s: float = 0.0
-    memory_mb: float = 0.0
-    validation: float | None = None
 
 
 def train(
@@ -205,7 +177,8 @@ class Trainer:
             torch.manual_seed(seed)
             self.supernet = Supernet(space, config.prediction)
             self.text = text_encoder_of(space, data)
-        self.diffusion = self.supernet.diffusion
+        if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
+            check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and not list_checkpoints(folder):
             from nas.weights import init_backbone
 
@@ -218,12 +191,15 @@ class Trainer:
             shard(self.supernet, self.text, self.world)
         if config.compile:
             compile_blocks(self.supernet)
-        self.ema = {name: p.detach().clone() for name, p in self._named()}
+        self.ema = Averages(dict(self._named()), config.ema_decay)
         temporal = {id(p) for p in self.supernet.temporal_parameters()}
         self.shared = [p for _, p in self._named() if id(p) not in temporal]
         groups = [{"params": self.shared}, {"params": list(self.supernet.temporal_parameters())}]
         self.optimizer = build_optimizer(config, groups, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.passes = Passes(
+            self.supernet, self.text, self.videos, self.images, config, self.world, self.scaler, self._generator
+        )
         self.step = 0
         self.salt = 0  # grows with each roll-back, so that the same bad draw is not made again
         self.recent: deque[float] = deque(maxlen=RECENT)
@@ -251,7 +227,7 @@ class Trainer:
                 if self._due(config.validate_every) and self.validation is not None:
                     done = self.validate(done)
                 if self.world.main:
-                    with (self.folder / METRICS).open("a") as metrics:
+                    with append(self.folder / METRICS) as metrics:
                         metrics.write(json.dumps(vars(done)) + "\n")
                 if watch is not None:
                     watch.log(done)
@@ -277,27 +253,19 @@ class Trainer:
         """One optimiser step; None when it went wrong and the last checkpoint was taken back."""
         started = time.perf_counter()
         config, warming = self.config, self.step < self.config.warmup_steps
-        paths = [self.space.empty()] if warming else self.draw(self.step)
-        rate = self._learning_rate()
-        frozen = not warming and config.spatial_rate == 0
+        rate, everything = self._learning_rate(), warming or config.spatial_rate > 0
         for parameter in self.shared:
-            parameter.requires_grad_(not frozen)
+            parameter.requires_grad_(everything)
         set_rates(self.optimizer, [rate * (1.0 if warming else config.spatial_rate), rate])
         self.optimizer.zero_grad(set_to_none=True)
-        videos, images, frames, waited = [], [], 0, 0.0
-        share = config.image_share if config.images else 0.0
-        for micro in range(config.accumulate):
-            video_loss, image_loss = self._losses(paths, micro)
-            videos.append(float(video_loss.detach()))
-            images.append(float(image_loss.detach()))
-            frames += self._frames
-            waited += self._waited
-            loss = (1 - share) * video_loss + share * image_loss
-            if loss.requires_grad:
-                self.scaler.scale(loss / config.accumulate).backward()
+        paths = [self.space.empty()] if warming else self._learning_paths(everything)
+        share = config.image_share if config.images and everything else 0.0
+        passed = [self._pass(paths, micro, share) for micro in range(config.accumulate)]
         if config.shard and self.world.size > 1:
             split_again(self.supernet, self.text)
-        loss_video, loss_image = self.world.mean([statistics.fmean(videos), statistics.fmean(images)])
+        loss_video, loss_image = self.world.mean(
+            [statistics.fmean(p.video for p in passed), statistics.fmean(p.image or 0.0 for p in passed)]
+        )
         total = (1 - share) * loss_video + share * loss_image
         norm = self._gradient_norm()
         overflow = self.scaler.is_enabled() and math.isfinite(total) and not math.isfinite(norm)
@@ -307,7 +275,7 @@ class Trainer:
         if self._with_gradient():  # none along an empty path of a frozen backbone: a scaler takes no such step
             self.scaler.step(self.optimizer)  # which leaves the weights alone on an overflow, and scales less after it
             self.scaler.update()
-        self._average()
+        self.ema.take(self.step)
         self.step += 1
         if self.step >= self.bad:  # past it; the steps before it, made again, are no progress
             self.rollbacks = 0
@@ -317,15 +285,15 @@ class Trainer:
             step=self.step,
             loss=total,
             loss_video=loss_video,
-            loss_image=loss_image,
+            loss_image=loss_image if share else None,
             learning_rate=rate,
             grad_norm=norm,
             seconds=seconds,
             path=paths[0].key,
-            waited=round(waited, 6),
-            frames_per_s=round(frames * self.world.size / seconds, 3),
+            waited=round(sum(p.waited for p in passed), 6),
+            frames_per_s=round(sum(p.frames for p in passed) * self.world.size / seconds, 3),
             loader_frames_per_s=round(self.videos.frames_per_s * max(1, config.workers), 1),
-            memory_mb=_memory_mb(self.device),
+            memory_mb=peak_memory_mb(self.device),
         )
 
     def _with_gradient(self) -> list[nn.Parameter]:
@@ -344,58 +312,16 @@ class Trainer:
         mixed = (((self.seed * 1_000_003 + self.step * 97 + micro) * 31 + self.salt) * 7 + stream) * 8191 + item
         return torch.Generator().manual_seed(mixed % 2**63)
 
-    def _losses(self, paths: list[Arrangement], micro: int) -> tuple[Tensor, Tensor]:
-        """Mean loss over the paths on this micro-batch's videos, and the loss on its images (no path: T = 1)."""
-        config = self.config
-        turn = self.step * config.accumulate + micro
-        batch = self.videos(turn)
-        self._frames, self._waited = batch.frames, self.videos.waited
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision)
-        with torch.autocast(self.device.type, kind or torch.bfloat16, enabled=kind is not None):
-            noisy, level, target, context = self._noised(batch, micro, 0, config.clips)
-            losses, teacher = [], None
-            for path in paths:
-                predicted = self._predict(noisy, level, context, path)
-                loss = nn.functional.mse_loss(predicted.float(), target)
-                if teacher is not None and config.distillation:
-                    taught = nn.functional.mse_loss(predicted.float(), teacher)
-                    loss = (1 - config.distillation) * loss + config.distillation * taught
-                elif len(paths) > 1:
-                    teacher = predicted.detach().float()
-                losses.append(loss)
-            video_loss = torch.stack(losses).mean()
-            if not config.images:
-                return video_loss, torch.zeros((), device=self.device)
-            pictures = self.images(turn)
-            self._frames += pictures.frames
-            self._waited += self.images.waited
-            noisy, level, target, context = self._noised(pictures, micro, 1, config.images)
-            predicted = self._predict(noisy, level, context, self.space.empty())
-            return video_loss, nn.functional.mse_loss(predicted.float(), target)
+    def _pass(self, paths: list[Arrangement], micro: int, image_share: float) -> Passed:
+        """Add up the gradients of a micro-batch; see ``Passes``."""
+        return self.passes(paths, self.step * self.config.accumulate + micro, micro, image_share)
 
-    def _noised(self, batch: Batch, micro: int, stream: int, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Noisy samples, levels, targets and text of this process's share of ``count`` items.
-
-        Levels and dropped captions are drawn for the whole batch, noise item by item, so that who computes what
-        changes nothing.
-        """
-        config, mine = self.config, self.world.share(count)
-        draws = self._generator(micro, stream)
-        levels = self.diffusion.levels(count, config.timestep_mean, config.timestep_std, draws)
-        level = levels[mine.start : mine.stop].to(self.device)
-        shown = [*[""] * mine.start, *batch.captions, *[""] * (count - mine.stop)]
-        captions = drop_captions(shown, config.caption_dropout, draws)[mine.start : mine.stop]
-        shape = batch.video.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=self._generator(micro, 2 + stream, i)) for i in mine])
-        noise, video = noise.to(self.device), batch.video.to(self.device)
-        target = self.diffusion.target(video, noise, level)
-        return self.diffusion.noised(video, noise, level), level, target, self.text(captions)
-
-    def _predict(self, noisy: Tensor, level: Tensor, context: Tensor, path: Arrangement) -> Tensor:
-        frames = noisy.shape[1]
-        told = self.diffusion.timestep(level)
-        out = self.supernet.predict(noisy.flatten(0, 1), told, context, frames, path)
-        return out.unflatten(0, (-1, frames))
+    def _learning_paths(self, everything: bool) -> list[Arrangement]:
+        """The step's paths that something learns along; if there is none, the first, for its loss."""
+        paths = self.draw(self.step)
+        if everything:
+            return paths
+        return [path for path in paths if any(variants for _, variants in path.layers)] or paths[:1]
 
     def _learning_rate(self) -> float:
         """Linear ramp, then a cosine to a tenth; a second ramp where temporal paths begin."""
@@ -404,12 +330,6 @@ class Trainer:
         ramp = min(1.0, (begun + 1) / config.ramp_steps) if config.ramp_steps else 1.0
         done = self.step / config.steps
         return config.learning_rate * ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
-
-    def _average(self) -> None:
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, parameter in self._named():
-                self.ema[name].lerp_(parameter, 1 - decay)
 
     def start_from(self, supernet: Supernet, text: TextEncoder, *, temporal: bool) -> None:
         """Take up another supernet's shared weights, and its temporal layers too where ``temporal``."""
@@ -420,36 +340,16 @@ class Trainer:
             for name, parameter in self._named():
                 if id(parameter) not in keep:
                     parameter.copy_(given[name])
-                    self.ema[name].copy_(given[name])
+                    self.ema.values[name].copy_(given[name])
 
     def averages(self) -> tuple[Supernet, TextEncoder]:
         """The averaged weights, in evaluation mode; what was trained here is theirs from now on."""
-        self._swap()
+        self.ema.swap()
         for module in (self.supernet, self.text):
             module.eval().requires_grad_(False)
         return self.supernet, self.text
 
     # Looking at it ----------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """The averaged weights in place of the trained ones, ready to be scored or sampled, while this lasts."""
-        self._swap()
-        self.supernet.eval()
-        self.text.eval()
-        try:
-            yield
-        finally:
-            self._swap()
-            self.supernet.train()
-            self.text.train()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for name, parameter in self._named():
-            held = parameter.detach().clone()
-            parameter.copy_(self.ema[name])
-            self.ema[name].copy_(held)
 
     def validate(self, done: Step) -> Step:
         """The step with the averaged weights' loss on validation clips, over the same few paths each time."""
@@ -457,7 +357,7 @@ class Trainer:
 
         assert self.validation is not None
         paths = [self.space.empty(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
-        with self.averaged():
+        with self.ema.shown(self.supernet, self.text):
             quality = Quality(self.supernet, self.text, self.validation, VALIDATION, str(self.device))
             loss = statistics.fmean(quality.score(path).loss for path in paths)
         return Step(**{**vars(done), "validation": loss})
@@ -469,15 +369,13 @@ class Trainer:
         best = read_best(self.folder) if self.world.main else None
         better = best is None or best["step"] >= done.step or done.validation < best["loss"]
         if self.world.say(int(better)) and self.world.main:
-            partial = self.folder / f".{BEST}.partial"
-            partial.write_text(json.dumps({"step": done.step, "loss": done.validation}))
-            os.replace(partial, self.folder / BEST)
+            write_whole(self.folder / BEST, json.dumps({"step": done.step, "loss": done.validation}))
         return bool(self.world.say(int(better)))
 
     def _draw(self, watch: Any) -> None:
         from nas.watch import draw_strip
 
-        with self.averaged():
+        with self.ema.shown(self.supernet, self.text):
             strip = draw_strip(self.supernet, self.text, self.data, self.space, self.device, self.warn)
         if strip is not None and watch is not None:
             watch.strip(*strip, self.step)
@@ -530,7 +428,7 @@ class Trainer:
         named = dict(self._named())
         groups: dict[str, Mapping[str, Tensor]] = {
             "weights": {name: whole(p.detach()) for name, p in named.items()},
-            "average": {name: whole(p) for name, p in self.ema.items()},
+            "average": {name: whole(p) for name, p in self.ema.values.items()},
             "optimizer": pack_state(self.optimizer, {p: name for name, p in named.items()}),
         }
         if not self.world.main:
@@ -551,9 +449,7 @@ class Trainer:
         found: tuple[Checkpoint, Path] | None = None
         fresh = False
         if self.world.main:
-            found, last_error = self._newest()
-            if found is None and last_error is not None:
-                raise last_error
+            found = newest_checkpoint(self.folder, self._facts(), self.warn)
             fresh = found is None and not self.step
         answer = self.world.say(int(found[0].state["step"]) if found is not None else -1 - int(fresh))
         if answer == -2:
@@ -573,113 +469,21 @@ class Trainer:
             cut_metrics(self.folder / METRICS, self.step)
         return True
 
-    def _newest(self) -> tuple[tuple[Checkpoint, Path] | None, NasError | None]:
-        last_error: NasError | None = None
-        for path in reversed(list_checkpoints(self.folder)):
-            try:
-                checkpoint = load_checkpoint(path)
-            except NasError as error:
-                last_error = error
-                self.warn(f"{error}. Going on from an earlier one")
-                continue
-            check_belongs(checkpoint.state, self._facts(), path)
-            return (checkpoint, path), None
-        return None, last_error
-
     def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
         named = dict(self._named())
         for group in ("weights", "average"):
-            _check_shapes(checkpoint.tensors.get(group, {}), named, path)
+            check_shapes(checkpoint.tensors.get(group, {}), named, path)
         with torch.no_grad():
             for name, tensor in checkpoint.tensors["weights"].items():
                 named[name].copy_(like(tensor, named[name]))
             for name, tensor in checkpoint.tensors["average"].items():
-                self.ema[name].copy_(like(tensor, self.ema[name]))
+                self.ema.values[name].copy_(like(tensor, self.ema.values[name]))
         unpack_state(self.optimizer, checkpoint.tensors["optimizer"], named)
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.step = int(checkpoint.state["step"])
         self.salt = int(checkpoint.state["salt"])
         self.recent = deque(checkpoint.state["recent"], maxlen=RECENT)
-
-
-def fixed_paths(space: Space, count: int) -> list[Arrangement]:
-    """The same few arrangements of a space whenever they are asked for."""
-    import numpy as np
-
-    return [space.sample(np.random.default_rng([2024, i])) for i in range(count)]
-
-
-def read_best(folder: Path) -> dict[str, Any] | None:
-    """Step and loss of the best validated checkpoint, if there is one."""
-    try:
-        best = json.loads((folder / BEST).read_text())
-        return {"step": int(best["step"]), "loss": float(best["loss"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, int]:
-    """The averaged supernet and text encoder of the newest checkpoint, in evaluation mode, and its step.
-
-    What it was trained to predict stands in the checkpoint; called, the supernet gives a velocity.
-
-    Raises:
-        NasError: if there is none, it is damaged, or it is of another space.
-    """
-    found = list_checkpoints(folder)
-    if not found:
-        raise NasError(f"{folder}: no checkpoint of a supernet there; train it with nas train {space.name} --out RUN")
-    checkpoint = load_checkpoint(found[-1])
-    check_belongs(checkpoint.state, {"space": space.fingerprint}, found[-1])
-    settings = checkpoint.state.get("settings", {})
-    supernet, text = Supernet(space, settings.get("prediction", "velocity")), open_text(folder / TEXT)
-    average = checkpoint.tensors.get("average", {})
-    parts = (("supernet.", supernet), ("text.", text))
-    _check_shapes(average, {prefix + n: p for prefix, module in parts for n, p in module.named_parameters()}, found[-1])
-    for prefix, module in parts:
-        module.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
-        )
-        module.eval().requires_grad_(False)
-    return supernet, text, int(checkpoint.state["step"])
-
-
-def _check_shapes(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    for name in sorted({*found, *wanted}):
-        shapes = [tuple(side[name].shape) if name in side else None for side in (found, wanted)]
-        if shapes[0] != shapes[1]:
-            raise NasError(
-                f"{path}: {name} has shape {shapes[0]} there and {shapes[1]} here; it was made by another version or "
-                "its tokenizer was replaced: train in a new run folder"
-            )
-
-
-def _memory_mb(device: torch.device) -> float:
-    """Peak memory so far, in MB: the device's, or of a CPU this process's."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
-
-
-def cut_metrics(path: Path, step: int) -> None:
-    """Drop what was logged after ``step``, and a last line that was cut off: those steps will be made again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError):
-            break
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from nas.sample import to_uint8
 
 if TYPE_CHECKING:
     from nas.supernet import Supernet
-    from nas.trainer import Step
+    from nas.trained import Step
     from search_spaces.space import Space
 
 STRIPS = "strips"
@@ -47,7 +47,7 @@ class Watch:
 
     def log(self, done: Step) -> None:
         """One step's curves."""
-        values = {name: getattr(done, name) for name in CURVES}
+        values = {name: getattr(done, name) for name in CURVES if getattr(done, name) is not None}
         values["memory_mb"] = done.memory_mb
         if done.validation is not None:
             values["validation"] = done.validation
@@ -114,7 +114,7 @@ def draw_strip(
         (height, width, 3) bytes and the captions from top to bottom, or None.
     """
     from nas.data.cached import CachedLatents
-    from nas.trainer import fixed_paths
+    from nas.trained import fixed_paths
 
     captions = list(data.captions)[:: max(1, len(data.captions) // SAMPLED)][:SAMPLED]
     path = fixed_paths(space, 1)[0]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from nas.errors import NasError
-from nas.text import LOADING_ERRORS, check_source, first_line, has_part
+from nas.pretrained.files import choose_weights
+from nas.pretrained.loading import load_weights, loading, open_part
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Mapped:
 
 
 def check_unet(source: str) -> None:
-    """Whether there is a UNet at all, by its configuration alone.
+    """Whether there is a UNet with weights at all, by its configuration and its files alone.
 
     Raises:
         NasError: if not.
@@ -54,28 +55,18 @@ def load_unet(source: str, weights: bool = True) -> Any:
     """
     from diffusers import UNet2DConditionModel
 
-    from nas.sample import no_bars
     from search_spaces.backbones.narrow import NarrowUNet
 
-    try:
-        check_source(source)
-        part = {"subfolder": "unet"} if has_part(source, "unet") else {}
-        with no_bars():
-            kind = UNet2DConditionModel.load_config(source, **part).get("_class_name")
-            known = {one.__name__: one for one in (UNet2DConditionModel, NarrowUNet)}
-            if kind not in known:
-                raise NasError(
-                    f"{source}: holds a {kind or 'model of no stated kind'}, not a UNet2DConditionModel such as "
-                    "Stable Diffusion 1.5's"
-                )
-            return known[kind].from_pretrained(source, **part) if weights else None
-    except LOADING_ERRORS as error:
-        if isinstance(error, NasError):
-            raise
-        raise NasError(
-            f"{source}: no UNet could be loaded ({first_line(error)}); give a hub id or a folder with its config.json "
-            "and weights"
-        ) from error
+    with loading(source, "UNet", "give a hub id or a folder with its config.json and weights"):
+        folder, config = open_part(source, "unet")
+        known = {one.__name__: one for one in (UNet2DConditionModel, NarrowUNet)}
+        kind = config.get("_class_name")
+        if kind not in known:
+            raise NasError(
+                f"{source}: holds a {kind or 'model of no stated kind'}, not a UNet2DConditionModel such as "
+                "Stable Diffusion 1.5's"
+            )
+        return load_weights(known[kind], folder, source) if weights else choose_weights(folder)
 
 
 def init_backbone(backbone: Any, source: str) -> Mapped:

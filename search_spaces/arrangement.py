@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,9 @@ from typing import Any
 import yaml
 
 from search_spaces.errors import SpaceError, unknown
+from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
+from search_spaces.writing import write_whole
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,15 @@ class Arrangement:
                 layers.append((str(name), tuple(Variant.parse(label) for label in labels)))
             except SpaceError as error:
                 raise SpaceError(f"positions.{name}: {error}") from None
-        return cls(str(data["space"]), tuple(layers))
+        if not isinstance(data["space"], str):
+            raise SpaceError(f"space must be the name of one, but is {data['space']!r:.60}")
+        return cls(data["space"], tuple(layers))
 
     def save(self, path: str | Path) -> Path:
         """Write YAML (positions to lists of labels), atomically; returns the path."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(yaml.safe_dump(self.to_json(), sort_keys=False, width=120), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, yaml.safe_dump(self.to_json(), sort_keys=False, width=120))
         return path
 
     @classmethod
@@ -108,10 +109,6 @@ class Arrangement:
             SpaceError: if the file cannot be read or is no arrangement; the message starts with its path.
         """
         try:
-            return cls.from_json(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise SpaceError(f"{path}: cannot be read ({error.strerror})") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SpaceError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
-        except SpaceError as error:
+            return cls.from_json(parse_yaml(read_text(path)))
+        except (SpaceError, UnreadableError) as error:
             raise SpaceError(f"{path}: {error}") from None

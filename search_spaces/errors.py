@@ -1,5 +1,6 @@
-"""The one base error of this package, and how its messages suggest what was meant."""
+"""The one base error of this package, how its messages suggest what was meant, and rules that all numbers meet."""
 
+import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -14,3 +15,45 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near: Sequence[str] = get_close_matches(str(name), names, n=1, cutoff=0.75)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return f"unknown {kind} {str(name)!r}.{hint} Known {kind}s: {', '.join(names)}."
+
+
+#: What no clip, network or text here comes near: beyond it shapes overflow, and lists of layers never end.
+MAX_SIZE = 65_536
+MAX_FRAMES = 100_000
+
+
+def whole(value: object, where: str, least: int = 1, most: int = MAX_SIZE) -> int:
+    """The value, if it is a whole number within bounds.
+
+    Raises:
+        SpaceError: naming ``where`` it stands.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SpaceError(f"{where} must be a whole number of at least {least}, but is {value!r:.60}")
+    if value > most:
+        raise SpaceError(f"{where} must be at most {most:,}, but is {value!r:.60}")
+    return value
+
+
+def positive(value: object, where: str, most: float) -> float:
+    """The value, if it is a number over 0 within bounds.
+
+    Raises:
+        SpaceError: naming ``where`` it stands.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpaceError(f"{where} must be a number, but is {value!r:.60}")
+    if not (math.isfinite(value) and 0 < value <= most):
+        raise SpaceError(f"{where} must be above 0 and at most {most:g}, but is {value!r:.60}")
+    return value
+
+
+def plain_text(value: object, where: str) -> str:
+    """The value, if it is a text.
+
+    Raises:
+        SpaceError: naming ``where`` it stands.
+    """
+    if not isinstance(value, str):
+        raise SpaceError(f"{where} must be text, but is {value!r:.60}; quote it")
+    return value

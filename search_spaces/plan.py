@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError, unknown
-from search_spaces.space import SPACES, Space, list_spaces
+from search_spaces.reading import UnreadableError, parse_json, read_text
+from search_spaces.space import MAX_LAYERS, SPACES, Space, list_spaces
 from search_spaces.variant import Variant
+from search_spaces.writing import write_whole
 
 SCHEMA = 1
+MAX_FILE = 16_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -123,39 +127,47 @@ class Plan:
             SpaceError: if it cannot be read or is no plan of this schema.
         """
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise SpaceError(f"{path}: cannot be read ({error.strerror})") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise SpaceError(f"{path}: is no plan of schema {SCHEMA} ({type(error).__name__}: {error})") from None
+            return cls.from_json(parse_json(read_text(path, MAX_FILE)))
+        except UnreadableError as error:
+            raise SpaceError(f"{path}: is no plan of schema {SCHEMA}: {error}") from None
+        except SpaceError as error:
+            raise SpaceError(f"{path}: {error}") from None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
-        """The inverse of ``to_json``."""
-        if data["schema"] != SCHEMA:
-            raise SpaceError(f"schema is {data['schema']}, but this reads {SCHEMA}; run python -m search_spaces.plan")
+        """The inverse of ``to_json``.
+
+        Raises:
+            SpaceError: naming the first field that is missing or of another kind.
+        """
+        try:
+            file = _File.model_validate(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise SpaceError(
+                f"is no plan of schema {SCHEMA} ({where}: {first['msg']}); write it again: python -m search_spaces.plan"
+            ) from None
+        ends = {"text_encoder": file.text_encoder, "decoder": file.decoder}
         return cls(
-            space=data["space"],
-            fingerprint=data["fingerprint"],
-            clip=data["clip"],
-            backbone_name=data["backbone"]["name"],
-            backbone_workload=data["backbone"]["workload"],
-            backbone_parameters=data["backbone"]["parameters"],
+            space=file.space,
+            fingerprint=file.fingerprint,
+            clip=file.clip,
+            backbone_name=file.backbone.name,
+            backbone_workload=file.backbone.workload,
+            backbone_parameters=file.backbone.parameters,
             positions=tuple(
                 PlanPosition(
-                    **{name: item[name] for name in _POSITION_FIELDS},
+                    **{name: getattr(item, name) for name in _POSITION_FIELDS},
                     layers=tuple(
-                        PlanLayer(Variant.parse(layer["variant"]), layer["workload"], layer["parameters"])
-                        for layer in item["layers"]
+                        PlanLayer(Variant.parse(layer.variant), layer.workload, layer.parameters)
+                        for layer in item.layers
                     ),
                 )
-                for item in data["positions"]
+                for item in file.positions
             ),
-            points=tuple(
-                Point(item["name"], item["kind"], tuple((name, count) for name, count in item["skips"]))
-                for item in data["points"]
-            ),
-            **{name: PlanEnd(**data[name]) for name in ("text_encoder", "decoder") if name in data},
+            points=tuple(Point(item.name, item.kind, tuple(item.skips)) for item in file.points),
+            **{name: PlanEnd(**end.model_dump()) for name, end in ends.items() if end is not None},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -195,9 +207,7 @@ class Plan:
     def save(self, path: str | Path) -> Path:
         """Write JSON, one row of detail a line, atomically; returns the path."""
         path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(_dump(self.to_json()), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, _dump(self.to_json()))
         return path
 
     # Reading ----------------------------------------------------------------------------------------------------
@@ -244,6 +254,62 @@ class Plan:
         """Distinct workloads (without precision), the backbone first."""
         layers = (layer.workload for position in self.positions for layer in position.layers)
         return tuple(dict.fromkeys([self.backbone_workload, *layers]))
+
+
+# The file, as it must be --------------------------------------------------------------------------------------------
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Name = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _FileLayer(_Part):
+    variant: Name
+    workload: Name
+    parameters: Count
+
+
+class _FilePosition(_Part):
+    name: Name
+    channels: Count
+    frames: Count
+    height: Count
+    width: Count
+    max_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    layers: list[_FileLayer]
+
+
+class _FilePoint(_Part):
+    name: Name
+    kind: Name
+    skips: list[Annotated[tuple[str, Count], Field(strict=False)]]
+
+
+class _FileEnd(_Part):
+    workload: Name
+    parameters: Count
+    calls: Count = 1
+
+
+class _FileBackbone(_Part):
+    name: Name
+    workload: Name
+    parameters: Count
+
+
+class _File(_Part):
+    schema_: Annotated[int, Field(alias="schema", ge=SCHEMA, le=SCHEMA)]
+    space: Name
+    fingerprint: str
+    clip: dict[str, Any]
+    backbone: _FileBackbone
+    positions: list[_FilePosition]
+    points: list[_FilePoint]
+    text_encoder: _FileEnd | None = None
+    decoder: _FileEnd | None = None
 
 
 _POSITION_FIELDS = ("name", "channels", "frames", "height", "width", "max_layers")

@@ -12,13 +12,12 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from search_spaces.arrangement import Arrangement
 from search_spaces.backbones import Layout, backbone_spec
 from search_spaces.blocks import block_spec, complete
 from search_spaces.ends import decoder_spec, text_encoder_spec
-from search_spaces.errors import SpaceError, unknown
+from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, unknown, whole
+from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
 
@@ -30,6 +29,9 @@ SPACES = Path(__file__).parent / "spaces"
 
 #: Options of one position that may be enumerated; beyond it nothing that lists them would end.
 MAX_OPTIONS = 1_000_000
+MAX_LAYERS = 64  # at one position
+MAX_FACTOR = 1024  # of an autoencoder
+MAX_FPS = 1000.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,15 @@ class Clip:
     width: int
     fps: float
 
+    def __post_init__(self) -> None:
+        _check_sizes(vars(self), "clip")
+
 
 @dataclass(frozen=True)
 class Autoencoder:
     """By how much the autoencoder divides time and space; 1 and 1 for a space of pixels.
 
+    ``causal``: the first frame becomes a latent of its own, so a clip has 1 + a multiple of ``time`` frames.
     ``decoder`` names the half that makes frames of latents (``ends.DECODERS``); empty where there is none, or where
     its cost is not asked for.
     """
@@ -53,10 +59,31 @@ class Autoencoder:
     time: int = 1
     space: int = 1
     decoder: str = ""
+    causal: bool = False
+
+    def __post_init__(self) -> None:
+        whole(self.time, "autoencoder.time", most=MAX_FACTOR)
+        whole(self.space, "autoencoder.space", most=MAX_FACTOR)
+        plain_text(self.decoder, "autoencoder.decoder")
+        if not isinstance(self.causal, bool):
+            raise SpaceError(f"autoencoder.causal must be true or false, but is {self.causal!r}")
 
     def to_json(self) -> dict[str, Any]:
         """The fields; what is not stated is left out."""
-        return {"time": self.time, "space": self.space, **({"decoder": self.decoder} if self.decoder else {})}
+        more = {**({"decoder": self.decoder} if self.decoder else {}), **({"causal": True} if self.causal else {})}
+        return {"time": self.time, "space": self.space, **more}
+
+    def latent_frames(self, frames: int) -> int:
+        """Latents of a clip of so many frames."""
+        return 1 + (frames - 1) // self.time if self.causal else frames // self.time
+
+    def pixel_frames(self, latents: int) -> int:
+        """Frames of a clip of so many latents."""
+        return 1 + (latents - 1) * self.time if self.causal else latents * self.time
+
+    def divides(self, frames: int) -> bool:
+        """Whether a clip of so many frames becomes whole latents."""
+        return frames > 0 and self.pixel_frames(self.latent_frames(frames)) == frames
 
 
 @dataclass(frozen=True)
@@ -66,6 +93,11 @@ class Text:
     tokens: int
     dim: int
     encoder: str = SMALL
+
+    def __post_init__(self) -> None:
+        whole(self.tokens, "text.tokens")
+        whole(self.dim, "text.dim")
+        plain_text(self.encoder, "text.encoder")
 
     def to_json(self) -> dict[str, Any]:
         """The fields; the encoder where it is not the small one that is trained along."""
@@ -98,8 +130,9 @@ class Position:
 
     def __post_init__(self) -> None:
         where = f"positions.{self.name}"
-        if self.max_layers < 0:
-            raise SpaceError(f"{where}.max_layers must be 0 or more, but is {self.max_layers}")
+        whole(self.channels, f"{where}.channels")
+        whole(self.downscale, f"{where}.downscale")
+        whole(self.max_layers, f"{where}.max_layers", least=0, most=MAX_LAYERS)
         if self.max_layers and not self.variants:
             raise SpaceError(
                 f"{where}.variants is empty, but max_layers is {self.max_layers}; name some or set it to 0"
@@ -172,6 +205,11 @@ class Space:
         if self.autoencoder.decoder:
             decoder = decoder_spec(self.autoencoder.decoder)
             stated = (self.autoencoder.time, self.autoencoder.space, self.latent_channels)
+            if self.autoencoder.causal:
+                raise SpaceError(
+                    f"autoencoder.decoder {self.autoencoder.decoder} makes {decoder.time} frames of every latent, but "
+                    "the space says causal: the first frame alone; leave one of the two out"
+                )
             if stated != (decoder.time, decoder.space, decoder.channels):
                 raise SpaceError(
                     f"autoencoder.decoder {self.autoencoder.decoder} multiplies time by {decoder.time} and space by "
@@ -235,7 +273,9 @@ class Space:
                 latent_channels=data["latent_channels"],
                 autoencoder=Autoencoder(**data["autoencoder"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, SpaceError):
+                raise
             raise SpaceError(
                 f"this is no stored space ({type(error).__name__}: {error}); store Space.to_json()"
             ) from None
@@ -366,7 +406,7 @@ class Space:
         """What the backbone reads for a clip: ``(T, C, H, W)``."""
         pixels, factor = self.clip(clip), self.autoencoder
         return (
-            pixels.frames // factor.time,
+            factor.latent_frames(pixels.frames),
             self.latent_channels,
             pixels.height // factor.space,
             pixels.width // factor.space,
@@ -523,12 +563,24 @@ def _neighbours(layers: tuple[Variant, ...], position: Position) -> list[tuple[V
     return [option for option in found if option != layers]
 
 
+def _check_sizes(fields: Mapping[str, Any], where: str) -> None:
+    """A clip's numbers: whole, above 0, and no more than any video has.
+
+    Raises:
+        SpaceError: naming the first that is not.
+    """
+    positive(fields["fps"], f"{where}.fps", MAX_FPS)
+    for name in ("frames", "height", "width"):
+        whole(fields[name], f"{where}.{name}", most=MAX_FRAMES if name == "frames" else MAX_SIZE)
+
+
 def _check_clip(where: str, clip: Clip, autoencoder: Autoencoder, coarsest: int) -> None:
-    if min(clip.frames, clip.height, clip.width, clip.fps) <= 0:
+    if autoencoder.causal and not autoencoder.divides(clip.frames):
         raise SpaceError(
-            f"{where}: frames, height, width and fps must be above 0, but are {tuple(vars(clip).values())}"
+            f"{where}.frames must be 1 + a multiple of {autoencoder.time} (autoencoder.time, causal), but is "
+            f"{clip.frames}; choose {autoencoder.pixel_frames(autoencoder.latent_frames(clip.frames))}"
         )
-    if clip.frames % autoencoder.time:
+    if not autoencoder.causal and clip.frames % autoencoder.time:
         raise SpaceError(
             f"{where}.frames must be a multiple of {autoencoder.time} (autoencoder.time), but is {clip.frames}; "
             f"choose {clip.frames // autoencoder.time * autoencoder.time or autoencoder.time}"
@@ -546,57 +598,40 @@ def _check_clip(where: str, clip: Clip, autoencoder: Autoencoder, coarsest: int)
 # Reading YAML -------------------------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key given twice is an error instead of a silent last word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1 and key != "<<":
-                raise SpaceError(f"key {key!r} stands there twice (line {node.start_mark.line + 1}); keep one")
-        return super().construct_mapping(node, deep)
-
-
 def _read(path: Path, shown: str) -> Space:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-        return _parse(data, path)
-    except OSError as error:
-        raise SpaceError(f"{shown}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpaceError(f"{shown}: is no YAML ({' '.join(str(error).split())})") from None
-    except SpaceError as error:
+        return _parse(parse_yaml(read_text(path)), path)
+    except (SpaceError, UnreadableError) as error:
         raise SpaceError(f"{shown}: {error}") from None
 
 
 def _parse(data: Any, source: Path) -> Space:
     fields = _mapping(data, "", ("name", "backbone", "text", "clips", "positions"), ("description", "autoencoder"))
     name = fields["name"]
-    if not isinstance(name, str) or not name.replace("_", "").isalnum():
+    if not isinstance(name, str) or not name.replace("_", "").isalnum() or len(name) > 100:
         raise SpaceError(f"name must be letters, digits and _ (it becomes part of table keys), but is {name!r}")
     backbone = _parse_backbone(fields["backbone"])
     layout = backbone.layout
     text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
-    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder"))
-    factors = {key: _integer(autoencoder[key], f"autoencoder.{key}") for key in ("time", "space") if key in autoencoder}
+    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder", "causal"))
     clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
     parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
     return Space(
         name=name,
-        description=str(fields.get("description", "")).strip(),
+        description=plain_text(fields.get("description", ""), "description").strip(),
         backbone=backbone,
         positions=_parse_positions(fields["positions"], layout),
         clips={"training": parsed.get("training", parsed["deployment"]), "deployment": parsed["deployment"]},
-        text=Text(_integer(text["tokens"], "text.tokens"), layout.context_dim, str(text.get("encoder", SMALL))),
+        text=Text(text["tokens"], layout.context_dim, text.get("encoder", SMALL)),
         latent_channels=layout.in_channels,
-        autoencoder=Autoencoder(**factors, decoder=str(autoencoder.get("decoder", ""))),
+        autoencoder=Autoencoder(**autoencoder),
         source=source,
     )
 
 
 def _parse_backbone(data: Any) -> Backbone:
     fields = _mapping({"name": data} if isinstance(data, str) else data, "backbone", ("name",), ("config",))
-    name = str(fields["name"])
+    name = plain_text(fields["name"], "backbone.name")
     try:
         spec = backbone_spec(name)
     except SpaceError as error:
@@ -612,11 +647,8 @@ def _parse_backbone(data: Any) -> Backbone:
 
 def _parse_clip(data: Any, where: str) -> Clip:
     fields = _mapping(data, where, ("frames", "height", "width", "fps"))
-    fps = fields["fps"]
-    if isinstance(fps, bool) or not isinstance(fps, int | float):
-        raise SpaceError(f"{where}.fps must be a number, but is {fps!r}")
-    sizes = {side: _integer(fields[side], f"{where}.{side}") for side in ("frames", "height", "width")}
-    return Clip(**sizes, fps=fps)
+    _check_sizes(fields, where)
+    return Clip(**fields)
 
 
 def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
@@ -636,8 +668,7 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
                 variants.append(Variant.parse(label))
             except SpaceError as error:
                 raise SpaceError(f"{where}.variants[{index}]: {error}") from None
-        limit = _integer(entry["max_layers"], f"{where}.max_layers", least=0)
-        positions.append(Position(place.name, place.channels, place.downscale, limit, tuple(variants)))
+        positions.append(Position(place.name, place.channels, place.downscale, entry["max_layers"], tuple(variants)))
     return tuple(positions)
 
 
@@ -647,7 +678,7 @@ def _mapping(
     """The mapping itself, if it has all required keys and no unknown ones."""
     dot, at = (f"{where}.", where) if where else ("", "the file")
     if not isinstance(data, Mapping):
-        raise SpaceError(f"{at} must map {', '.join(required + optional)} to values, but is {data!r}")
+        raise SpaceError(f"{at} must map {', '.join(required + optional)} to values, but is {data!r:.60}")
     for key in data:
         if key not in required + optional:
             raise SpaceError(f"{dot}{key}: {unknown(kind, key, required + optional)}")
@@ -655,9 +686,3 @@ def _mapping(
     if missing:
         raise SpaceError(f"{at} lacks {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
     return dict(data)
-
-
-def _integer(value: Any, where: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SpaceError(f"{where} must be a whole number of at least {least}, but is {value!r}")
-    return value

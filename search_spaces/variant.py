@@ -8,7 +8,7 @@ from typing import Any
 from search_spaces.errors import SpaceError
 
 _LABEL = re.compile(r"(?P<block>[A-Za-z_]\w*)(\((?P<params>[^()]*)\))?")
-_PARAM = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(-?\d+)\s*")
+_PARAM = re.compile(r"\s*([A-Za-z_]\w*)\s*=\s*(-?\d{1,9})\s*")
 
 
 @dataclass(frozen=True, order=True)
@@ -49,7 +49,7 @@ class Variant:
         parts = [part for part in (match["params"] or "").split(",") if part.strip()] if match else []
         params = [_PARAM.fullmatch(part) for part in parts]
         if match is None or not all(params):
-            raise SpaceError(f"cannot read variant {label!r}; write it like Conv3D(kernel_size=3)")
+            raise SpaceError(f"cannot read variant {label!r:.120}; write it like Conv3D(kernel_size=3)")
         pairs = tuple((found[1], int(found[2])) for found in params if found)
         if len({name for name, _ in pairs}) < len(pairs):
             raise SpaceError(f"variant {label!r} gives a parameter twice; keep one")

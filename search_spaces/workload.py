@@ -1,10 +1,11 @@
 """A workload: a variant, a backbone, a network or an end of it, at a shape and precision; what is measured once."""
 
+import math
 import re
 from dataclasses import dataclass
 from dataclasses import replace as dataclass_replace
 
-from search_spaces.errors import SpaceError
+from search_spaces.errors import MAX_FRAMES, SpaceError
 from search_spaces.variant import Variant
 
 #: Bytes of one element.
@@ -13,9 +14,11 @@ PRECISIONS: dict[str, int] = {"fp32": 4, "fp16": 2}
 #: What is measured beside blocks.
 WHOLE = ("backbone", "network", "text_encoder", "decoder", "spatial")
 
+MAX_ELEMENTS = 2**40  # of one input: some terabytes
+
 _KEY = re.compile(
-    r"(?P<label>[^/@]+)/c(?P<channels>\d+)/t(?P<frames>\d+)/(?P<height>\d+)x(?P<width>\d+)"
-    r"(/l(?P<tokens>\d+)x(?P<dim>\d+))?/b(?P<batch>\d+)@(?P<precision>\w+)"
+    r"(?P<label>[^/@]+)/c(?P<channels>\d{1,9})/t(?P<frames>\d{1,9})/(?P<height>\d{1,9})x(?P<width>\d{1,9})"
+    r"(/l(?P<tokens>\d{1,9})x(?P<dim>\d{1,9}))?/b(?P<batch>\d{1,9})@(?P<precision>\w+)"
 )
 
 
@@ -46,6 +49,11 @@ class Workload:
         sizes = (self.channels, self.frames, self.height, self.width, self.batch)
         if min(sizes) < 1:
             raise SpaceError(f"channels, frames, height, width and batch must be at least 1, but are {sizes}")
+        if max(sizes) > MAX_FRAMES or math.prod(sizes) > MAX_ELEMENTS:
+            raise SpaceError(
+                f"channels, frames, height, width and batch must be at most {MAX_FRAMES:,} and {MAX_ELEMENTS:,} in "
+                f"product, but are {sizes}"
+            )
 
     @property
     def is_block(self) -> bool:

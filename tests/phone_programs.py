@@ -153,6 +153,8 @@ def serve(phone):
                 model = models[asked["modelID"]]
                 count[model] = count.get(model, 0) + 1
                 if matches(how["hang_on"], model):
+                    with (phone / "hangs").open("a") as file:
+                        file.write("x")
                     continue
                 if matches(how["refuse_on"], model):
                     error = {"code": -32002, "message": "prediction failed"}

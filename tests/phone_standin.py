@@ -135,7 +135,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, 
     return desk
 
 
-QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=1, timeout_s=30.0)
+QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=1, timeout_s=600.0)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def runtime_of(desk: StandIn, artifacts: list[Lowered], **phone: str) -> CoreMLR
         desk.teach(artifact)
     runtime = CoreMLRuntime(device_of(desk, **phone))
     runtime.phone.poll_s = 0.05
-    runtime.phone.reconnect_s = 10
+    runtime.phone.reconnect_s = 600
     return runtime
 
 

@@ -81,7 +81,7 @@ class Server:
         else:
             how = {}
         with (Path(tempfile.gettempdir()) / f"{self.folder.name}.out").open("w+") as said:
-            done = subprocess.run(command, stdout=said, stderr=said, cwd=self.folder, timeout=60, **how)  # type: ignore[call-overload]
+            done = subprocess.run(command, stdout=said, stderr=said, cwd=self.folder, **how)  # type: ignore[call-overload]
             said.seek(0)
             text = said.read()
         Path(said.name).unlink()

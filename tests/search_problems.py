@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,9 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
 
-def tiny_problem(budget: Budget | None = None, seed: int = 0) -> Problem:
+def tiny_problem(
+    budget: Budget | None = None, seed: int = 0, correction: Mapping[str, object] | None = None
+) -> Problem:
     plan = Plan.load("tiny")
     rng = np.random.default_rng(seed)
     rows = []
@@ -34,7 +37,8 @@ def tiny_problem(budget: Budget | None = None, seed: int = 0) -> Problem:
                 activation_peak_mb=15.0 if slow == 40.0 else slow,
             )
         )
-    table = Table(Header(device="made_up", runtime="made_up", precision="fp32"), rows)
+    header = Header(device="made_up", runtime="made_up", precision="fp32", correction=correction)
+    table = Table(header, rows)
     return Problem(Space.load("tiny"), CostModel(plan, table), budget or Budget())
 
 

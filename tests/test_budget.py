@@ -204,8 +204,8 @@ def test_marginal_costs_are_differences_of_whole_costs(small):
 def test_the_largest_space_is_answered_at_once():
     plan = Plan.load("snapgen_v")
     model = CostModel(plan, small_table(plan, header=small_header(precision="fp16")))
-    start = time.perf_counter()
+    start = time.process_time()  # not the wall's: a busy machine takes none of it away
     assert nearest(model, Budget(latency_ms=4.0)) is not None
     assert nearest(model, Budget(latency_ms=60.0, memory_mb=3000.0, parameters_min=500_000_000)) is None
     assert nearest(model, Budget(latency_ms=6.0, memory_mb=3000.0, parameters_min=500_000_000)) is not None
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 from typer.main import get_command
@@ -31,13 +30,8 @@ except SystemExit:
 heavy = {"torch", "optuna", "pandas", "diffusers", "coremltools", "onnxruntime", "transformers", "numpy"}
 sys.stderr.write(" ".join(sorted(heavy & set(sys.modules))))
 """
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0 and done.stderr == ""
-    assert min(seconds) < 2.0  # 0.2 s on a quiet machine; a shared one may be slow, never this slow
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 @pytest.mark.parametrize("command", sorted(set(get_command(app).commands) - {"table"}))  # type: ignore[attr-defined]
@@ -79,10 +73,15 @@ def test_a_stop_by_hand_says_how_to_go_on(capsys: pytest.CaptureFixture[str], mo
     assert code == 130 and "go on" in err
 
 
-def test_a_fault_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_asks_for_a_report_and_shows_its_traceback_on_request(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken() -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("by nothing")
 
     monkeypatch.setattr("nas.doctor.examine", broken)
-    with pytest.raises(ZeroDivisionError):
-        main(["doctor"])
+    code, out, err = run(capsys, "doctor")
+    assert code == 70 and out == "" and err.count("\n") == 1
+    assert err.startswith("nas: an unforeseen fault (ZeroDivisionError: by nothing at test_cli.py:") and "report" in err
+    code, _, err = run(capsys, "doctor", "--debug")
+    assert code == 70 and "Traceback" in err and "nas: an unforeseen fault" in err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from latency_tables import TableError
-from latency_tables.correction import Correction, fit_correction, interval_of
+from latency_tables.correction import Correction, fit_correction, interval_of, student_t
 
 
 def networks(count: int, seed: int, noise: float, offset: float = 0.0, scale: float = 1.0, layer: float = 0.0):
@@ -35,9 +35,17 @@ def test_per_layer_overhead_is_told_from_a_scale() -> None:
     assert fit.form == "scale + per layer" and fit.per_layer_ms == pytest.approx(2.0, rel=0.1)
 
 
-def test_the_interval_is_conformal() -> None:
-    assert interval_of([0.01 * i for i in range(1, 20)]) == pytest.approx(0.18)  # ceil(0.9 * 20) = 18th of 19
-    assert interval_of([-0.3, 0.1]) == pytest.approx(0.3)
+def test_the_interval_is_the_wider_of_ranks_and_student_s_t() -> None:
+    ranked = [0.001] * 17 + [0.18, 0.19]
+    assert interval_of(ranked) == pytest.approx(0.18)  # ceil(0.9 * 20) = 18th of 19
+    even = [0.01] * 9
+    assert interval_of(even) == pytest.approx(1.833 * 0.01 * np.sqrt(10 / 9), rel=1e-3)
+    assert interval_of(even, free=3) == pytest.approx(1.943 * 0.01 * np.sqrt(12 / 9), rel=1e-3)
+
+
+def test_student_s_t_is_the_tabulated_one() -> None:
+    for freedom, value in {3: 2.353, 5: 2.015, 10: 1.812, 17: 1.740, 37: 1.687}.items():
+        assert student_t(freedom) == pytest.approx(value, abs=0.002)
 
 
 def test_a_header_keeps_it_and_damage_is_named() -> None:

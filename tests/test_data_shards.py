@@ -18,8 +18,11 @@ from PIL import Image
 from nas.config import DataConfig
 from nas.data import frames, open_data
 from nas.data.clip import Buckets, images_of
+from nas.data.decoding import choose_bucket
+from nas.data.media import Media, content_digest
 from nas.data.shards import find_shards
-from nas.data.videos import Shape, choose_bucket, clip_buckets
+from nas.data.sources import Files, Video
+from nas.data.videos import Shape, clip_buckets
 from nas.errors import NasError
 
 pytest.importorskip("webdataset", reason="shards need the extra data: pip install 'temporal-nas[data]'")
@@ -99,7 +102,7 @@ def test_shards_that_are_not_there_are_one_line(tmp_path: Path, monkeypatch: pyt
         open_data(config(tmp_path / "empty.tar", tmp_path / "cache"), CLIP)
     monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(NasError, match=r"pip install 'temporal-nas\[data\]'"):
-        open_data(config(tmp_path / "empty.tar", tmp_path / "cache"), CLIP)
+        find_shards(tmp_path / "part-{000..003}.tar")
 
 
 def test_images_join_the_image_half_and_never_the_videos(tmp_path: Path) -> None:
@@ -122,11 +125,11 @@ def test_images_join_the_image_half_and_never_the_videos(tmp_path: Path) -> None
 def test_decoding_that_takes_a_while_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("nas.data.videos.QUIET", 0.0)
+    monkeypatch.setattr("nas.data.decoding.QUIET", 0.0)
     folder = tmp_path / "videos"
     folder.mkdir()
-    for name in "ab":
-        write_video(folder / f"{name}.mkv", 16)
+    for seed, name in enumerate("ab"):
+        write_video(folder / f"{name}.mkv", 16, seed=seed)
     (folder / "captions.csv").write_text("path,caption\na.mkv,a ball\nb.mkv,a ball\n")
     open_data(DataConfig(source="folder", path=folder, cache=tmp_path / "cache"), CLIP)
     assert "decode     2/2" in capsys.readouterr().err
@@ -137,8 +140,8 @@ def open_there(path: Path, cache: Path, seen: Any) -> None:
     decoded: list[str] = []
     real = frames._decode_into
 
-    def slowly(source: Path, *more: Any) -> Any:
-        decoded.append(source.name)
+    def slowly(source: Any, *more: Any) -> Any:
+        decoded.append(source.path.name)
         time.sleep(0.3)
         return real(source, *more)
 
@@ -156,7 +159,7 @@ def test_of_processes_that_open_the_same_video_one_decodes_it(tmp_path: Path) ->
     for process in members:
         process.start()
     for process in members:
-        process.join(60)
+        process.join()
     found = [seen.get() for _ in members]
     seen.close()
     assert sorted(count for count, _ in found) == [0, 0, 1] and len({shape for _, shape in found}) == 1
@@ -167,7 +170,9 @@ def test_each_video_goes_to_the_clip_that_suits_it(tmp_path: Path) -> None:
     wide = write_video(tmp_path / "wide.mkv", 16, height=40, width=80)
     brief = write_video(tmp_path / "brief.mkv", 8, height=40, width=76)
     square = write_video(tmp_path / "square.mkv", 16, height=42, width=40)
-    assert [choose_bucket(path, clips) for path in (wide, brief, square)] == [clips[2], clips[1], clips[0]]
+    videos = [Video(path, Media.of(path), content_digest(path), ()) for path in (wide, brief, square)]
+    files = Files(tmp_path / "index")
+    assert [choose_bucket(video, clips, files) for video in videos] == [clips[2], clips[1], clips[0]]
     for text in ("16x32", "ax16x16", "0x16x16", "4x16x-16"):
         with pytest.raises(NasError, match="write FRAMESxHEIGHTxWIDTH"):
             clip_buckets(CLIP, [text])

@@ -23,7 +23,7 @@ from nas.data import Dataset, open_data
 from nas.distributed import World
 from nas.errors import NasError
 from nas.launch import launch
-from nas.trainer import Step
+from nas.trained import Step
 
 SETTINGS = [
     "data.source=moving_shapes",
@@ -86,7 +86,7 @@ def together(folder: Path, config: TrainConfig, dies_at: int | None = None) -> d
     for process in members:
         process.start()
     for process in members:
-        process.join(100)
+        process.join()
     found = {}
     while not said.empty():
         rank, text = said.get()
@@ -104,7 +104,7 @@ def close(one: list[tuple[int, float, float]], other: list[tuple[int, float, flo
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
-@pytest.mark.parametrize("settings", [{}, {"paths": "sandwich", "accumulate": 2}, {"shard": True},
+@pytest.mark.parametrize("settings", [{}, {"paths": "sandwich", "accumulate": 2}, {"shard": True, "paths": "sandwich"},
      {"shard": True, "spatial_rate": 0.1}],
 )  # fmt: skip
 def test_two_processes_make_the_losses_of_one_with_the_same_batch(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_killed_process_of_the_command_is_named_in_one_line(tmp_path: Path) ->
     )
     wait_for(lambda: (tmp_path / "run" / "supernet" / "metrics.jsonl").exists(), started)
     os.kill(child(started.pid, 1), signal.SIGKILL)
-    _, said = started.communicate(timeout=60)
+    _, said = started.communicate()
     lines = [line for line in said.splitlines() if line.startswith("nas:")]
     assert started.returncode == 2 and len(lines) == 1, said
     assert "process 1 of 2 was killed (SIGKILL); run the same command to go on" in lines[0]
@@ -167,9 +167,8 @@ def test_a_killed_process_of_the_command_is_named_in_one_line(tmp_path: Path) ->
 
 
 def wait_for(there: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 60
     while not there():
-        assert time.monotonic() < until and process.poll() is None
+        assert process.poll() is None
         time.sleep(0.05)
 
 

@@ -47,7 +47,7 @@ def together(*arguments: Any) -> list[str]:
     for process in members:
         process.start()
     for process in members:
-        process.join(100)
+        process.join()
     found = []
     while not said.empty():
         found.append(said.get())

@@ -140,7 +140,7 @@ def test_training_starts_from_it_says_what_came_and_goes_on_without_it(tmp_path:
     config = short(init=str(source), steps=2)
     trainer = Trainer(tiny(), clips(), config, tmp_path / "run", 5, said.append)
     assert torch.equal(trainer.supernet.unet.conv_in.weight, given.conv_in.weight)  # type: ignore[union-attr, arg-type]
-    assert torch.equal(trainer.ema["supernet.unet.conv_in.weight"], given.conv_in.weight)  # type: ignore[arg-type]
+    assert torch.equal(trainer.ema.values["supernet.unet.conv_in.weight"], given.conv_in.weight)  # type: ignore[arg-type]
     assert len(said) == 1 and "188,467 of 188,467 parameters (100%)" in said[0]
     run(tmp_path / "run", config)
     (source / "config.json").unlink()

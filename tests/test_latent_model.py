@@ -20,7 +20,8 @@ from nas.model import VideoUNet
 from nas.quality import Quality
 from nas.sample import load_pipeline
 from nas.showcase import write_samples
-from nas.trainer import load_supernet, train
+from nas.trained import load_supernet
+from nas.trainer import train
 from search_spaces.backbones import build_backbone
 
 

@@ -19,7 +19,8 @@ from nas.build import largest_difference
 from nas.errors import NasError
 from nas.model import VideoUNet
 from nas.pipeline import TextToVideoPipeline
-from nas.sample import load_pipeline, no_bars, sample_video
+from nas.pretrained.loading import no_bars
+from nas.sample import load_pipeline, sample_video
 from nas.supernet import Supernet
 from nas.text import TextEncoder
 from search_spaces.arrangement import Arrangement

@@ -13,7 +13,7 @@ from training_fixtures import clips, losses, run, short, tiny
 
 from nas.flow import Diffusion, mix, velocity
 from nas.supernet import Supernet
-from nas.trainer import load_supernet
+from nas.trained import load_supernet
 
 KINDS: tuple[Any, ...] = ("epsilon", "v")
 

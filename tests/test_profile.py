@@ -74,12 +74,11 @@ def test_the_same_estimate_comes_out_of_every_run(estimated: tuple[Path, Table],
 
 def test_with_nothing_to_do_only_space_and_table_are_read(estimated: tuple[Path, Table]) -> None:
     code = (
-        "import sys, time; start = time.time()\n"
+        "import sys\n"
         "from device_profiler.profile import profile\n"
         f"table = profile('tiny', '{ROOFLINE}', sys.argv[1])\n"
         "assert len(table) == 12, len(table)\n"
-        "assert not {'torch', 'onnxruntime', 'coremltools', 'device_profiler.lowering.worker'} & set(sys.modules)\n"
-        "assert time.time() - start < 3"
+        "assert not {'torch', 'onnxruntime', 'coremltools', 'device_profiler.lowering.worker'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(estimated[0])], check=True, env=_environment())
 
@@ -230,10 +229,8 @@ def test_killed_in_the_middle_it_leaves_a_whole_table_and_no_process(tmp_path: P
     process.stdout.close()
     table = Table.load(table_path(tmp_path, "host_cpu", "onnxruntime"))
     assert len(table) >= 1 and all(row.ok for row in table)
-    deadline = time.time() + 10
-    while any(_alive(pid) for pid in children) and time.time() < deadline:
-        time.sleep(0.1)
-    assert not any(_alive(pid) for pid in children)
+    while any(_alive(pid) for pid in children):  # they end by themselves, or this never does
+        time.sleep(0.05)
     subprocess.run(command, check=True, env=_environment(), stdout=subprocess.DEVNULL)
     assert len(Table.load(table_path(tmp_path, "host_cpu", "onnxruntime"))) == 3
 

@@ -14,9 +14,10 @@ from device_profiler.errors import OutOfMemory, ProfileError, Unsupported, Workl
 from device_profiler.lowering import lower
 from device_profiler.runtimes import RUNTIMES, onnxruntime_child, open_runtime
 from device_profiler.runtimes.onnxruntime import OnnxRuntime
-from device_profiler.runtimes.roofline import RooflineRuntime
 from device_profiler.runtimes.torch import TorchRuntime
 from device_profiler.testing import RuntimeContract
+
+PATIENT = 600.0  # seconds: stops a hang, and is no limit for a busy machine
 
 
 class TestOnnxRuntime(RuntimeContract):
@@ -41,7 +42,7 @@ def test_activation_memory_is_input_output_and_one_intermediate(tmp_path: Path) 
     peaks = []
     for _ in range(2):
         runtime = OnnxRuntime(Device.load("host_cpu"))
-        peaks.append(runtime.load(lowered, 60).facts.activation_peak_mb)
+        peaks.append(runtime.load(lowered, PATIENT).facts.activation_peak_mb)
         runtime.close()
     assert peaks[0] is not None and peaks[1] is not None
     assert 2 * tensor <= peaks[0] <= 4 * tensor
@@ -53,7 +54,7 @@ def test_memory_over_the_limit_is_oom_and_not_a_crash(tmp_path: Path) -> None:
     runtime = OnnxRuntime(Device.load("host_cpu").model_copy(update={"memory_limit_mb": 1.0}))
     runtime.base_mb = 100.0
     with pytest.raises(OutOfMemory):
-        runtime.load(lowered, 60)
+        runtime.load(lowered, PATIENT)
     runtime.close()
 
 
@@ -61,7 +62,7 @@ def test_an_unknown_provider_is_unsupported(tmp_path: Path) -> None:
     lowered = lower(small(), "onnx", "plain", tmp_path)
     runtime = OnnxRuntime(Device.load("host_cpu").model_copy(update={"provider": "XnnpackExecutionProvider"}))
     with pytest.raises(Unsupported, match="XnnpackExecutionProvider is not in this onnxruntime"):
-        runtime.load(lowered, 60)
+        runtime.load(lowered, PATIENT)
     runtime.close()
 
 
@@ -101,7 +102,7 @@ def test_a_file_that_is_no_model_fails_with_the_runtimes_words(tmp_path: Path) -
     lowered.file.write_bytes(b"not a model")
     runtime = OnnxRuntime(Device.load("host_cpu"))
     with pytest.raises(WorkloadError, match="(?i)protobuf|parse"):
-        runtime.load(lowered, 60)
+        runtime.load(lowered, PATIENT)
     runtime.close()
 
 
@@ -111,22 +112,11 @@ def test_a_killed_child_is_told_apart_from_an_answer(tmp_path: Path) -> None:
 
     lowered = lower(small(), "onnx", "plain", tmp_path)
     runtime = OnnxRuntime(Device.load("host_cpu"))
-    session = runtime.load(lowered, 60)
+    session = runtime.load(lowered, PATIENT)
     os.killpg(session._child.pid, signal.SIGSEGV)
     with pytest.raises(ChildDied, match="SIGSEGV"):
-        session.run(1, 10)
+        session.run(1, PATIENT)
     session.close()
-
-
-def test_the_roofline_takes_the_longer_of_computing_and_moving() -> None:
-    runtime = RooflineRuntime(Device.load("iphone16_pro_max_roofline"))
-    ceilings = runtime.ceilings
-    compute = 1e12 / (ceilings.peak_tflops * ceilings.efficiency * 1e12) * 1e3
-    move = 1e9 / (ceilings.bandwidth_gb_s * 1e9) * 1e3
-    assert runtime.latency_ms([[1e12, 1.0]]) == pytest.approx(compute)
-    assert runtime.latency_ms([[1.0, 1e9]]) == pytest.approx(move)
-    assert runtime.latency_ms([[1e12, 1.0], [1.0, 1e9]]) == pytest.approx(compute + move)
-    assert runtime.latency_ms([[1.0, 1.0]]) == pytest.approx(ceilings.overhead_us * 1e-3)
 
 
 def test_what_cannot_be_captured_as_a_graph_is_timed_eagerly_and_says_so(tmp_path: Path) -> None:
@@ -137,9 +127,9 @@ def test_what_cannot_be_captured_as_a_graph_is_timed_eagerly_and_says_so(tmp_pat
     lowered = lower(small(), "module", "plain", tmp_path)
     runtime = TorchRuntime(Device.load("host_torch"))
     runtime.options = lambda: {"threads": 1, "cuda": False, "graph": True}  # type: ignore[method-assign]
-    session = runtime.load(lowered, 60)
+    session = runtime.load(lowered, PATIENT)
     assert session.facts.notes.startswith("timed eagerly, not as a graph: ")
-    assert session.run(2, 10)[0].ms > 0 and session.facts.max_error == pytest.approx(0, abs=1e-6)
+    assert session.run(2, PATIENT)[0].ms > 0 and session.facts.max_error == pytest.approx(0, abs=1e-6)
     runtime.close()
 
 

@@ -15,7 +15,8 @@ from nas.errors import NasError
 from nas.search.front import choose, pareto_front
 from nas.search.problem import Problem, mes
 from nas.search.samplers import SAMPLERS, repair
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler, action_effects
 
@@ -63,8 +64,7 @@ def test_a_sampler_works_in_anyone_s_study(kind: type[ValueSampler] | type[Surro
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=kind(problem, seed=0))
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
-        labels = problem.labels.items()
-        params = {name: trial.suggest_categorical(name, choices) for name, choices in labels}
+        params = {name: trial.suggest_int(name, d.low, d.high) for name, d in problem.distributions.items()}
         choice = problem.indices(params)
         return quality.loss(problem.arrangement(choice)), float(problem.cost(choice).latency_ms[0])
 

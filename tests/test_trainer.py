@@ -13,7 +13,8 @@ from training_fixtures import clips, losses, run, short, tiny
 from nas.checkpoint import list_checkpoints
 from nas.errors import NasError
 from nas.paths import PATHS
-from nas.trainer import Trainer, load_supernet
+from nas.trained import load_supernet
+from nas.trainer import Trainer
 from search_spaces.space import Autoencoder
 
 
@@ -74,17 +75,17 @@ def test_a_spatial_rate_of_zero_freezes_the_backbone_once_paths_train(tmp_path: 
 
 def test_a_loss_that_is_not_finite_is_rolled_back_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    real = Trainer._losses
+    real = Trainer._pass
     broken = {"left": 1}
 
     def sometimes(self: Trainer, *arguments: Any) -> Any:
-        video, image = real(self, *arguments)
+        passed = real(self, *arguments)
         if self.step == 3 and broken["left"]:
             broken["left"] -= 1
-            video = video * float("nan")
-        return video, image
+            passed = replace(passed, video=float("nan"))
+        return passed
 
-    monkeypatch.setattr(Trainer, "_losses", sometimes)
+    monkeypatch.setattr(Trainer, "_pass", sometimes)
     run(tmp_path, warn=said.append)
     assert len(said) == 1 and "went back to step 2" in said[0]
     assert [step for step, _, _ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -93,13 +94,13 @@ def test_a_loss_that_is_not_finite_is_rolled_back_and_said(tmp_path: Path, monke
 def test_what_never_recovers_ends_in_one_line_with_the_last_good_checkpoint_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Trainer._losses
+    real = Trainer._pass
 
     def broken(self: Trainer, *arguments: Any) -> Any:
-        video, image = real(self, *arguments)
-        return (video * float("nan") if self.step >= 2 else video), image
+        passed = real(self, *arguments)
+        return replace(passed, video=float("nan")) if self.step >= 2 else passed
 
-    monkeypatch.setattr(Trainer, "_losses", broken)
+    monkeypatch.setattr(Trainer, "_pass", broken)
     with pytest.raises(NasError, match="lower train.learning_rate") as caught:
         run(tmp_path)
     assert "\n" not in str(caught.value)
@@ -122,13 +123,13 @@ def test_a_step_that_goes_wrong_whenever_it_is_reached_again_ends_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Good steps lie between the checkpoint and the bad one: made again, they are no progress."""
-    real = Trainer._losses
+    real = Trainer._pass
 
     def broken(self: Trainer, *arguments: Any) -> Any:
-        video, image = real(self, *arguments)
-        return (video * float("nan") if self.step >= 3 else video), image
+        passed = real(self, *arguments)
+        return replace(passed, video=float("nan")) if self.step >= 3 else passed
 
-    monkeypatch.setattr(Trainer, "_losses", broken)
+    monkeypatch.setattr(Trainer, "_pass", broken)
     said: list[str] = []
     with pytest.raises(NasError, match="step 4 went wrong .*3 times did not help"):
         run(tmp_path, warn=said.append)
@@ -137,13 +138,14 @@ def test_a_step_that_goes_wrong_whenever_it_is_reached_again_ends_too(
 
 
 def test_a_spike_is_rolled_back_once_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Trainer._losses
+    real = Trainer._pass
 
     def spiked(self: Trainer, *arguments: Any) -> Any:
-        video, image = real(self, *arguments)
-        return (video * 1000 if self.step == 3 and self.salt == 0 else video), image
+        passed = real(self, *arguments)
+        spike = 1000 if self.step == 3 and self.salt == 0 else 1
+        return replace(passed, video=spike * passed.video)
 
-    monkeypatch.setattr(Trainer, "_losses", spiked)
+    monkeypatch.setattr(Trainer, "_pass", spiked)
     monkeypatch.setattr("nas.trainer.RECENT", 2)
     said: list[str] = []
     run(tmp_path, warn=said.append)

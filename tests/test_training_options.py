@@ -18,7 +18,8 @@ from nas.errors import NasError
 from nas.loader import Loader
 from nas.optimizers import unpack_state
 from nas.supernet import Supernet, compile_blocks
-from nas.trainer import Step, Trainer, read_best
+from nas.trained import Step, read_best
+from nas.trainer import Trainer
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:
@@ -39,9 +40,9 @@ def test_recomputed_activations_change_no_loss_and_keep_less(tmp_path: Path) -> 
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            video, _ = made._losses([tiny().sample(np.random.default_rng(0))], 0)
+            made._pass([tiny().sample(np.random.default_rng(0))], 0, 0.0)
         kept[name] = sum(saved.values())
-        assert video.requires_grad
+        assert kept[name]
     assert kept["again"] < 0.5 * kept["plain"]
 
 

@@ -162,7 +162,8 @@ def artifact_name(subject: Subject, toolkit: str, lowering: str, check: bool = T
     spec = importlib.util.find_spec(module)
     digest = hashlib.sha256(f"{SCHEMA} {subject.fingerprint()} {toolkit} {lowering}".encode())
     forms = sorted(Path(__file__).parent.glob("*form*.py")) if split(lowering)[1] else []
-    for origin in (__file__, spec.origin if spec else None, *forms):
+    spelled = [Path(__file__).with_name("spelled.py")] if toolkit == "coreml" else []
+    for origin in (__file__, spec.origin if spec else None, *forms, *spelled):
         if origin:
             digest.update(Path(origin).read_bytes())
     for package in TOOLKIT_PACKAGES.get(toolkit, ()):

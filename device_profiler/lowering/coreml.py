@@ -10,10 +10,11 @@ import contextlib
 import gc
 import io
 import logging
+import math
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ MAX_RANK = 5  # of any tensor in Core ML
 FUSED = "scaled_dot_product_attention"
 VIEWS = {"reshape", "squeeze", "expand_dims", "identity"}
 EXPORT_TOLERANCE = 1e-3
+EVALUATED_TOLERANCE = 1e-2  # of the saved package in float32 arithmetic: its weights are float16, its function is ours
 
 
 def lower(
@@ -40,24 +42,30 @@ def lower(
     precision: str,
     folder: Path,
     check: bool = True,
+    safe: bool = False,
+    wide: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write ``model.mlpackage`` into the folder and say what is in it.
 
     Args:
         lowering: ``fused`` keeps attention one operation, ``decomposed`` spells it out; ``plain`` has none.
         precision: fp16, or fp32 for a comparison.
-        check: run module and exported program and compare them; without it ``export_error`` is None.
+        check: run module, exported program and saved package and compare them; without it their errors are None.
+
+        safe, wide: as ``convert``.
 
     Returns:
         ``file``, ``weights_mb`` (size of the weight file), ``ops`` (count by type, constants left out), ``operations``,
-        ``attention_ops``, ``max_rank``, ``static_peak_mb``, ``export_error`` of the exported program in torch.
+        ``attention_ops``, ``max_rank``, ``static_peak_mb``, ``export_error`` of the exported program in torch, and
+        ``numeric_error`` of the package evaluated in float32 and in float16 (``device_profiler.evaluator``).
 
     Raises:
         Unsupported: if a tensor has more than five axes, or Core ML lacks an operation.
-        WorkloadError: if the exported program computes something else than the module.
+        WorkloadError: if the exported program or the package computes something else than the module.
     """
     path = folder / "model.mlpackage"
-    model, error = convert(module, inputs, names, fused=lowering != "decomposed", precision=precision, check=check)
+    fused = lowering != "decomposed"
+    model, error = convert(module, inputs, names, fused=fused, precision=precision, check=check, safe=safe, wide=wide)
     if check and not error <= EXPORT_TOLERANCE:
         raise WorkloadError(
             f"the exported program is off by {error:.2g} against the module; its output cannot be trusted"
@@ -75,6 +83,7 @@ def lower(
         "package_mb": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6,
         "static_peak_mb": weights / 1e6 + stats.pop("live_peak_mb"),
         "export_error": error if check else None,
+        "numeric_error": numeric_error(path, module, inputs, names) if check else None,
         **stats,
     }
 
@@ -87,10 +96,17 @@ def convert(
     fused: bool = True,
     precision: str = "fp16",
     check: bool = True,
+    safe: bool = False,
+    wide: Collection[str] = (),
 ) -> tuple[Any, float]:
     """The Core ML model of a module (not loaded), and its exported program's error (nan without ``check``).
 
-    Inputs and output are float16 where the precision is (whole numbers int32); the output is called ``y``.
+    Inputs and output are float16 where the precision is (whole numbers int32); the output is called ``y``. Functions
+    that the converter does not keep are spelled as ``device_profiler.lowering.spelled`` says, and angles are float32.
+
+    Args:
+        safe: spell what may leave float16's range, too.
+        wide: inputs that enter in float32, such as a timestep.
 
     Raises:
         WorkloadError: what the converter said, as the status that it stands for.
@@ -100,23 +116,31 @@ def convert(
     with quiet():
         import coremltools as ct
 
-        table = {} if fused else {torch.ops.aten.scaled_dot_product_attention.default: _spelled_out}
+        from device_profiler.lowering.spelled import DECOMPOSITIONS, Spelling, keeps_float16
+
         with torch.no_grad():
-            exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(table)
+            with Spelling(fused=fused, safe=safe):
+                exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(DECOMPOSITIONS)
             off = _export_error(module, exported, inputs) if check else float("nan")
         number = np.float16 if precision == "fp16" else np.float32
-        wide = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
+        how: Any = ct.precision.FLOAT32
+        if precision == "fp16":
+            how = ct.transform.FP16ComputePrecision(op_selector=keeps_float16)
         problem: WorkloadError | None = None
         try:
             model = ct.convert(
                 exported,
                 inputs=[
-                    ct.TensorType(name=name, shape=tuple(x.shape), dtype=number if x.is_floating_point() else np.int32)
+                    ct.TensorType(
+                        name=name,
+                        shape=tuple(x.shape),
+                        dtype=np.int32 if not x.is_floating_point() else np.float32 if name in wide else number,
+                    )
                     for name, x in zip(names, inputs, strict=True)
                 ],
                 outputs=[ct.TensorType(name="y", dtype=number)],
                 minimum_deployment_target=ct.target.iOS18,
-                compute_precision=wide,
+                compute_precision=how,
                 skip_model_load=True,
             )
         except Exception as error:  # of any class: a converter's own, or Python's from deep inside it
@@ -125,6 +149,23 @@ def convert(
         if problem is not None:
             raise problem
     return model, off
+
+
+def numeric_error(
+    path: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...]
+) -> dict[str, float | None]:
+    """Error of the saved package against the module, ``fp32`` and ``fp16``; ``None`` is not finite.
+
+    Raises:
+        WorkloadError: if it computes something else in float32 arithmetic.
+    """
+    from device_profiler.evaluator.check import check_package
+
+    found = check_package(path, module, inputs, names)
+    if not found.error_fp32 <= EVALUATED_TOLERANCE:
+        raise WorkloadError(one_line(found.problem(EVALUATED_TOLERANCE, None)))
+    both = {"fp32": found.error_fp32, "fp16": found.error_fp16}
+    return {name: error if math.isfinite(error) else None for name, error in both.items()}
 
 
 def _export_error(module: nn.Module, exported: Any, inputs: tuple[Tensor, ...]) -> float:
@@ -176,13 +217,6 @@ def _bytes(var: Any) -> int:
 
     shape = [int(size) for size in var.shape]
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(nptype_from_builtin(var.dtype)).itemsize
-
-
-def _spelled_out(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> Any:
-    if any(argument not in (None, False, 0.0) for argument in (*rest, *named.values())):
-        raise Unsupported("attention with a mask, dropout or a scale of its own has no decomposed lowering")
-    scores = query @ key.transpose(-2, -1)
-    return (scores * query.shape[-1] ** -0.5).softmax(-1) @ value
 
 
 @contextlib.contextmanager

@@ -11,12 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from device_profiler.lowering.kinds import CONV, MATMUL, OTHER
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 class Counter(TorchDispatchMode):
-    """Lists (FLOPs, bytes) of every operation that makes a tensor, and follows which tensors are alive.
+    """Lists (FLOPs, bytes, kind) of every operation that makes a tensor, and follows which tensors are alive.
 
     Args:
         element: bytes of one floating-point element at the device's precision.
@@ -26,7 +28,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.element = element
         self.weights = weights
-        self.operations: list[tuple[float, float]] = []
+        self.operations: list[tuple[float, float, str]] = []
         self.alive: dict[int, tuple[weakref.ref[Any], int]] = {}
         self.peak = 0
 
@@ -53,7 +55,8 @@ class Counter(TorchDispatchMode):
             self.hold(tensor)
         counted = flop_registry.get(func._overloadpacket)
         flops = float(counted(*args, **(kwargs or {}), out_val=output)) if counted else 0.0
-        self.operations.append((flops, float(sum(self.bytes_of(x) for x in (*reads, *makes)))))
+        moved = float(sum(self.bytes_of(x) for x in (*reads, *makes)))
+        self.operations.append((flops, moved, kind_of(func._schema.name) if flops else OTHER))
         return output
 
     def fused(self, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
@@ -63,8 +66,14 @@ class Counter(TorchDispatchMode):
         self.hold(output)
         scores = query.shape[:-1].numel() * key.shape[-2]
         flops = 2.0 * scores * (query.shape[-1] + value.shape[-1])
-        self.operations.append((flops, float(sum(self.bytes_of(x) for x in (query, key, value, output)))))
+        moved = float(sum(self.bytes_of(x) for x in (query, key, value, output)))
+        self.operations.append((flops, moved, MATMUL))
         return output
+
+
+def kind_of(name: str) -> str:
+    """``conv`` or ``matmul``: what an operation that computes is, by its name in torch."""
+    return CONV if "conv" in name else MATMUL
 
 
 def _spelled_out(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Tensor:
@@ -83,8 +92,8 @@ def lower(
     """Count one evaluation on the meta device; nothing is computed and nothing is written.
 
     Returns:
-        ``operations`` as (FLOPs, bytes), ``flops`` in all, ``weights_mb`` and ``activation_peak_mb`` (input, output
-        and intermediates by the lifetime of torch's tensors).
+        ``operations`` as (FLOPs, bytes, kind), ``flops`` in all, ``weights_mb`` and ``activation_peak_mb`` (input,
+        output and intermediates by the lifetime of torch's tensors).
     """
     element = 4 if precision == "fp32" else 2
     module = module.to("meta")
@@ -103,8 +112,8 @@ def lower(
         torch.nn.functional.scaled_dot_product_attention = original
     del output
     return {
-        "operations": [[flops, moved] for flops, moved in counter.operations],
-        "flops": sum(flops for flops, _ in counter.operations),
+        "operations": [list(operation) for operation in counter.operations],
+        "flops": sum(flops for flops, _, _ in counter.operations),
         "weights_mb": sum(p.numel() for p in parameters) * element / 1e6,
         "activation_peak_mb": counter.peak / 1e6,
     }

@@ -54,18 +54,18 @@ class Facts:
 
 @dataclass(frozen=True)
 class Execution:
-    """One execution: its latency and, where the runtime can tell, the processor time that it got, in ms.
+    """One execution: its latency and, where the runtime can tell, what of it was waited for a processor, in ms.
 
-    A single-threaded execution that took clearly longer than its processor time was interrupted.
+    With several threads it is the wait of whichever waited longest, since the others wait for it; see ``waits.Watch``.
     """
 
     ms: float
-    cpu_ms: float | None = None
+    waited_ms: float | None = None
 
     @property
     def interrupted(self) -> bool:
         """Whether more than 2% of the latency (and 20 us) was spent not running."""
-        return self.cpu_ms is not None and self.ms - self.cpu_ms > 0.02 * self.ms + 0.02
+        return self.waited_ms is not None and self.waited_ms > 0.02 * self.ms + 0.02
 
 
 class Session(Protocol):

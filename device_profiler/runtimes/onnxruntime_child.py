@@ -24,6 +24,7 @@ from device_profiler import host
 from device_profiler.child import serve
 from device_profiler.errors import Unsupported
 from device_profiler.lowering import Input, sample_error
+from device_profiler.waits import Watch
 
 
 class Loaded:
@@ -32,6 +33,7 @@ class Loaded:
     binding: Any = None
     session: Any = None
     buffers: tuple[Any, ...] = ()
+    threads = 1
 
 
 def _open(path: str, threads: int, provider: str, arena: bool) -> Any:
@@ -100,6 +102,7 @@ def load(folder: str, threads: int, provider: str, gpu: bool = False) -> dict[st
     warm = (time.perf_counter() - start) * 1e3
     binding, output, arrays = _bind(session, inputs, shape)
     Loaded.session, Loaded.binding, Loaded.buffers = session, binding, (output, arrays)
+    Loaded.threads = threads
     return {
         "load_cold_ms": cold,
         "load_warm_ms": warm,
@@ -110,14 +113,14 @@ def load(folder: str, threads: int, provider: str, gpu: bool = False) -> dict[st
     }
 
 
-def run(repeats: int) -> list[tuple[float, float]]:
-    """(latency, processor time) of back-to-back executions, in ms; the second shows whether it was interrupted."""
+def run(repeats: int) -> list[tuple[float, float | None]]:
+    """(latency, wait for a processor) of back-to-back executions, in ms; the second shows an interruption."""
     times = []
-    for _ in range(repeats):
-        start, busy = time.perf_counter(), time.process_time()
-        Loaded.session.run_with_iobinding(Loaded.binding)
-        busy = time.process_time() - busy
-        times.append(((time.perf_counter() - start) * 1e3, busy * 1e3))
+    with Watch(Loaded.threads) as watch:
+        for _ in range(repeats):
+            watch.start()
+            Loaded.session.run_with_iobinding(Loaded.binding)
+            times.append(watch.stop())
     return times
 
 

@@ -16,6 +16,7 @@ from device_profiler.errors import one_line
 from device_profiler.lowering import Input, sample_error
 from device_profiler.lowering.forms import reform
 from device_profiler.subject import Subject
+from device_profiler.waits import Watch
 
 
 class Loaded:
@@ -23,6 +24,7 @@ class Loaded:
 
     once: Callable[[], torch.Tensor]
     cuda = False
+    threads = 1
 
 
 def load(folder: str, threads: int, cuda: bool, graph: bool = False) -> dict[str, Any]:
@@ -36,6 +38,7 @@ def load(folder: str, threads: int, cuda: bool, graph: bool = False) -> dict[str
             billed to the block; what cannot be captured is timed eagerly, and its notes say so.
     """
     torch.set_num_threads(threads)
+    Loaded.threads = threads
     torch.set_grad_enabled(False)
     torch.backends.cudnn.benchmark = cuda
     manifest = json.loads((Path(folder) / "lowered.json").read_text("utf-8"))
@@ -126,22 +129,25 @@ def captured(once: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
 
 
 def run(repeats: int) -> list[tuple[float, float | None]]:
-    """(latency, processor time) of back-to-back executions, in ms: by CUDA events on a GPU, by the clocks on a CPU."""
-    times: list[tuple[float, float | None]] = []
-    for _ in range(repeats):
-        if Loaded.cuda:
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
+    """(latency, wait for a processor) of back-to-back executions, in ms; on a GPU by CUDA events, with no waits."""
+    if Loaded.cuda:
+        return [(_on_gpu(), None) for _ in range(repeats)]
+    times = []
+    with Watch(Loaded.threads) as watch:
+        for _ in range(repeats):
+            watch.start()
             Loaded.once()
-            last.record()
-            last.synchronize()
-            times.append((first.elapsed_time(last), None))
-        else:
-            start, busy = time.perf_counter(), time.process_time()
-            Loaded.once()
-            busy = time.process_time() - busy
-            times.append(((time.perf_counter() - start) * 1e3, busy * 1e3))
+            times.append(watch.stop())
     return times
+
+
+def _on_gpu() -> float:
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    Loaded.once()
+    last.record()
+    last.synchronize()
+    return float(first.elapsed_time(last))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import functools
 import gzip
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +39,12 @@ def render_page(
         TableError: if jinja2 or plotly is not installed; the table commands themselves need neither.
     """
     try:
-        from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
 
+        environment = _environment(folder)
         packed = packed_plotly() if figures else ""
     except ModuleNotFoundError as error:
         raise TableError(f"pages need jinja2 and plotly, and {error.name} is not installed; install it") from error
-    environment = Environment(
-        loader=FileSystemLoader([folder, HERE]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     environment.filters.update(filters)
     return environment.get_template(template).render(
         figures=figures,
@@ -59,6 +52,20 @@ def render_page(
         script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
         plotly=packed,
         **values,
+    )
+
+
+@cache
+def _environment(folder: Path) -> Any:
+    """Templates of a folder, compiled once."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader([folder, HERE]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 
@@ -92,7 +99,7 @@ def write_page(path: Path, page: str, overwrite: bool = False) -> Path:
     return path
 
 
-@functools.cache
+@cache
 def packed_plotly() -> str:
     """plotly.js, compressed: the page unpacks it, at well under half the size."""
     from plotly.offline import get_plotlyjs

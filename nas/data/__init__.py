@@ -9,12 +9,17 @@ from nas.data.clip import Buckets, ClipLike, Dataset, Images, Item
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
+    from nas.data.lengths import Check
 
 __all__ = ["ClipLike", "Dataset", "Images", "Item", "open_data", "split_digest"]
 
 
 def open_data(
-    config: DataConfig, clip: ClipLike, split: Literal["train", "validation"] = "train", seed: int = 0
+    config: DataConfig,
+    clip: ClipLike,
+    split: Literal["train", "validation"] = "train",
+    seed: int = 0,
+    check: Check | None = None,
 ) -> Dataset:
     """The dataset that a configuration names, cut to a clip's shape and frame rate.
 
@@ -24,6 +29,7 @@ def open_data(
             (seed, index). ``validation`` is ``config.validation_clips`` fixed clips that share no frame with training
             and do not depend on the seed, so that scores of different runs compare.
         seed: of the random clips.
+        check: refuses captions, before any video is decoded; see ``nas.data.lengths``.
 
     Returns:
         A map-style dataset of ``{"video": (T, C, H, W) float32 in [-1, 1], "caption": str}`` with ``captions``, every
@@ -43,9 +49,12 @@ def open_data(
         from nas.data.cached import open_cached
 
         return open_cached(config, split, seed)
+    from nas.data.sources import SHARDS
     from nas.data.videos import open_videos, source_captions
 
-    captions, skipped = source_captions(config, config.cache / "unpacked")
+    captions, skipped = source_captions(config, config.cache / SHARDS)
+    if check is not None:
+        check(captions)
     return open_videos(captions, config, clip, split, seed, skipped)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from nas.config import DataConfig
     from search_spaces.space import Space
 
-SCHEMA = 1
+SCHEMA = 2  # of the cache and of the reader of videos: frames of an older one are not to be trusted
 HEADER, INDEX = "cache.json", "index.jsonl"
 REFERENCE = "cached.json"
 
@@ -111,10 +111,15 @@ class LatentCache:
 
 
 class Cached:
-    """Cached clips of one shape; a training split goes through all of them, shuffled anew each time."""
+    """Cached clips of one shape; a training split goes through all of them, shuffled anew each time.
 
-    def __init__(self, cache: LatentCache, entries: Sequence[Entry], split: str, seed: int) -> None:
+    Args:
+        away: half a pass away from the index, as stills are, so that a step's are not of its own clips.
+    """
+
+    def __init__(self, cache: LatentCache, entries: Sequence[Entry], split: str, seed: int, away: bool = False) -> None:
         self.cache, self.entries, self.split, self.seed = cache, tuple(entries), split, seed
+        self._away = len(self.entries) // 2 if away else 0
         self.captions = tuple(dict.fromkeys(entry.caption for entry in self.entries))
         self.skipped: Sequence[Skip] = cache.skipped
         self._order = functools.lru_cache(maxsize=8)(self._shuffled)
@@ -127,6 +132,7 @@ class Cached:
 
     def __getitem__(self, index: int) -> Item:
         epoch, place = divmod(check_index(index, len(self)), len(self.entries))
+        place = (place + self._away) % len(self.entries)
         entry = self.entries[int(self._order(epoch)[place]) if self.split == "train" else place]
         return {"video": self.cache.tensor(entry.shard, entry.name), "caption": entry.caption}
 
@@ -172,6 +178,7 @@ class CachedLatents(Buckets):
         found = {
             "time": (made["time"], space.autoencoder.time),
             "space": (made["space"], space.autoencoder.space),
+            "causal": (made.get("causal", False), space.autoencoder.causal),
             "channels": (made["channels"], space.latent_channels),
             "text width": (text["dim"], space.text.dim),
             "text tokens": (text["tokens"], space.text.tokens),
@@ -194,10 +201,16 @@ class CachedLatents(Buckets):
         stills = [e for e in self.cache.entries if e.split == self.split and e.still]
         if stills:
             shapes = sorted({entry.shape for entry in stills})
-            parts = [Cached(self.cache, [e for e in stills if e.shape == shape], self.split, seed) for shape in shapes]
+            # Shuffled as the clips are: with one still a clip, the ones of a step are then half a pass apart.
+            parts = [
+                Cached(self.cache, [e for e in stills if e.shape == shape], self.split, self.seed, away=True)
+                for shape in shapes
+            ]
             return Buckets(parts, [len(part.entries) for part in parts], seed)
         if self.cache.header["autoencoder"]["time"] == 1:
-            return Buckets([Images(part, seed) for part in self.parts], self._share.tolist(), seed)
+            mine = [part.entries for part in self.parts if isinstance(part, Cached)]
+            clips = [Cached(self.cache, entries, self.split, self.seed, away=True) for entries in mine]
+            return Buckets([Images(part, seed, away=0) for part in clips], self._share.tolist(), seed)
         return _NoStills(self.cache.folder)
 
     def autoencoder(self, device: torch.device | str = "cpu") -> VideoAutoencoder:
@@ -349,19 +362,22 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path) -> list[dict[str, Any]]:
-    """The finished videos of a cache, the newest line of each; a last line that was cut off is not there."""
+    """The finished videos of a cache, the newest line of each ``id``; a last line that was cut off is not there.
+
+    A video's ``id`` is its content's digest: called otherwise it is the same, and changed it is another.
+    """
     lines: dict[str, dict[str, Any]] = {}
     try:
-        content = (folder / INDEX).read_text().splitlines()
+        content = (folder / INDEX).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
     for text in content:
         try:
             line = json.loads(text)
-            lines[line["path"]] = {name: line[name] for name in FIELDS}
+            lines[line["id"]] = {name: line[name] for name in FIELDS}
         except (ValueError, KeyError, TypeError):
             continue
-    return list(lines.values())
+    return [line for line in lines.values() if line["clips"] or line["texts"] or line["skipped"]]
 
 
-FIELDS = ("path", "key", "shard", "bytes", "clips", "texts", "skipped")
+FIELDS = ("id", "path", "key", "shard", "bytes", "clips", "texts", "skipped")

@@ -109,11 +109,16 @@ def images_of(data: Dataset, seed: int) -> Dataset:
 class Images:
     """The same dataset, one frame a clip: the image half of joint training.
 
-    Item ``index`` is a random frame of the clip at ``index``, a pure function of (seed, index), as (1, C, H, W).
+    Item ``index`` is a random frame of the clip half the dataset away, a pure function of (seed, index), as
+    (1, C, H, W): a step's images are of other clips than its videos, which have the same indices.
+
+    Args:
+        away: how far away, where half the length is not it: where ``clips`` goes through fewer clips again and again.
     """
 
-    def __init__(self, clips: Dataset, seed: int = 0) -> None:
+    def __init__(self, clips: Dataset, seed: int = 0, away: int | None = None) -> None:
         self.clips, self.seed = clips, seed
+        self.away = len(clips) // 2 if away is None else away
 
     @property
     def captions(self) -> Sequence[str]:
@@ -127,7 +132,7 @@ class Images:
         return len(self.clips)
 
     def __getitem__(self, index: int) -> Item:
-        item = self.clips[index]
+        item = self.clips[(check_index(index, len(self)) + self.away) % len(self)]
         frame = int(generator(self.seed, "image", index).integers(item["video"].shape[0]))
         return {"video": item["video"][frame : frame + 1], "caption": item["caption"]}
 

@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
-import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
-from nas.data.captions import IMAGES, Caption, read_captions, uncaptioned
+from nas.data.captions import IMAGES, Caption
 from nas.data.clip import TRAIN_LENGTH, Buckets, ClipLike, Dataset, Images, Item, Skip, check_index, generator
-from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames, content_digest, frame_range, probe
+from nas.data.decoding import decode_all
+from nas.data.frames import Frames
+from nas.data.media import DecodeError
+from nas.data.sources import Files, by_content, source_captions
+from nas.data.splits import Run, held_videos, runs_of, split_runs
 from nas.errors import NasError
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
-    from nas.console import Report
+
+__all__ = ["Run", "Shape", "Stills", "VideoClips", "as_video", "clip_buckets", "cut", "open_videos", "source_captions"]
 
 log = logging.getLogger(__name__)
-
-QUIET = 2.0  # seconds of decoding before anything is shown
-
-
-@dataclass(frozen=True)
-class Run:
-    """Clips with one caption: they may start at any of ``count`` frames from ``first`` on."""
-
-    frames: Frames
-    caption: Caption
-    first: int
-    count: int
 
 
 class VideoClips:
@@ -160,39 +148,20 @@ def open_videos(
         NasError: if no video is left for the split, with the reasons.
     """
     clips = clip_buckets(clip, config.buckets)
-    videos: list[tuple[Frames, list[Caption], ClipLike]] = []
-    images: list[tuple[Frames, list[Caption], ClipLike]] = []
-    skipped = list(skipped)
-    files = by_file(captions)
-    for path, segments in _shown(files):
-        try:
-            shape = choose_bucket(path, clips)
-            frames = cached_frames(
-                path, FrameSpec(shape.height, shape.width, shape.fps, config.crop_margin), config.cache
-            )
-        except DecodeError as error:
-            skipped.append(Skip(path, str(error)))
-            continue
-        if path.suffix.lower() in IMAGES:
-            images.append((frames, segments, shape))
-            continue
-        if frames.shape[0] < frames.span(shape.frames):
-            seconds = f"{frames.shape[0] / frames.rate:.2f} s, a clip is {shape.frames / shape.fps:.2f} s"
-            skipped.append(Skip(path, f"shorter than a clip ({seconds})"))
-            continue
-        videos.append((frames, segments, shape))
-    held = _held_videos([f.digest for f, *_ in videos], config) if config.holdout == "video" else frozenset()
+    usable, images, gone = _decoded(captions, clips, config)
+    skipped = [*skipped, *gone]
+    held = held_videos([f.digest for f, *_ in usable], config) if config.holdout == "video" else frozenset()
     runs: dict[ClipLike, list[Run]] = {shape: [] for shape in clips}
-    for frames, segments, shape in videos:
+    for frames, segments, shape in usable:
         mine = split_runs(frames, segments, shape.frames, config, held, split)
-        if not mine and not _runs(frames, segments, np.zeros(frames.shape[0], dtype=bool), 0, shape.frames, "train"):
+        if not mine and not runs_of(frames, segments, np.zeros(frames.shape[0], dtype=bool), 0, shape.frames, "train"):
             skipped.append(Skip(frames.source, "no captioned segment is as long as a clip"))
         runs[shape] += mine
     for skip in skipped:
         log.warning("skipped %s", skip)
     filled = [shape for shape in clips if runs[shape]]
     if not filled:
-        raise NasError(_nothing_left(skipped, len(videos), config, clip, split))
+        raise NasError(_nothing_left(skipped, len(usable), config, clip, split))
     parts = [
         VideoClips(
             runs[shape],
@@ -208,27 +177,29 @@ def open_videos(
     return parts[0] if len(parts) == 1 else Buckets(parts, [part.starts for part in parts], seed)
 
 
-def _shown(files: dict[Path, list[Caption]]) -> Iterator[tuple[Path, list[Caption]]]:
-    """The files one by one, with a progress report when that takes a while: most were decoded before."""
-    from nas.console import progress
-
-    started = time.monotonic()
-    with ExitStack() as stack:
-        report: Report | None = None
-        for done, (path, segments) in enumerate(files.items(), start=1):
-            yield path, segments
-            if report is None and time.monotonic() - started > QUIET:
-                report = stack.enter_context(progress("decode"))
-            if report is not None:
-                report(done, len(files), path.name)
+Kept = tuple[Frames, tuple[Caption, ...], ClipLike]  # of one video: its frames, what is said of it, its clip
 
 
-def by_file(captions: Sequence[Caption]) -> dict[Path, list[Caption]]:
-    """The captions of each video, in their order."""
-    files: dict[Path, list[Caption]] = {}
-    for caption in captions:
-        files.setdefault(caption.path, []).append(caption)
-    return files
+def _decoded(
+    captions: Sequence[Caption], clips: Sequence[ClipLike], config: DataConfig
+) -> tuple[list[Kept], list[Kept], list[Skip]]:
+    """Videos that are as long as a clip, images, and what is no use."""
+    usable: list[Kept] = []
+    images: list[Kept] = []
+    files = Files(config.cache)
+    videos, skipped = by_content(captions, files)
+    for found in decode_all(videos, clips, config, files):
+        frames, shape, path = found.frames, found.clip, found.video.path
+        if isinstance(frames, DecodeError):
+            skipped.append(Skip(path, str(frames)))
+        elif path.suffix.lower() in IMAGES:
+            images.append((frames, found.video.captions, shape))
+        elif frames.shape[0] < frames.span(shape.frames):
+            seconds = f"{frames.shape[0] / frames.rate:.2f} s, a clip is {shape.frames / shape.fps:.2f} s"
+            skipped.append(Skip(path, f"shorter than a clip ({seconds})"))
+        else:
+            usable.append((frames, found.video.captions, shape))
+    return usable, images, skipped
 
 
 @dataclass(frozen=True)
@@ -259,137 +230,6 @@ def clip_buckets(clip: ClipLike, buckets: Sequence[str]) -> list[ClipLike]:
         if shape not in found:
             found.append(shape)
     return found
-
-
-def choose_bucket(path: Path, clips: Sequence[ClipLike]) -> ClipLike:
-    """The clip nearest to a video's aspect ratio, and of those the longest that it fills.
-
-    Raises:
-        DecodeError: if it cannot be opened.
-    """
-    if len(clips) == 1:
-        return clips[0]
-    height, width, seconds = probe(path)
-
-    def distance(clip: ClipLike) -> float:
-        return round(abs(math.log(width / height * clip.height / clip.width)), 6)
-
-    fits = [clip for clip in clips if clip.frames / clip.fps <= seconds + 1 / clip.fps] or list(clips)
-    return min(fits, key=lambda clip: (distance(clip), -clip.frames, -clip.height))
-
-
-def split_runs(
-    frames: Frames,
-    segments: Sequence[Caption],
-    length: int,
-    config: DataConfig,
-    held_videos: frozenset[str],
-    split: Literal["train", "validation"],
-) -> list[Run]:
-    """Where clips of ``length`` frames may start in one video, for one split."""
-    if config.holdout == "video":
-        held, gap = np.full(frames.shape[0], frames.digest in held_videos), 0
-    else:
-        held, gap = _held_frames(frames, segments, length, config.validation_share)
-    return _runs(frames, segments, held, gap, length, split)
-
-
-@contextmanager
-def video_source(config: DataConfig, scratch: Path) -> Iterator[tuple[dict[Path, list[Caption]], list[Skip]]]:
-    """The files of a folder, of shards or of the sample footage with their captions, and those without any.
-
-    Shards are unpacked into ``scratch`` and removed in the end.
-    """
-    captions, skipped = source_captions(config, scratch)
-    yield by_file(captions), skipped
-    shutil.rmtree(scratch, ignore_errors=True)
-
-
-def source_captions(config: DataConfig, scratch: Path) -> tuple[list[Caption], list[Skip]]:
-    """Captions of what a configuration names, and what is no use.
-
-    Raises:
-        NasError: if it names no videos.
-    """
-    if config.source == "sample_clips":
-        from nas.data.samples import sample_captions
-
-        return sample_captions(), []
-    if config.source not in ("folder", "shards"):
-        raise NasError(
-            f"data.source is {config.source!r}, which has no video files; give folder, shards or sample_clips"
-        )
-    if config.path is None:
-        raise NasError(
-            f"data.source is {config.source!r} but data.path is not set; give the folder that holds the videos"
-        )
-    if config.source == "shards":
-        from nas.data.shards import unpack
-
-        return unpack(config.path, scratch)
-    captions = read_captions(config.path, config.captions)
-    return captions, uncaptioned(config.path, captions)
-
-
-def held_digests(paths: Sequence[Path], config: DataConfig) -> frozenset[str]:
-    """Digests of the videos that ``holdout: video`` keeps, before any is decoded."""
-    digests = []
-    for path in paths:
-        with suppress(DecodeError):
-            digests.append(content_digest(path))
-    return _held_videos(digests, config)
-
-
-def _held_videos(found: Sequence[str], config: DataConfig) -> frozenset[str]:
-    """Digests of the videos kept for validation: at least one, at most all but one."""
-    digests = sorted(set(found))
-    if len(digests) < 2:
-        raise NasError(
-            f"data.holdout is 'video' but there are {len(digests)} different videos that decode; "
-            "give two or more, or set data.holdout to time"
-        )
-    return frozenset(digests[: min(len(digests) - 1, max(1, round(config.validation_share * len(digests))))])
-
-
-def _held_frames(frames: Frames, segments: Sequence[Caption], length: int, share: float) -> tuple[np.ndarray, int]:
-    """Mask over kept frames of what is for validation, and how many frames beside it may be copies."""
-    count, span = frames.shape[0], frames.span(length)
-    gap = max(0, math.ceil(frames.rate / frames.native_fps - 1e-6) - 1)
-    held = np.zeros(count, dtype=bool)
-    for first, last in {frame_range(s.start, s.end, frames.rate, count) for s in segments}:
-        if last - first >= 2 * span + gap:
-            keep = max(span, math.ceil(share * (last - first)))
-            held[max(last - keep, first + span + gap) : last] = True
-    return held, gap
-
-
-def _runs(
-    frames: Frames,
-    segments: Sequence[Caption],
-    held: np.ndarray,
-    gap: int,
-    length: int,
-    split: Literal["train", "validation"],
-) -> list[Run]:
-    """Where a clip may start: inside one segment, and wholly on its split's side of the cut."""
-    usable = held
-    if split == "train":
-        near = held.copy()
-        for shift in range(1, gap + 1):
-            near[:-shift] |= held[shift:]
-            near[shift:] |= held[:-shift]
-        usable = ~near
-    span = frames.span(length)
-    usable_before = np.concatenate([[0], np.cumsum(usable)])
-    runs = []
-    for segment in segments:
-        first, last = frame_range(segment.start, segment.end, frames.rate, frames.shape[0])
-        starts = np.arange(first, last - span + 1)
-        starts = starts[usable_before[starts + span] - usable_before[starts] == span]
-        for group in np.split(starts, np.flatnonzero(np.diff(starts) > 1) + 1):
-            if group.size:
-                runs.append(Run(frames, segment, int(group[0]), group.size))
-    return runs
 
 
 def _nothing_left(

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nas.checkpoint import write_whole
 from nas.config import CONFIG_FILE, DataConfig
 from nas.data import Item
 from nas.errors import NasError
+from nas.finite import check_finite
+from nas.settings import Seed, Settings
 
 METRICS = "metrics.json"
 CLASSIFIERS = Path("runs/.classifiers")
@@ -24,7 +26,7 @@ CLASSIFIERS = Path("runs/.classifiers")
 Progress = Callable[[int, int, str], None]
 
 
-class EvaluateConfig(BaseModel):
+class EvaluateConfig(Settings):
     """How a model is evaluated.
 
     Attributes:
@@ -36,14 +38,12 @@ class EvaluateConfig(BaseModel):
         classifier_steps: training steps of the classifier of moving shapes. classifiers: where trained ones are kept.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     data: DataConfig = DataConfig()
     clips: int = Field(128, ge=2)
     batch: int = Field(32, ge=1)
     steps: int | None = Field(None, ge=1)
     guidance: float | None = Field(None, ge=0.0)
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     features: Path | None = None
     classifier_steps: int = Field(600, ge=1)
     classifiers: Path = CLASSIFIERS
@@ -209,6 +209,7 @@ def keep(model: Path, told: Mapping[str, Any]) -> Path:
             known = dict(json.loads(path.read_text()))
         except ValueError as error:
             raise NasError(f"{path}: damaged ({error}); delete it and evaluate again") from None
+    check_finite(told, f"{model}: the metric", "check the model's weights and evaluate again")
     before = known.get("evaluation")
     if not isinstance(before, dict) or before.get("weights") != told["weights"]:
         before = {}
@@ -228,27 +229,32 @@ def vbench_folder(
     """
     import torch
 
-    from nas.evaluate.vbench import claim, read_prompts, write_folder
+    from nas.evaluate.vbench import PROTOCOL, SEEDS, claim, read_counts, seed_of, write_folder
     from nas.sample import enlarge, load_pipeline, to_uint8
 
-    texts = read_prompts(prompts)
+    texts = read_counts(prompts)
     pipeline = load_pipeline(model)
-    pipeline.check_prompts(texts)
+    pipeline.check_prompts(list(texts))
     clip = pipeline.unet.space.clip("training")
     levels, guidance = pipeline.plan(config.steps, guidance_scale=config.guidance)
     made_with = {"weights": pipeline.fingerprint(), "steps": len(levels), "guidance": guidance, "seed": config.seed}
+    made_with["protocol"] = PROTOCOL
     claim(out, {**made_with, "size": f"{clip.frames}x{clip.height}x{clip.width}"})
+
+    numbered = [(prompt, number) for prompt, each in texts.items() for number in range(each)]
+    seeds = {f"{prompt}-{number}.mp4": seed_of(config.seed, prompt, number) for prompt, number in numbered}
+    write_whole(out / SEEDS, json.dumps(seeds, indent=1))
 
     def sample(prompt: str, number: int) -> NDArray[np.uint8]:
         made = pipeline(
             prompt,
             num_inference_steps=config.steps,
             guidance_scale=config.guidance,
-            generator=torch.Generator().manual_seed(config.seed * 1_000_003 + number),
+            generator=torch.Generator().manual_seed(seed_of(config.seed, prompt, number)),
         )
         return enlarge(to_uint8(made.frames[0].numpy()))
 
-    return {"vbench": write_folder(out, texts, sample, clip.fps, progress=progress)}
+    return {"vbench": write_folder(out, list(texts), sample, clip.fps, texts, progress)}
 
 
 def vbench_scores(model: Path, results: Path) -> dict[str, Any]:
@@ -257,7 +263,13 @@ def vbench_scores(model: Path, results: Path) -> dict[str, Any]:
     from nas.sample import load_pipeline
 
     told = {"vbench": read_results(results)}
-    keep(model, {"model": str(model), "weights": load_pipeline(model).fingerprint(), **told})
+    weights, made = load_pipeline(model).fingerprint(), told["vbench"]["protocol"]["sampled"]
+    if made is not None and made.get("weights") != weights:
+        raise NasError(
+            f"{results}: its videos were made with another model ({made.get('weights')}, {model} is {weights}); name "
+            "that one"
+        )
+    keep(model, {"model": str(model), "weights": weights, **told})
     return told
 
 
@@ -288,10 +300,19 @@ def render(told: Mapping[str, Any]) -> str:
         if "command" in found:
             lines.append(f"{found['videos']} videos in {found['folder']}; in VBench's own environment run")
             lines.append(f"  {found['command']}")
+            if "static_filter" in found:
+                lines.append("and for temporal_flickering, in VBench's own checkout,")
+                lines += [f"  {found['static_filter']}", f"  {found['flickering_command']}"]
         else:
             lines += [f"VBench {name}: {value:.4f}" for name, value in found["dimensions"].items()]
             whole = [
                 f"{name} {found[name]:.4f}" for name in ("quality", "semantic", "total") if found[name] is not None
             ]
+            how = found.get("protocol", {}).get("dimensions", {})
+            if how.get("temporal_flickering", {}).get("static_filter", "applied") != "applied":
+                told_of = how["temporal_flickering"]["static_filter"]
+                lines.append(f"VBench temporal_flickering: static filter {told_of}; its protocol wants it applied")
+            if "protocol" in found and found["protocol"]["sampled"] is None:
+                lines.append("VBench: what made the videos is not known; no made.json lies beside the results")
             lines.append("VBench " + (", ".join(whole) or "means need every dimension of theirs"))
     return "\n".join(lines)

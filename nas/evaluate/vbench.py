@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,20 @@ from numpy.typing import NDArray
 
 from nas.checkpoint import write_whole
 from nas.errors import NasError
+from nas.finite import check_finite
 from nas.sample import write_video
 
 VIDEOS = "videos"  # of a folder for VBench: nothing but videos lies in there, it looks at the first name it finds
 MADE = "made.json"  # beside them: what they were made with
+SEEDS = "seeds.json"  # and the seed of every one
 EACH = 5  # videos of one prompt that its standard mode reads
+FLICKERING = "temporal_flickering"
+FLICKERING_EACH = 25  # of its prompts: its static filter then keeps the first five in which nothing moves
+FILTERED = "filtered_videos"  # the folder that the filter makes
+PROTOCOL = (
+    f"{EACH} videos a prompt, {FLICKERING_EACH} of {FLICKERING}'s, each with noise of its own (seeds.json); "
+    f"{FLICKERING} is scored on what static_filter.py keeps"
+)
 
 QUALITY = (
     "subject_consistency",
@@ -53,7 +63,15 @@ WEIGHTS = {"dynamic_degree": 0.5}  # 1 for the others
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts for VBench: its own ``VBench_full_info.json``, or a text file with one in each line.
+    """The prompts of ``read_counts``."""
+    return list(read_counts(path))
+
+
+def read_counts(path: Path) -> dict[str, int]:
+    """Prompts for VBench, and how many videos its protocol wants of each.
+
+    ``VBench_full_info.json`` says which dimension a prompt is for; a text file, one prompt in each line, says so by its
+    name, as VBench's own ``prompts_per_dimension/temporal_flickering.txt``.
 
     Raises:
         NasError: if the file is none, or a prompt cannot be a file name.
@@ -66,20 +84,33 @@ def read_prompts(path: Path) -> list[str]:
         raise NasError(f"{path}: is not text in UTF-8 (byte {error.start}); save it as UTF-8") from None
     if path.suffix == ".json":
         try:
-            found = [str(entry["prompt_en"]) for entry in json.loads(text)]
-        except (ValueError, KeyError, TypeError) as error:
+            entries = [(_text(entry["prompt_en"]), entry.get("dimension", ())) for entry in json.loads(text)]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise NasError(
                 f"{path}: is no list of prompts with prompt_en, as VBench_full_info.json is ({error})"
             ) from error
     else:
-        found = [line.strip() for line in text.splitlines() if line.strip()]
-    found = list(dict.fromkeys(found))
+        entries = [(line.strip(), (path.stem,)) for line in text.split("\n") if line.strip()]
+    found: dict[str, int] = {}
+    for prompt, dimensions in entries:
+        found[prompt] = max(found.get(prompt, 0), FLICKERING_EACH if FLICKERING in dimensions else EACH)
     if not found:
         raise NasError(f"{path}: names no prompt; write one in each line")
     for prompt in found:
         if "/" in prompt or "\0" in prompt or len(prompt.encode()) > 240:
             raise NasError(f"{path}: VBench names videos after prompts, and this cannot name a file: {prompt[:80]!r}")
     return found
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"prompt_en is a {type(value).__name__}")
+    return value
+
+
+def seed_of(seed: int, prompt: str, number: int) -> int:
+    """The seed of one video's noise: of its own, whatever is sampled before it, and the same in every run."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\n{number}\n{prompt}".encode()).digest()[:7])
 
 
 def claim(folder: Path, made: Mapping[str, Any]) -> None:
@@ -111,7 +142,7 @@ def write_folder(
     prompts: Sequence[str],
     sample: Callable[[str, int], NDArray[np.uint8]],
     fps: float,
-    each: int = EACH,
+    each: int | Mapping[str, int] = EACH,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Sample ``videos/PROMPT-I.mp4`` for every prompt; what is there already stays, so that a stop loses nothing.
@@ -119,25 +150,36 @@ def write_folder(
     Who made what is there is not asked here; see ``claim``.
 
     Args:
-        sample: (prompt, number) to (T, H, W, 3) frames.
+        sample: (prompt, number) to (T, H, W, 3) frames. each: videos of a prompt; by prompt, as ``read_counts`` says.
 
     Returns:
-        Folder, how many videos, and the command that VBench's own environment runs.
+        Folder, how many videos, and the commands that VBench's own environment runs.
     """
     videos = folder / VIDEOS
     videos.mkdir(parents=True, exist_ok=True)
-    total = len(prompts) * each
-    for done, (prompt, number) in enumerate((prompt, number) for prompt in prompts for number in range(each)):
+    counts = each if isinstance(each, Mapping) else dict.fromkeys(prompts, each)
+    wanted = [(prompt, number) for prompt in prompts for number in range(counts[prompt])]
+    for done, (prompt, number) in enumerate(wanted):
         target = videos / f"{prompt}-{number}.mp4"
         if not target.is_file():
-            partial = folder / ".partial.mp4"
-            write_video(partial, sample(prompt, number), fps)
-            partial.replace(target)
+            made = folder / target.name  # nothing but whole videos lies where VBench looks
+            write_video(made, sample(prompt, number), fps)
+            made.replace(target)
         if progress is not None:
-            progress(done + 1, total, prompt[:40])
-    (folder / "prompts.json").write_text(json.dumps(list(prompts), indent=1))
-    command = f"vbench evaluate --videos_path {videos} --output_path {folder / 'results'} --dimension DIMENSION"
-    return {"folder": str(folder), "videos": total, "command": command}
+            progress(done + 1, len(wanted), prompt[:40])
+    write_whole(folder / "prompts.json", json.dumps(list(prompts), indent=1))
+    evaluate = "vbench evaluate --videos_path {} --output_path {} --dimension {}"
+    told = {
+        "folder": str(folder),
+        "videos": len(wanted),
+        "command": evaluate.format(videos, folder / "results", "DIMENSION"),
+        "protocol": PROTOCOL,
+    }
+    if FLICKERING_EACH in counts.values():
+        kept = folder / "static"
+        told["static_filter"] = f"python static_filter.py --videos_path {videos} --result_path {kept}"
+        told["flickering_command"] = evaluate.format(kept / FILTERED, folder / "results", FLICKERING)
+    return told
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -145,7 +187,8 @@ def read_results(path: Path) -> dict[str, Any]:
 
     Returns:
         ``dimensions``: each one's score as VBench prints it; ``quality``, ``semantic``, ``total``: its weighted means
-        over stretched scores (total is (4 quality + semantic) / 5), None where a dimension is missing.
+        over stretched scores (total is (4 quality + semantic) / 5), None where a dimension is missing; ``protocol``: of
+        each dimension how many videos it was read from, of flickering whether they were filtered, and what made them.
 
     Raises:
         NasError: if there is none, or a file is damaged, or names an unknown dimension.
@@ -154,18 +197,51 @@ def read_results(path: Path) -> dict[str, Any]:
     if not files:
         raise NasError(f"{path}: no *_eval_results.json there; run vbench evaluate with --output_path {path} first")
     scores: dict[str, float] = {}
+    done: dict[str, Any] = {}
     for file in files:
         try:
             for dimension, result in json.loads(file.read_text()).items():
                 scores[dimension] = float(result[0] if isinstance(result, list) else result)
-        except (ValueError, TypeError, AttributeError, IndexError) as error:
+                done[dimension] = _read_from(dimension, result)
+            check_finite(scores, f"{file}: the score of", "run vbench evaluate again")
+        except (ValueError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            if isinstance(error, NasError):
+                raise
             raise NasError(f"{file}: is no result of VBench ({error}); run vbench evaluate again") from error
     for dimension in scores:
         if dimension not in QUALITY + SEMANTIC:
             raise NasError(f"{path}: unknown dimension {dimension!r}; known: {', '.join(QUALITY + SEMANTIC)}")
     quality, semantic = _mean(scores, QUALITY), _mean(scores, SEMANTIC)
     total = (4 * quality + semantic) / 5 if quality is not None and semantic is not None else None
-    return {"dimensions": scores, "quality": quality, "semantic": semantic, "total": total}
+    folder = path if path.is_dir() else path.parent
+    return {
+        "dimensions": scores,
+        "quality": quality,
+        "semantic": semantic,
+        "total": total,
+        "protocol": {"dimensions": done, "sampled": _made(folder)},
+    }
+
+
+def _read_from(dimension: str, result: Any) -> dict[str, Any]:
+    """How many videos a score was read from, and whether flickering was scored on filtered ones."""
+    listed = result[1] if isinstance(result, list) and len(result) > 1 and isinstance(result[1], list) else []
+    paths = [str(entry["video_path"]) for entry in listed if isinstance(entry, dict) and "video_path" in entry]
+    told: dict[str, Any] = {"videos": len(paths) or None}
+    if dimension == FLICKERING:
+        filtered = bool(paths) and all(Path(path).parent.name == FILTERED for path in paths)
+        told["static_filter"] = ("applied" if filtered else "not applied") if paths else "unknown"
+    return told
+
+
+def _made(results: Path) -> dict[str, Any] | None:
+    """What the videos were made with, where the results lie beside them as ``write_folder`` says; else None."""
+    for folder in (results, results.parent):
+        try:
+            return dict(json.loads((folder / MADE).read_text()))
+        except (OSError, ValueError, TypeError, RecursionError):
+            continue
+    return None
 
 
 def _mean(scores: dict[str, float], names: Sequence[str]) -> float | None:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from nas.autoencoder import VideoAutoencoder
+from nas.errors import NasError
 from search_spaces.ends import DECODERS, portable_decoder
 
+IMAGES = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")  # whose decoders take one frame, four axes throughout
 Part = tuple[nn.Module, tuple[Tensor, ...], tuple[str, ...]]  # module, inputs, their names
 
 
@@ -29,18 +31,23 @@ class TextStates(nn.Module):
 class Frames(nn.Module):
     """(t, C, h, w) latents of one tile to (T, 3, H, W) frames in about [-1, 1]."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, autoencoder: VideoAutoencoder) -> None:
         super().__init__()
-        self.kind, self.scale, self.shift = autoencoder.kind, autoencoder._scale, autoencoder._shift
+        self.images = autoencoder.kind in IMAGES
+        self.register_buffer("scale", 1 / autoencoder.gain)
+        self.register_buffer("shift", autoencoder.offset)
         self.after_quantisation = getattr(autoencoder.model, "post_quant_conv", None)
         decoder = autoencoder.model.decoder
-        self.decoder = decoder if self.kind == "AutoencoderKL" else portable_decoder(decoder)
+        self.decoder = decoder if self.images else portable_decoder(decoder)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = latents / self.scale + self.shift
+        x = latents * self.scale + self.shift
         if self.after_quantisation is not None:
             x = self.after_quantisation(x)
-        if self.kind == "AutoencoderKL":
+        if self.images:
             return self.decoder(x)
         return self.decoder(x.permute(1, 0, 2, 3).unsqueeze(0))[0].permute(1, 0, 2, 3)
 
@@ -61,8 +68,13 @@ def decoder(pipeline: Any, latents: tuple[int, int, int]) -> Part | None:
     if pipeline.vae is None:
         return None
     autoencoder = VideoAutoencoder(pipeline.vae, "vae")
-    frames, height, width = (1, *latents[1:]) if autoencoder.kind == "AutoencoderKL" else latents
-    if autoencoder.kind != "AutoencoderKL":
+    if autoencoder.kind not in (*IMAGES, "AutoencoderKLAllegro"):
+        raise NasError(
+            f"the decoder is a {autoencoder.kind}, which has no way to Core ML here; export with "
+            "--parts network,text_encoder"
+        )
+    frames, height, width = (1, *latents[1:]) if autoencoder.kind in IMAGES else latents
+    if autoencoder.kind not in IMAGES:
         frames, height, width = DECODERS["allegro"].tile_of(frames, height, width)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(frames, autoencoder.channels, height, width, generator=generator)

@@ -1,11 +1,14 @@
-"""Every temporal layer in the form that a device's table found fastest, before the network is lowered."""
+"""Every layer, and the backbone's own attention, lowered as the rows are whose costs were predicted."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from nas.errors import NasError
 
@@ -15,52 +18,108 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4  # of the largest output
 CHECKED = (4, 4, 4)  # frames, height, width of the clip that a form is compared on
+BACKBONE = "backbone"
+SPELLED_OUT = "decomposed"
+Lowerings = dict[str, list[str]]
 
 
-def best_forms(unet: VideoUNet, table: Table) -> dict[str, list[str]]:
-    """Position -> the form of each of its layers (empty: its own) that the table's fastest row is of."""
-    from device_profiler.lowering.forms import split
+def best_lowerings(unet: VideoUNet, table: Table) -> Lowerings:
+    """Position -> the lowering of each of its layers, and ``backbone`` -> its own, by the rows that a prediction reads.
+
+    Raises:
+        TableError: if rows of the space are missing.
+    """
+    from latency_tables.cost import CostModel
+    from latency_tables.plan import Plan as CostPlan
+    from search_spaces.plan import Plan
 
     space, precision = unet.space, table.header.precision
-    found = {}
+    plan = CostPlan.from_json(Plan.load(space).to_json())
+    rows = CostModel(plan, table, allow_mixed=True).rows
+    found = {BACKBONE: [rows[plan.backbone_workload].lowering]}
     for position, variants in unet.arrangement.layers:
-        rows = [table.get(space.workload(position, variant, precision).key) for variant in variants]
-        forms = [split(row.lowering)[1] if row is not None else "" for row in rows]
-        if any(forms):
-            found[position] = forms
+        bases = [space.workload(position, variant, precision).base for variant in variants]
+        if bases:
+            found[position] = [rows[base].lowering for base in bases]
     return found
 
 
+def best_forms(unet: VideoUNet, table: Table) -> Lowerings:
+    """Position -> the form of each of its layers (empty: its own), where one of them has another than its own."""
+    return forms_in(best_lowerings(unet, table))
+
+
+def forms_in(lowerings: Lowerings) -> Lowerings:
+    """Position -> the forms in its lowerings, where there are some."""
+    from device_profiler.lowering.forms import split
+
+    forms = {name: [split(lowering)[1] for lowering in wanted] for name, wanted in lowerings.items()}
+    return {name: wanted for name, wanted in forms.items() if any(wanted)}
+
+
 @torch.no_grad()
-def apply_forms(unet: VideoUNet, forms: dict[str, list[str]]) -> None:
-    """Put the layers into these forms, in place.
+def apply_lowerings(unet: VideoUNet, lowerings: Lowerings) -> None:
+    """Have every layer lowered so, in place: forms are put on, and attention that was decomposed is spelled out.
 
     Raises:
-        NasError: if one then computes something else.
+        NasError: if a layer then computes something else.
     """
-    from device_profiler.lowering.forms import reform
+    from diffusers.models.attention_processor import Attention
+
+    from device_profiler.lowering.forms import reform, split
     from search_spaces.network import module_name
 
     frames, height, width = CHECKED
     generator = torch.Generator().manual_seed(0)
     context = torch.randn(1, unet.space.text.tokens, unet.space.text.dim, generator=generator)
-    for position, wanted in forms.items():
+    for position, wanted in lowerings.items():
+        if position == BACKBONE:
+            for part in unet.network.unet.modules() if split(wanted[0])[0] == SPELLED_OUT else ():
+                if isinstance(part, Attention):
+                    spell_out(part)
+            continue
         x = torch.randn(frames, unet.space.position(position).channels, height, width, generator=generator)
         layers: Any = unet.network.temporal[module_name(position)]
-        for layer, form in zip(layers, wanted, strict=True):
+        for layer, lowering in zip(layers, wanted, strict=True):
             plain = layer(x, frames, context)
-            same = reform(layer, f"plain+{form}" if form else "plain")(x, frames, context)
-            off = float((same - plain).abs().max() / plain.abs().max().clamp_min(1e-12))
+            reform(layer, lowering)
+            if split(lowering)[0] == SPELLED_OUT:
+                spell_out(layer)
+            off = float((layer(x, frames, context) - plain).abs().max() / plain.abs().max().clamp_min(1e-12))
             if not off <= TOLERANCE:
-                raise NasError(f"{position}: the form {form} is off by {off:.2g} against the plain layer; report it")
+                raise NasError(f"{position}: as {lowering}, it is off by {off:.2g} against the plain layer; report it")
 
 
-def forms_of_device(unet: VideoUNet, device: str, tables: Path) -> dict[str, list[str]]:
-    """``best_forms`` by a device's table.
+def spell_out(module: nn.Module) -> None:
+    """Change a module in place so that its attention is scores, softmax and a product instead of one operation."""
+    forward = module.forward
+
+    def spelled(*arguments: Any, **named: Any) -> Any:
+        with _spelled_attention():
+            return forward(*arguments, **named)
+
+    vars(module)["forward"] = spelled
+
+
+@contextmanager
+def _spelled_attention() -> Iterator[None]:
+    from device_profiler.lowering.spelled import spelled_out
+
+    functional: Any = nn.functional
+    fused = functional.scaled_dot_product_attention
+    functional.scaled_dot_product_attention = spelled_out
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = fused
+
+
+def lowerings_of_device(unet: VideoUNet, device: str, tables: Path) -> Lowerings:
+    """``best_lowerings`` by a device's table.
 
     Raises:
-        TableError: if there is no such table.
+        TableError: if there is no such table, or it lacks rows of the space.
     """
     from latency_tables.lookup import load_table
 
-    return best_forms(unet, load_table(device, tables))
+    return best_lowerings(unet, load_table(device, tables))

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from nas.errors import NasError
 from nas.export import compress, ends, forms, metadata
 from nas.export.network import NAMES, Shape, bound_at, function_name
+from nas.export.ranges import check_range
+from nas.files import folder_beside, write_whole
+from nas.outputs import MADE_BY, check_replaceable, keep_rest, put_folder, restore, sole_writer_of
 from nas.sample import latent_shape
 
 PACKAGE, FACTS = "unet.mlpackage", "export.json"
@@ -61,12 +64,28 @@ def export_model(
         NasError: if the folder holds no model, Core ML cannot express a part, or the outputs differ. TableError: if the
             device has no table of the space.
     """
-    from nas.sample import load_pipeline
-
     compress.check(quantize)
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise NasError(f"--parts {','.join(parts)}: must be of {', '.join(PARTS)}")
+    out = Path(os.path.realpath(out))  # "." has no name to put something beside
+    with sole_writer_of(out):
+        return _export(model, out, clip, shapes, parts, quantize, device, tables, tell)
+
+
+def _export(
+    model: Path,
+    out: Path,
+    clip: str,
+    shapes: Sequence[Shape],
+    parts: Sequence[str],
+    quantize: str | None,
+    device: str | None,
+    tables: Path,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    from nas.sample import load_pipeline
+
     before = _exported(out)
     pipeline = load_pipeline(model)
     weights = pipeline.fingerprint()
@@ -82,19 +101,17 @@ def export_model(
             "among the exported shapes; add it, or leave --device out"
         )
     predicted = None if device is None else metadata.predicted_costs(unet, device, tables)
-    written = {} if device is None else forms.forms_of_device(unet, device, tables)
-    forms.apply_forms(unet, written)
-    whole = Path(os.path.abspath(out))  # "." has no name to put something beside
-    partial = whole.with_name(f".{whole.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    written = {} if device is None else forms.lowerings_of_device(unet, device, tables)
+    forms.apply_lowerings(unet, written)
     started = time.perf_counter()
-    try:
+    restore(out)
+    with folder_beside(out) as partial:
         facts: dict[str, Any] = {"package": str(out / PACKAGE), "weights": weights, "clip": clip, "quantize": quantize}
+        facts["made_by"] = MADE_BY
         if "network" in parts:
             facts |= _network(model, unet, wanted, quantize, partial, tell)
             metadata.write(partial / PACKAGE, metadata.facts_of(unet, predicted))
-        facts["predicted"], facts["forms"] = predicted, written
+        facts["predicted"], facts["lowerings"], facts["forms"] = predicted, written, forms.forms_in(written)
         for name, part in (
             ("text_encoder", ends.text_encoder(pipeline)),
             ("decoder", ends.decoder(pipeline, latents[0])),
@@ -102,12 +119,9 @@ def export_model(
             if name in parts and part is not None:
                 tell(f"lowering the {name.replace('_', ' ')}")
                 facts[name] = _end(model, name, *part, quantize, partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    facts["seconds"] = round(time.perf_counter() - started, 1)
-    facts["peak_host_mb"] = _peak_mb()
-    _put(partial, out, facts, before)
+        facts["seconds"] = round(time.perf_counter() - started, 1)
+        facts["peak_host_mb"] = _peak_mb()
+        _put(partial, out, facts, before)
     return facts
 
 
@@ -124,13 +138,17 @@ def _exported(out: Path) -> dict[str, Any]:
         NasError: if it holds something else, or the file is damaged.
     """
     path = out / FACTS
+    check_replaceable(out, lambda folder: (folder / FACTS).is_file(), "export")
     if not path.is_file():
-        if out.exists() and any(out.iterdir()):
-            raise NasError(f"{out} is not empty and holds no export; give another --out")
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
+        told = dict(json.loads(path.read_text()))
+        if told.get("made_by", MADE_BY) != MADE_BY or "weights" not in told:
+            raise NasError(f"{path}: not written by nas export; give another --out")
+        return told
+    except (ValueError, TypeError, RecursionError) as error:
+        if isinstance(error, NasError):
+            raise
         raise NasError(f"{path}: damaged ({error}); give another --out, or delete that folder") from None
 
 
@@ -143,28 +161,19 @@ def _refuse_other_models(out: Path, before: Mapping[str, Any], weights: str, par
 
 
 def _put(partial: Path, out: Path, facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Move the packages of ``partial`` over those of ``out``, whose other packages and facts stay.
+    """Have ``partial`` stand at ``out``, whose other packages and facts go on in it.
 
-    A package cannot be replaced at one stroke, so its facts go first and come back last: whenever this is killed,
-    what ``export.json`` tells of lies there whole.
+    The two folders are exchanged at one stroke: whenever this is killed, what ``export.json`` tells of lies there
+    whole.
     """
     packages = list(partial.iterdir())
     made = {package.name.removesuffix(".mlpackage") for package in packages}
     stays = {name: told for name, told in before.items() if (name if name in ENDS else "unet") not in made}
 
-    def tell(told: Mapping[str, Any]) -> None:
-        (partial / FACTS).write_text(json.dumps(told, indent=1))
-        os.replace(partial / FACTS, out / FACTS)
-
-    out.mkdir(parents=True, exist_ok=True)
-    tell(stays)
-    for package in packages:
-        target = out / package.name
-        if target.exists():
-            os.replace(target, partial / f"old-{package.name}")
-        os.replace(package, target)
-    tell({**facts, **stays})
-    shutil.rmtree(partial)
+    keep_rest(out, partial)
+    write_whole(partial / FACTS, json.dumps({**facts, **stays}, indent=1))
+    put_folder(partial, out)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _network(
@@ -176,10 +185,11 @@ def _network(
     if quantize is not None:
         plain = compress.predicted_mb(sizes, None)
         tell(f"{quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
-    single, stats = [], []
+    single, stats, largest = [], [], []
     for shape in shapes:
         tell(f"lowering the network at {'x'.join(map(str, shape))}")
         bound, inputs = bound_at(unet, shape)
+        largest.append(check_range(bound, inputs, f"{model}: the network"))
         place = folder / function_name(shape)
         place.mkdir()
         stats.append(_lower(model, bound, inputs, NAMES, place))
@@ -202,6 +212,7 @@ def _network(
         "shapes": ["x".join(map(str, shape)) for shape in shapes],
         "inputs": {name: list(x.shape) for name, x in zip(NAMES, bound_at(unet, shapes[0])[1], strict=True)},
         "parameters": sum(sizes),
+        "largest_activation": max(largest),
         "fused_attention": first.pop("attention_ops"),
         **first,
         "weights_mb": weights_mb(folder / PACKAGE),
@@ -220,6 +231,7 @@ def _end(
     quantize: str | None,
     folder: Path,
 ) -> dict[str, Any]:
+    check_range(module, inputs, f"{model}: the {name.replace('_', ' ')}")
     place = folder / name
     place.mkdir()
     stats = _lower(model, module, inputs, names, place)

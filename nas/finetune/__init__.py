@@ -77,6 +77,8 @@ def _finetune(
 
     from nas.checkpoint import sole_writer, write_whole
     from nas.config import CONFIG_FILE
+    from nas.data.lengths import fits
+    from nas.files import only_leftovers
     from nas.finetune.adversarial import Adversarial
     from nas.finetune.batches import Batches
     from nas.finetune.config import FOLDER, AdversarialConfig, JointConfig
@@ -89,9 +91,10 @@ def _finetune(
     pipeline = load_pipeline(model).to(world.device)
     origin = pipeline.fingerprint()
     folder = out / FOLDER
-    if out.is_dir() and any(out.iterdir()) and not folder.is_dir():
+    if out.is_dir() and not folder.is_dir() and not only_leftovers(out):
         raise NasError(f"{out} is not empty and holds no fine-tuning; give a new or empty folder to --out")
-    batches = Batches(pipeline.unet.space, config.data, settings, config.seed, world)
+    check = fits(pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings)
+    batches = Batches(pipeline.unet.space, config.data, settings, config.seed, world, check)
     pipeline.check_prompts(batches.captions)
     work: Stage
     if isinstance(settings, AdversarialConfig):
@@ -103,7 +106,7 @@ def _finetune(
         "stage": stage,
         "model": origin,
         "seed": config.seed,
-        "data": config.data.model_dump(mode="json", exclude={"cache"}),
+        "data": config.data.model_dump(mode="json", exclude={"cache", "outside"}),
     }
     world.wait()  # all have looked at the folder before it is written to
     if world.main:

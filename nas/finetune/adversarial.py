@@ -27,8 +27,8 @@ class Adversarial:
 
     The generator makes a clean clip of a noisy one in one evaluation, at one of ``config.levels``. The discriminator
     sees real and generated clips under fresh noise: the frozen encoder of the model as it was at the start, with a
-    trained head after each down block. Losses: hinge for both, a Pseudo-Huber reconstruction for the generator, R1 or
-    its finite difference for the discriminator.
+    trained head after each down block. Losses: hinge for both, a Pseudo-Huber reconstruction for the generator, and for
+    the discriminator, if asked for, R1 or its finite difference.
 
     Args:
         pipeline: its network is trained in place; its text encoder stays as it is.
@@ -197,16 +197,18 @@ class Adversarial:
         latest = rows[-config.collapse_window :]
         hinge = statistics.fmean(row["loss_discriminator"] for row in latest)
         gap = statistics.fmean(abs(row["real"] - row["fake"]) for row in latest)
-        remedy = "raise adversarial.r1_weight or lower adversarial.head_rate"
+        hold = "set adversarial.r1=finite" if config.r1 == "off" else "raise adversarial.r1_weight"
+        remedy = f"{hold} or lower adversarial.head_rate"
         if hinge < config.collapse_low:
             return (
                 f"the discriminator had collapsed: it told all clips apart (hinge loss {hinge:.2g} over "
                 f"{len(latest)} steps, under {config.collapse_low:g}); {remedy}"
             )
         if gap < FLAT:
+            lower = "" if config.r1 == "off" else " or lower adversarial.r1_weight"
             return (
                 f"the discriminator had collapsed: its answers to real and generated clips differed by {gap:.2g} over "
-                f"{len(latest)} steps; raise adversarial.head_rate or lower adversarial.r1_weight"
+                f"{len(latest)} steps; raise adversarial.head_rate{lower}"
             )
         return None
 

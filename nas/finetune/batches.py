@@ -11,6 +11,7 @@ from torch import Tensor
 from nas.config import DataConfig
 from nas.data import open_data
 from nas.data.clip import ClipLike, images_of
+from nas.data.lengths import Check
 from nas.data.videos import clip_buckets
 from nas.distributed import World
 from nas.errors import NasError
@@ -68,13 +69,21 @@ class Batches:
     Args:
         space: of the model; every bucket must divide by its autoencoder and its lowest stage.
         data: where the clips come from; a cache of latents for a space that works in them. config: how many a step.
-        world: the processes that share a step's clips.
+        world: the processes that share a step's clips. check: refuses captions before anything is decoded.
 
     Raises:
         NasError: if a bucket or the data does not fit the space, or the clips do not divide by the processes.
     """
 
-    def __init__(self, space: Space, data: DataConfig, config: StageConfig, seed: int, world: World) -> None:
+    def __init__(
+        self,
+        space: Space,
+        data: DataConfig,
+        config: StageConfig,
+        seed: int,
+        world: World,
+        check: Check | None = None,
+    ) -> None:
         check_source(space, data.source)
         self.world = world
         for name, count in (("clips", config.clips), ("images", config.images)):
@@ -86,7 +95,7 @@ class Batches:
                 latent_shape(space, clip.frames, clip.height, clip.width)
             except NasError as error:
                 raise NasError(f"data.buckets: {clip.frames}x{clip.height}x{clip.width}: {error}") from None
-        self.data = open_data(data, space.clip("training"), "train", seed)
+        self.data = open_data(data, space.clip("training"), "train", seed, check)
         check_data(space, self.data)
         self._videos = Loader(self.data, config.clips, world.share)
         self._images = Loader(images_of(self.data, seed + 1), config.images, world.share)

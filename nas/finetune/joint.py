@@ -47,11 +47,14 @@ class Joint:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
         optimizer.zero_grad(set_to_none=True)
-        video = self._loss(self.batches.videos(step), draws)
         share = config.image_share if config.images else 0.0
-        image = self._loss(self.batches.pictures(step), draws) if config.images else torch.zeros(())
-        loss = (1 - share) * video + share * image.to(video.device)
-        loss.backward()
+        video = self._loss(self.batches.videos(step), draws)
+        ((1 - share) * video).backward()  # each by itself: one graph at a time is held
+        image = torch.zeros_like(video)
+        if config.images:
+            image = self._loss(self.batches.pictures(step), draws)
+            (share * image).backward()
+        loss = (1 - share) * video.detach() + share * image.detach()
         world = self.batches.world
         world.average_gradients(self.parameters)
         norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))

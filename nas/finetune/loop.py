@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from nas.averages import Averages
 from nas.checkpoint import (
     PREFIX,
     Checkpoint,
-    check_belongs,
     checkpoint_path,
     list_checkpoints,
     load_checkpoint,
@@ -27,9 +27,10 @@ from nas.checkpoint import (
 )
 from nas.distributed import World
 from nas.errors import AnswerIsNo, NasError
+from nas.files import append
 from nas.finetune.batches import Draws
 from nas.finetune.config import LoopConfig
-from nas.trainer import METRICS, cut_metrics
+from nas.trained import METRICS, cut_metrics, newest_checkpoint
 
 ROLLBACKS = 3  # of one step; more, and it will not get better
 RECENT = 50  # losses that a spike is measured against
@@ -81,7 +82,8 @@ class Loop:
         self.stage, self.folder, self.seed, self.world = stage, folder, seed, world
         self.warn = warn if world.main else lambda message: None
         self.facts = {**facts, "settings": _settings(stage.config)}
-        self.average = {name: p.detach().clone() for name, p in self._named() if name.split(".")[0] in stage.averaged}
+        averaged = {name: p for name, p in self._named() if name.split(".")[0] in stage.averaged}
+        self.average = Averages(averaged, stage.config.ema_decay)
         self.step = self.salt = self.rollbacks = self.bad = 0
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.rows: deque[Row] = deque(maxlen=stage.window)
@@ -105,14 +107,14 @@ class Loop:
                 self._roll_back()
                 continue
             self.step += 1
-            self._take_average()
+            self.average.take(self.step)
             if self.step >= self.bad:
                 self.rollbacks = 0
             self.recent.append(row["loss"])
             self.rows.append(row)
             if self.world.main:
                 told = {"step": self.step, **row, "seconds": time.perf_counter() - started}
-                with (self.folder / METRICS).open("a") as metrics:
+                with append(self.folder / METRICS) as metrics:
                     metrics.write(json.dumps(told) + "\n")
                 if progress is not None:
                     progress(self.step, row)
@@ -124,10 +126,7 @@ class Loop:
 
     def load_average(self) -> None:
         """Put the averaged weights into the stage's modules: the result."""
-        with torch.no_grad():
-            for name, parameter in self._named():
-                if name in self.average:
-                    parameter.copy_(self.average[name])
+        self.average.put()
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
         for prefix, module in self.stage.modules.items():
@@ -137,13 +136,6 @@ class Loop:
     def _generator(self) -> torch.Generator:
         digest = hashlib.sha256(f"{self.seed}/{self.step}/{self.salt}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-    def _take_average(self) -> None:
-        decay = min(self.stage.config.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for name, parameter in self._named():
-                if name in self.average:
-                    self.average[name].lerp_(parameter, 1 - decay)
 
     # When it goes wrong ---------------------------------------------------------------------------------------------
 
@@ -194,7 +186,7 @@ class Loop:
         earlier = [int(path.name.removeprefix(PREFIX)) for path in list_checkpoints(self.folder)]
         also = [step for step in earlier if step <= sound][-1:] + [step for step in earlier if step > sound][:1]
         names: dict[Tensor, str] = {parameter: name for name, parameter in self._named()}
-        groups: dict[str, Mapping[str, Tensor]] = {"weights": dict(self._named()), "average": self.average}
+        groups: dict[str, Mapping[str, Tensor]] = {"weights": dict(self._named()), "average": self.average.values}
         for which, optimizer in self.stage.optimizers.items():
             groups[f"optimizer-{which}"] = {
                 f"{names[p]}/{entry}": value for p, state in optimizer.state.items() for entry, value in state.items()
@@ -214,7 +206,8 @@ class Loop:
         fresh = False
         if self.world.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            found = self._newest()
+            newest = newest_checkpoint(self.folder, self.facts, self.warn)
+            found = newest[0] if newest is not None else None
             fresh = found is None and not self.step
         answer = self.world.say(int(found.state["step"]) if found is not None else -1 - int(fresh))
         if answer == -2:
@@ -229,28 +222,13 @@ class Loop:
             cut_metrics(self.folder / METRICS, self.step)
         return True
 
-    def _newest(self) -> Checkpoint | None:
-        last: NasError | None = None
-        for path in reversed(list_checkpoints(self.folder)):
-            try:
-                checkpoint = load_checkpoint(path)
-            except NasError as error:
-                last = error
-                self.warn(f"{error}. Going on from an earlier one")
-                continue
-            check_belongs(checkpoint.state, self.facts, path)
-            return checkpoint
-        if last is not None:
-            raise last
-        return None
-
     def _restore(self, checkpoint: Checkpoint) -> None:
         named = dict(self._named())
         with torch.no_grad():
             for name, tensor in checkpoint.tensors["weights"].items():
                 named[name].copy_(tensor)
             for name, tensor in checkpoint.tensors["average"].items():
-                self.average[name].copy_(tensor)
+                self.average.values[name].copy_(tensor)
         for which, optimizer in self.stage.optimizers.items():
             optimizer.state.clear()
             for name, tensor in checkpoint.tensors[f"optimizer-{which}"].items():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nas.config import DataConfig
 from nas.finetune.config import LoopConfig
+from nas.settings import Seed, Settings
 
 Unit = Literal["blocks", "heads", "channels"]
 
@@ -39,11 +40,9 @@ class PruneConfig(LoopConfig):
     caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
 
 
-class PruneSettings(BaseModel):
+class PruneSettings(Settings):
     """Everything that a pruning depends on; stored in its folder."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     data: DataConfig = DataConfig()
     prune: PruneConfig = PruneConfig()

@@ -26,23 +26,28 @@ class Images:
         from nas.data import open_data
         from nas.data.cached import CachedLatents, CachedText
         from nas.data.clip import images_of
+        from nas.data.lengths import fits
         from nas.distributed import World
         from nas.loader import Loader
-        from nas.text import TextEncoder, has_part
+        from nas.pretrained.hub import has_part
+        from nas.text import TextEncoder
         from nas.trainer import check_data, check_source
 
         check_source(space, settings.data.source)
         self.config, self.seed = settings.prune, settings.seed
         self.world = World.open(self.config.device, "prune.device")
-        data = open_data(settings.data, space.clip("training"), "train", settings.seed)
+        self.text: Any = None
+        if settings.data.source != "cache":
+            if text is None and not has_part(source, "text_encoder"):
+                raise NasError(
+                    f"{source}: a UNet alone has no text encoder; name one with --text, or cache the data first"
+                )
+            self.text = TextEncoder.pretrained(text or source).to(self.world.device)
+        check = fits(self.text.tokenizer, self.text.max_tokens) if self.text is not None else None
+        data = open_data(settings.data, space.clip("training"), "train", settings.seed, check)
         check_data(space, data)
-        self.text: Any
         if isinstance(data, CachedLatents):
             self.text = CachedText(data.cache).to(self.world.device)
-        elif text is None and not has_part(source, "text_encoder"):
-            raise NasError(f"{source}: a UNet alone has no text encoder; name one with --text, or cache the data first")
-        else:
-            self.text = TextEncoder.pretrained(text or source).to(self.world.device)
         stills = images_of(data, settings.seed + 1)
         self._training = Loader(stills, self.config.images, self.world.share)
         self._calibration = Loader(images_of(data, settings.seed + 2), self.config.batch, self.world.share)

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from nas.checkpoint import disk_is_full, sole_writer, write_whole
 from nas.config import CONFIG_FILE
 from nas.console import progress, say
 from nas.distributed import usable_device
 from nas.errors import NasError
+from nas.files import folder_beside, only_leftovers, read_yaml, sole_writer, why_full, write_whole
 from nas.finetune.loop import Loop
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
@@ -83,7 +83,7 @@ def prune_unet(
     if parameters is not None and latency_ms is not None:
         raise NasError("--parameters and --latency-ms are two targets; give one")
     config, loaded = settings.prune, Space.load(space)
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_FILE).is_file():
+    if out.is_dir() and not (out / CONFIG_FILE).is_file() and not only_leftovers(out):
         raise NasError(f"{out} is not empty and holds no pruning; give a new or empty folder to --out")
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -279,9 +279,9 @@ def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) ->
     wanted = {"asked": asked, **settings.model_dump(mode="json")}
     if path.is_file():
         try:
-            known = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise NasError(f"{path}: damaged; give a new folder to --out") from None
+            known = read_yaml(path)
+        except NasError as error:
+            raise NasError(f"{error}; give a new folder to --out") from None
         differs = [
             k for k in wanted if not isinstance(known, dict) or known.get(k) != json.loads(json.dumps(wanted[k]))
         ]
@@ -295,21 +295,20 @@ def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) ->
 
 
 def _save_unet(unet: Any, target: Path) -> None:
-    from nas.sample import no_bars
+    from nas.pretrained.loading import no_bars
 
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with no_bars():
-            unet.to("cpu").save_pretrained(str(partial))
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not disk_is_full(error):
-            raise
-        raise NasError(f"{target}: the disk is full; free some space and run the same command again") from error
-    if target.exists():
-        shutil.rmtree(target)
-    os.replace(partial, target)
+    with folder_beside(target) as partial:
+        try:
+            with no_bars():
+                unet.to("cpu").save_pretrained(str(partial))
+        except Exception as error:
+            full = why_full(error)
+            if full is None:
+                raise
+            raise NasError(f"{target}: {full[0]}; {full[1]} and run the same command again") from error
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(partial, target)
 
 
 def render(told: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ from nas.config import TrainConfig
 from nas.data import Dataset
 from nas.supernet import Supernet
 from nas.text import TextEncoder
-from nas.trainer import Step, Trainer
+from nas.trained import Step
+from nas.trainer import Trainer
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -13,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from nas.errors import NasError
+from nas.files import read_json, read_text, read_yaml
 from search_spaces.arrangement import Arrangement
-from search_spaces.errors import SpaceError
 from search_spaces.plan import Plan
 from search_spaces.space import Space
 
@@ -108,17 +109,18 @@ def read_run(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise NasError(f"{path}: no such run folder; make one with: nas run tiny --out {path}")
-    run = RunFolder(path)
+    run, absent = RunFolder(path), list[str]()
 
     def part(name: str, file: str, read: Callable[[Path], Part], stage: str) -> Part | None:
         target = path / file
         if not target.exists():
+            absent.append(name)
             run.missing[name] = f"There is no {file} in the run folder yet; it is written by: {stage}"
             return None
         try:
             return read(target)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
+        except Exception as error:  # whatever a reader makes of damaged bytes: the rest of the page is worth its own
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             run.missing[name] = f"{file} cannot be read ({reason}); write it again with: {stage}"
             return None
 
@@ -131,7 +133,7 @@ def read_run(path: Path) -> RunFolder:
     if tables is not None:
         run.headers, run.sources = tables
     run.samples = part("samples", "samples/samples.npz", _samples, f"nas run ... --out {path}")
-    if len(run.missing) == 7:
+    if len(absent) == 7:
         raise NasError(f"{path}: holds nothing of a run; make one with: nas run tiny --out {path}")
     name = run.metrics.get("space") or (run.arrangement.space if run.arrangement else None)
     if name:
@@ -139,13 +141,13 @@ def read_run(path: Path) -> RunFolder:
             space = Space.load(str(name))
             run.fps = space.clip("training").fps
             run.plan = Plan.load(space).to_json()
-        except (SpaceError, OSError) as error:
+        except Exception as error:  # a space's blocks are anybody's code
             run.missing["plan"] = f"The space {name} cannot be read ({error}), so the network is drawn as a list."
     return run
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:
-    data = json.loads(path.read_text())
+    data = read_json(path)
     if not isinstance(data, dict):
         raise ValueError("is no JSON object")
     return data
@@ -161,10 +163,11 @@ def _number(text: Any) -> float | None:
 
 
 def _front(path: Path) -> tuple[Row, ...]:
-    with path.open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
     if not rows:
         raise ValueError("holds no rows")
+    if "key" not in rows[0] or any(None in row or None in row.values() for row in rows):
+        raise ValueError("is no table of arrangements: rows and columns do not fit")
     columns = list(rows[0])
     positions = [name for name in columns if name not in (*NUMBERS, *FLAGS, SEEN, "trial", "origin", "key")]
     return tuple(
@@ -180,14 +183,14 @@ def _front(path: Path) -> tuple[Row, ...]:
 
 
 def _jsonl(path: Path) -> tuple[Mapping[str, Any], ...]:
-    """Whole lines only: the last may be half written while training goes on."""
+    """Whole lines alone: the last may be half written while training goes on, and a damaged one costs itself."""
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and "step" in row:
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
     if not rows:
         raise ValueError("holds no steps")
@@ -195,30 +198,29 @@ def _jsonl(path: Path) -> tuple[Mapping[str, Any], ...]:
 
 
 def _tables(path: Path) -> tuple[tuple[Mapping[str, Any], ...], Sources]:
-    import yaml
-
     headers, counts, by_workload = [], {"measured": 0, "estimated": 0, "imported": 0}, {}
     for file in sorted(path.glob("*/*.csv")):
         sidecar = file.with_suffix(".yaml")
-        header = yaml.safe_load(sidecar.read_text()) if sidecar.exists() else {}
+        header = read_yaml(sidecar) if sidecar.exists() else {}
         headers.append(header if isinstance(header, dict) else {})
-        with file.open(newline="") as handle:
-            for row in csv.DictReader(handle):
-                if row.get("status") == "ok" and row.get("source"):
-                    counts[row["source"]] = counts.get(row["source"], 0) + 1
-                    by_workload[row["key"].rpartition("@")[0]] = row["source"]
+        for row in csv.DictReader(io.StringIO(read_text(file), newline=""), strict=True):
+            if row.get("status") == "ok" and row.get("source") and row.get("key"):
+                counts[row["source"]] = counts.get(row["source"], 0) + 1
+                by_workload[row["key"].rpartition("@")[0]] = row["source"]
     if not headers:
         raise ValueError("holds no table")
     return tuple(headers), Sources({name: count for name, count in counts.items() if count}, by_workload)
 
 
 def _samples(path: Path) -> Samples:
-    with np.load(path, allow_pickle=False) as arrays:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         clips = {kind: arrays[kind] for kind in KINDS if kind in arrays}
     shapes = {clip.shape for clip in clips.values()}
-    if len(shapes) != 1 or any(clip.ndim != 5 or clip.dtype != np.uint8 for clip in clips.values()):
+    good = all(clip.ndim == 5 and clip.dtype == np.uint8 and clip.shape[-1] == 3 for clip in clips.values())
+    if len(shapes) != 1 or not good or 0 in next(iter(shapes)):
         raise ValueError(f"clips must be uint8 of one shape (N, T, H, W, 3), got {sorted(shapes)}")
     texts = path.with_name("captions.json")
-    captions = json.loads(texts.read_text()) if texts.exists() else []
+    captions = read_json(texts) if texts.exists() else []
+    captions = captions if isinstance(captions, list) else []
     count = next(iter(shapes))[0]
     return Samples(clips, tuple(str(captions[i]) if i < len(captions) else "" for i in range(count)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from markupsafe import Markup
 from latency_tables.report.page import render_page, write_page
 from nas.report.figures import curve_figure, front_figure
 from nas.report.folder import KINDS, Row, RunFolder, read_run
+from nas.report.measured import disturbed_sentence, measurement
 from nas.report.searching import growth_figure, positions_figure, reasons
 from nas.report.strips import animated_strip, sheet, still
 from nas.report.unet import FAMILIES, brief, unet_svg
@@ -33,7 +35,45 @@ def write_report(run_dir: Path | str) -> Path:
         NasError: if the folder does not exist or holds nothing of a run.
     """
     run = read_run(Path(run_dir))
-    return write_page(run.path / FILE, render(run))
+    return write_page(run.path / FILE, render_what_can_be(run))
+
+
+# What a page is made of, piece by piece, with what stands in the place of one that cannot be shown.
+PIECES: Mapping[str, tuple[str, Any]] = {
+    "explained": ("explain.json", {}),
+    "samples": ("samples/samples.npz", None),
+    "curves": ("supernet/metrics.jsonl", ()),
+    "front": ("front.csv", ()),
+    "arrangement": ("arrangement.yaml", None),
+    "plan": ("the space's plan", None),
+    "headers": ("table", ()),
+    "metrics": ("metrics.json", {}),
+}
+
+
+def render_what_can_be(run: RunFolder) -> str:
+    """The page; of pieces that were read and still cannot be shown, a sentence each.
+
+    Files come from other versions, other hands and broken disks: keys are missing in them, texts stand where numbers
+    should. Whatever a piece holds, the others are shown.
+    """
+    try:
+        return render(run)
+    except Exception as error:  # looked for below: whose fault it is
+        fault = error
+    for name in PIECES:
+        try:
+            return render(_without(run, (name,), fault))
+        except Exception:  # noqa: S112 - it was not this piece, or not it alone
+            continue
+    return render(_without(run, tuple(PIECES), fault))
+
+
+def _without(run: RunFolder, names: Sequence[str], fault: Exception) -> RunFolder:
+    reason = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+    told = {name: f"{PIECES[name][0]} holds what cannot be shown ({reason}); write it again." for name in names}
+    told = {("table" if name == "headers" else name): sentence for name, sentence in told.items()}
+    return replace(run, **{name: PIECES[name][1] for name in names}, missing={**run.missing, **told})
 
 
 def render(run: RunFolder) -> str:
@@ -61,6 +101,7 @@ def render(run: RunFolder) -> str:
         breakdown=_breakdown(run),
         comparison=_comparison(run),
         drift=_drift(run),
+        disturbed=disturbed_sentence(_dict(run.metrics.get("chosen"))),
         clips=_clips(run),
         kinds=[KIND_NAMES[kind] for kind in KINDS if run.samples and kind in run.samples.clips],
         provenance=_provenance(run),
@@ -88,15 +129,15 @@ def verdict(run: RunFolder) -> str:
     if not parts:
         sentences = ["Put no temporal layers anywhere."]
     chosen, empty = _dict(run.metrics.get("chosen")), _dict(run.metrics.get("empty"))
-    latency, method = _value(chosen, "latency_ms_measured"), "measured"
+    latency, method = measurement(chosen, "latency_ms")
+    backbone, _ = measurement(chosen, "backbone_latency_ms")
     if latency is None:
-        latency, method = _value(chosen, "latency_ms_predicted"), _predicted(run)
+        latency, method, backbone = _value(chosen, "latency_ms_predicted"), _predicted(run), None
     if latency is not None:
-        backbone = _value(chosen, f"backbone_latency_ms{'_measured' if method == 'measured' else ''}")
         if backbone is None:
             backbone = _value(chosen, "backbone_latency_ms")
         share = "" if backbone is None else f", {_ms(backbone)} of it the image backbone"
-        peak, peak_method = _value(chosen, "peak_mb_measured"), "measured"
+        peak, peak_method = measurement(chosen, "peak_mb")
         if peak is None:
             peak, peak_method = _value(chosen, "peak_mb_predicted"), _predicted(run)
         how = method if method == peak_method or peak is None else f"latency {method}, memory {peak_method}"
@@ -141,13 +182,14 @@ def _tiles(run: RunFolder) -> list[dict[str, Any]]:
     budget, held = (_dict(run.metrics.get(name)) for name in ("budget", "held"))
     tiles = []
     for name, column, unit in (("Latency", "latency_ms", _ms), ("Peak memory", "peak_mb", _mb)):
-        value, how = _value(chosen, f"{column}_measured"), "measured"
+        value, how = measurement(chosen, column)
+        is_predicted = value is None
         if value is None:
             value, how = _value(chosen, f"{column}_predicted"), _predicted(run)
         limit = _value(budget, "latency_ms" if column == "latency_ms" else "memory_mb")
         if value is not None:
             note = f"{how}; budget {unit(limit)}" if limit else f"{how}; no budget"
-            kept = _value(held, "latency_ms") if column == "latency_ms" and how != "measured" else None
+            kept = _value(held, "latency_ms") if column == "latency_ms" and is_predicted else None
             if limit and kept and kept < limit:
                 note += f", held to {unit(kept)}"
             fill = None if not limit else value / limit
@@ -265,7 +307,7 @@ def _comparison(run: RunFolder) -> list[dict[str, Any]]:
     chosen = _dict(run.metrics.get("chosen"))
     rows = []
     for name, column, unit in (("latency", "latency_ms", _ms), ("peak memory", "peak_mb", _mb)):
-        predicted, measured = _value(chosen, f"{column}_predicted"), _value(chosen, f"{column}_measured")
+        predicted, (measured, how) = _value(chosen, f"{column}_predicted"), measurement(chosen, column)
         if predicted is None and measured is None:
             continue
         error = None if predicted is None or not measured else (predicted - measured) / measured
@@ -275,6 +317,7 @@ def _comparison(run: RunFolder) -> list[dict[str, Any]]:
                 "name": name,
                 "predicted": unit(predicted),
                 "measured": unit(measured),
+                "how": how if how == "estimated" else "measured" if how in ("", "measured") else "adjusted",
                 "error": "unknown" if error is None else f"{100 * error:+.1f}%",
                 "bars": [(predicted or 0.0) / largest, (measured or 0.0) / largest] if largest else [0.0, 0.0],
             }

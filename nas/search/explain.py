@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from latency_tables.budget import Budget
 from latency_tables.optimum import extremes
-from nas.search.problem import NO_LAYER, Indices, Problem
-from nas.search.study import Evaluation
+from nas.search.problem import Indices, Problem
+from nas.search.studies import Evaluation
 from nas.search.surrogate import Features, Posterior, exact_front
 from search_spaces.arrangement import Arrangement
 
@@ -260,7 +260,7 @@ def _more(
         candidates = _candidates(problem, other, features, posterior, np.array(chosen.choice, dtype=np.int64), seen)
         told = [(*difference(problem.arrangement(row), chosen.arrangement), row) for row in candidates]
         loss, stderr, row = min(told, key=lambda entry: entry[0], default=(0.0, 0.0, None))
-        layers = "" if row is None else layers_text(problem, row)
+        layers = "" if row is None else problem.named(row)
         found.append(More(what, layers, loss, stderr, len(told), low, high))
     return tuple(found)
 
@@ -303,12 +303,6 @@ def _designs(
         costs = (evaluation.latency_ms, evaluation.peak_mb, evaluation.feasible)
         found.append(Design(name, evaluation.loss, mean, stderr, *costs))
     return sorted(found, key=lambda design: design.latency_ms)
-
-
-def layers_text(problem: Problem, choice: Indices) -> str:
-    """``down.0.0: Conv1D(kernel_size=3); up.1.0: ...``, or that there are none."""
-    labels = [(name, problem.labels[name][int(i)]) for name, i in zip(problem.positions, choice, strict=True)]
-    return "; ".join(f"{name}: {label}" for name, label in labels if label != NO_LAYER) or "no temporal layers"
 
 
 # For people ------------------------------------------------------------------------------------------

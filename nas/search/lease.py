@@ -52,7 +52,9 @@ class Owner:
     @classmethod
     def of(cls, trial: FrozenTrial) -> Owner | None:
         data = trial.user_attrs.get(OWNER)
-        return cls(**data) if isinstance(data, dict) else None
+        if not isinstance(data, dict) or data.keys() != cls.__dataclass_fields__.keys():
+            return None
+        return cls(**data) if type(data["pid"]) is int else None
 
     def gone(self) -> bool:
         """Whether the process is known to have ended; False where that cannot be seen."""

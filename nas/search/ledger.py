@@ -10,10 +10,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.search.problem import Problem
-
-Choice = tuple[int, ...]
+from nas.search.records import DAMAGED, Choice, choice_of, without_damage
 
 REFERENCE = "reference: "  # origin of the hand-made designs; never counted as search trials
+INTERRUPTED = "interrupted"  # user attribute of a failed trial: somebody stopped its worker, it did nothing wrong
 GAVE_WAY = "gave_way"  # user attribute of a failed trial that was never evaluated: why
 SAMPLES = "samples"  # in a trial's score: the loss of each clip
 ESTIMATE = "estimate"  # in the score of a pruned trial: its loss, as far as it was scored
@@ -33,14 +33,6 @@ def loss_of(trial: FrozenTrial) -> float | None:
     return None if estimate is None else float(estimate)
 
 
-def choice_of(trial: FrozenTrial, problem: Problem) -> Choice | None:
-    """The choice of a trial, shape (P,); ``None`` while it is not known."""
-    params = trial.params or trial.system_attrs.get("fixed_params", {})
-    if len(params) != len(problem.positions):
-        return None
-    return tuple(int(i) for i in problem.indices(params))
-
-
 @dataclass
 class _Tally:
     taken: dict[Choice, int] = field(default_factory=dict)
@@ -55,7 +47,7 @@ class _Tally:
             if GAVE_WAY not in trial.user_attrs:
                 lost = self.failures.setdefault(choice, [])
                 lost.append(trial)
-                if len(lost) >= LOSSES:
+                if sum(INTERRUPTED not in one.user_attrs for one in lost) >= LOSSES:
                     self.taken.setdefault(choice, trial.number)
             return
         self.taken.setdefault(choice, trial.number)
@@ -66,7 +58,8 @@ class Ledger:
     """The trials of a study, sorted by what they mean for the next one.
 
     Attributes:
-        trials: all of them, by number.
+        trials: all of them, by number; finished ones whose record cannot be believed as failed.
+        damaged: the numbers of those.
         taken: choice -> lowest number of the trials that hold it: finished, running, or waiting to be run.
         done: finished search trials; the hand-made designs are not counted.
         running, waiting: trials that somebody runs; that somebody has enqueued.
@@ -81,6 +74,8 @@ class Ledger:
         self._settled = _Tally()
         self._next = 0  # trials before this number are finished, and settled
         self.trials: list[FrozenTrial] = []
+        self.damaged: list[int] = []
+        self._sound: list[FrozenTrial] = []
         self._tail: list[FrozenTrial] = []
         self._now = self._settled
         self.observed: list[tuple[Choice, float]] = []
@@ -89,12 +84,17 @@ class Ledger:
 
     def refresh(self) -> Ledger:
         """Read what is new."""
-        self.trials = trials = self._study.get_trials(deepcopy=False)
+        trials = self._study.get_trials(deepcopy=False)
         while self._next < len(trials) and trials[self._next].state.is_finished():
-            self._place(trials[self._next], self._settled, self.observed)
-            _share(trials[self._next], self._problem)
+            trial = without_damage(trials[self._next], self._problem)
+            if DAMAGED in trial.user_attrs:
+                self.damaged.append(trial.number)
+            self._place(trial, self._settled, self.observed)
+            _share(trial, self._problem)
+            self._sound.append(trial)
             self._next += 1
-        self._tail, self.recent = trials[self._next :], []
+        self._tail, self.recent = [without_damage(trial, self._problem) for trial in trials[self._next :]], []
+        self.trials = [*self._sound, *self._tail]
         self._now = self._settled.copy() if self._tail else self._settled
         for trial in self._tail:
             self._place(trial, self._now, self.recent)
@@ -102,7 +102,7 @@ class Ledger:
 
     def _place(self, trial: FrozenTrial, tally: _Tally, finished: list[tuple[Choice, float]]) -> None:
         choice = choice_of(trial, self._problem)
-        if choice is not None:
+        if choice is not None and DAMAGED not in trial.user_attrs:
             tally.add(trial, choice)
             loss = loss_of(trial)
             if loss is not None:
@@ -133,6 +133,15 @@ class Ledger:
     def lost(self) -> dict[Choice, FrozenTrial]:
         return {c: trials[-1] for c, trials in self._now.failures.items() if c not in self._now.taken}
 
+    @property
+    def dropped(self) -> dict[Choice, int]:
+        """Choice -> how many workers it took down with it, of those that are left alone for that."""
+        found = {}
+        for choice, lost in self._now.failures.items():
+            if self._now.taken.get(choice) in {trial.number for trial in lost}:
+                found[choice] = sum(INTERRUPTED not in trial.user_attrs for trial in lost)
+        return found
+
     def searched_before(self, number: int | None) -> int:
         """Search trials, finished or running, with a lower number (all for ``None``); it must not be settled."""
         states = (TrialState.RUNNING, *FINISHED)
@@ -151,13 +160,9 @@ class Ledger:
 
 
 def _share(trial: FrozenTrial, problem: Problem) -> None:
-    """Let all trials hold the same distributions.
-
-    A storage gives each trial its own copy of every choice at every position: half a megabyte a trial where a position
-    has hundreds of options.
-    """
+    """Let all trials hold the same distributions, where a storage gives each trial its own."""
     ours = problem.distributions
-    if all(name in ours and held.choices == ours[name].choices for name, held in trial.distributions.items()):
+    if all(ours.get(name) == held for name, held in trial.distributions.items()):
         trial.distributions = {name: ours[name] for name in trial.distributions}
 
 

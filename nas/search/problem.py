@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import CategoricalDistribution, IntDistribution
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel, Costs
@@ -79,40 +79,56 @@ class Problem:
 
     @cached_property
     def labels(self) -> dict[str, tuple[str, ...]]:
-        """Position -> the readable name of each option, ``none`` first; Optuna's categorical choices."""
+        """Position -> the readable name of each option, ``none`` first."""
         return {
             name: tuple(" + ".join(v.label for v in option) or NO_LAYER for option in self.space.options(name))
             for name in self.positions
         }
 
     @cached_property
-    def distributions(self) -> dict[str, CategoricalDistribution]:
-        """Optuna's search space: one categorical parameter a position."""
-        return {name: CategoricalDistribution(labels) for name, labels in self.labels.items()}
+    def distributions(self) -> dict[str, IntDistribution]:
+        """Optuna's search space: the index of an option for each position; a study keeps the labels once."""
+        return {name: IntDistribution(0, len(labels) - 1) for name, labels in self.labels.items()}
+
+    @cached_property
+    def categorical(self) -> dict[str, CategoricalDistribution]:
+        """The same indices for a sampler that must not take them for an order."""
+        return {name: CategoricalDistribution(tuple(range(len(labels)))) for name, labels in self.labels.items()}
 
     @cached_property
     def num_options(self) -> Indices:
         return np.array([len(self.labels[name]) for name in self.positions])
 
     @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """How many options each position has."""
+        return tuple(len(self.labels[name]) for name in self.positions)
+
+    @cached_property
     def _label_index(self) -> dict[str, dict[str, int]]:
         return {name: {label: i for i, label in enumerate(self.labels[name])} for name in self.positions}
 
-    def params(self, indices: Sequence[int] | Indices) -> dict[str, str]:
+    def params(self, indices: Sequence[int] | Indices) -> dict[str, int]:
         """Optuna parameters of a choice of shape (P,)."""
-        return {name: self.labels[name][int(i)] for name, i in zip(self.positions, indices, strict=True)}
+        return {name: int(i) for name, i in zip(self.positions, indices, strict=True)}
 
-    def indices(self, params: Mapping[str, str]) -> Indices:
+    def indices(self, params: Mapping[str, int]) -> Indices:
         """The choice, shape (P,), of a trial's parameters."""
-        return np.array([self._label_index[name][params[name]] for name in self.positions])
+        return np.array([params[name] for name in self.positions], dtype=np.int64)
 
     def arrangement(self, indices: Sequence[int] | Indices) -> Arrangement:
         layers = tuple((n, self.space.options(n)[int(i)]) for n, i in zip(self.positions, indices, strict=True))
         return Arrangement(space=self.space.name, layers=layers)
 
+    def named(self, indices: Sequence[int] | Indices) -> str:
+        """``down.0.0: Conv1D(kernel_size=3); up.1.0: ...``, or that there are none."""
+        labels = [(name, self.labels[name][int(i)]) for name, i in zip(self.positions, indices, strict=True)]
+        return "; ".join(f"{name}: {label}" for name, label in labels if label != NO_LAYER) or "no temporal layers"
+
     def indices_of(self, arrangement: Arrangement) -> Indices:
         self.space.check(arrangement)
-        return self.indices({name: " + ".join(v.label for v in vs) or NO_LAYER for name, vs in arrangement.layers})
+        found = {name: " + ".join(v.label for v in vs) or NO_LAYER for name, vs in arrangement.layers}
+        return np.array([self._label_index[name][found[name]] for name in self.positions])
 
     def cost(self, indices: Indices) -> Costs:
         """Costs of (N, P) choices; infinite where the table has no number for a chosen layer."""

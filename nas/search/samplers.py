@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,12 +14,14 @@ from optuna.trial import FrozenTrial, TrialState
 from nas.errors import NasError
 from nas.search.ledger import ledger_of
 from nas.search.problem import Indices, Problem
+from nas.search.records import Choice
 from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler
 
 PROPOSALS = 8  # tries of the inner sampler before its last proposal is repaired
+STARTUP = 10  # random trials before TPE begins: Optuna's own number
 RESTARTS = 8  # of a repair that came to a dead end, from random arrangements
-POPULATION = 20  # small populations won on placement problems of this size; see benchmarks/search_regret.py
+POPULATION = 6  # of a generation; the best of 6, 10 and 20 by benchmarks/search_regret.py
 
 
 class SpaceExhausted(Exception):
@@ -38,10 +40,14 @@ class FeasibleSampler(BaseSampler):
         problem: positions, costs and limits.
         seed: of the choice among equally good repairs.
         proposals: how often the inner sampler is asked before its last proposal is repaired.
+        breeds: enqueued designs, too, pass through the inner sampler, which puts them into a generation: an
+            evolutionary one breeds from nothing else.
     """
 
-    def __init__(self, inner: BaseSampler, problem: Problem, seed: int, proposals: int = PROPOSALS) -> None:
-        self._inner, self._proposals = inner, proposals
+    def __init__(
+        self, inner: BaseSampler, problem: Problem, seed: int, proposals: int = PROPOSALS, breeds: bool = False
+    ) -> None:
+        self._inner, self._proposals, self._breeds = inner, proposals, breeds
         self._problem = problem
         self._rng = np.random.default_rng(seed)
 
@@ -53,16 +59,19 @@ class FeasibleSampler(BaseSampler):
     ) -> dict[str, Any]:
         fixed = trial.system_attrs.get("fixed_params")
         if fixed:  # an enqueued design: proposed by somebody else
+            if self._breeds:
+                self._inner.sample_relative(study, trial, dict(self._problem.categorical))
             return dict(fixed)
-        seen = evaluated(study, self._problem)
-        proposal = self._propose(study, trial, search_space)
-        for _ in range(self._proposals - 1):
-            if tuple(proposal) not in seen and self._problem.feasible(proposal)[0]:
+        seen = ledger_of(study, self._problem).taken
+        for _ in range(self._proposals):
+            proposal = self._propose(study, trial)
+            if tuple(proposal.tolist()) not in seen and self._problem.feasible(proposal)[0]:
                 return self._problem.params(proposal)
-            proposal = self._propose(study, trial, search_space)
         return self._problem.params(repair(self._problem, proposal, seen, self._rng))
 
-    def _propose(self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> Indices:
+    def _propose(self, study: optuna.Study, trial: FrozenTrial) -> Indices:
+        """One of the inner sampler's; it is told that options are names, and no numbers to go between."""
+        search_space: dict[str, BaseDistribution] = dict(self._problem.categorical)
         params = self._inner.sample_relative(study, trial, search_space)
         for name, distribution in search_space.items():
             if name not in params:
@@ -72,7 +81,8 @@ class FeasibleSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._inner.sample_independent(study, trial, param_name, param_distribution)
+        distribution = self._problem.categorical.get(param_name, param_distribution)
+        return self._inner.sample_independent(study, trial, param_name, distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._inner.before_trial(study, trial)
@@ -87,12 +97,7 @@ class FeasibleSampler(BaseSampler):
         self._rng = np.random.default_rng()
 
 
-def evaluated(study: optuna.Study, problem: Problem) -> set[tuple[int, ...]]:
-    """Choices that a trial has taken or is taking."""
-    return set(ledger_of(study, problem).taken)
-
-
-def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices:
+def repair(problem: Problem, proposal: Indices, seen: Container[Choice], rng: np.random.Generator) -> Indices:
     """The proposal, changed at as few positions as a greedy descent needs, feasible and not in ``seen``.
 
     Limits that pull apart (a low latency, many parameters) have dead ends. A descent that ends in one is begun anew
@@ -105,7 +110,7 @@ def repair(problem: Problem, proposal: Indices, seen: set[tuple[int, ...]], rng:
     if found is not None:
         return found
     for start in _other_starts(problem, rng):
-        if tuple(int(i) for i in start) not in seen and problem.feasible(start)[0]:
+        if tuple(start.tolist()) not in seen and problem.feasible(start)[0]:
             return start
         found = _descend(problem, start, seen, rng)
         if found is not None:
@@ -119,12 +124,12 @@ def _other_starts(problem: Problem, rng: np.random.Generator) -> Iterator[Indice
         yield problem.within_budget
 
 
-def _descend(problem: Problem, start: Indices, seen: set[tuple[int, ...]], rng: np.random.Generator) -> Indices | None:
+def _descend(problem: Problem, start: Indices, seen: Container[Choice], rng: np.random.Generator) -> Indices | None:
     current = start
     for _ in range(2 * len(problem.positions)):
         around = problem.neighbours(current)
         excess = problem.excess(around)
-        fits = [i for i in np.flatnonzero(excess == 0) if tuple(int(j) for j in around[i]) not in seen]
+        fits = [i for i in np.flatnonzero(excess == 0) if tuple(around[i].tolist()) not in seen]
         if fits:
             return around[rng.choice(fits)]
         best = np.flatnonzero(excess == excess.min())
@@ -132,12 +137,14 @@ def _descend(problem: Problem, start: Indices, seen: set[tuple[int, ...]], rng: 
     return None
 
 
-def _nsga2(problem: Problem, seed: int) -> BaseSampler:
-    return FeasibleSampler(NSGAIISampler(population_size=POPULATION, seed=seed), problem, seed)
+def nsga2(problem: Problem, seed: int, population: int = POPULATION) -> BaseSampler:
+    """Evolution by NSGA-II (Deb et al., IEEE TEVC 2002), hand-made designs in its first generation."""
+    return FeasibleSampler(NSGAIISampler(population_size=population, seed=seed), problem, seed, breeds=True)
 
 
-def _tpe(problem: Problem, seed: int) -> BaseSampler:
-    return FeasibleSampler(TPESampler(multivariate=True, seed=seed), problem, seed)
+def tpe(problem: Problem, seed: int, startup: int = STARTUP) -> BaseSampler:
+    """A tree-structured Parzen estimator, multivariate, after so many random trials."""
+    return FeasibleSampler(TPESampler(multivariate=True, n_startup_trials=startup, seed=seed), problem, seed)
 
 
 def _random(problem: Problem, seed: int) -> BaseSampler:
@@ -145,7 +152,7 @@ def _random(problem: Problem, seed: int) -> BaseSampler:
 
 
 def _surrogate(problem: Problem, seed: int) -> BaseSampler:
-    return FeasibleSampler(SurrogateSampler(problem, seed=seed), problem, seed)
+    return FeasibleSampler(SurrogateSampler(problem, seed=seed), problem, seed, proposals=1)
 
 
 def _value(problem: Problem, seed: int) -> BaseSampler:
@@ -159,8 +166,8 @@ def _gp(problem: Problem, seed: int) -> BaseSampler:
 
 SAMPLERS: dict[str, Callable[[Problem, int], BaseSampler]] = {
     "surrogate": _surrogate,
-    "nsga2": _nsga2,
-    "tpe": _tpe,
+    "nsga2": nsga2,
+    "tpe": tpe,
     "value": _value,
     "gp": _gp,
     "random": _random,
@@ -172,8 +179,30 @@ SAMPLERS: dict[str, Callable[[Problem, int], BaseSampler]] = {
 NEED_WHOLE_SCORES = frozenset({"nsga2", "gp"})
 
 
-def make_sampler(name: str, problem: Problem, seed: int) -> BaseSampler:
-    """A sampler by name; made anew for every trial from a seed of its own, so that a resumed study goes on exactly."""
+def population_of(name: str, trials: int, wanted: int | None = None) -> int:
+    """The population of an evolutionary sampler: the one that is wanted, else ``POPULATION`` or all of a few trials.
+
+    Raises:
+        NasError: if one is wanted of which no second generation would come.
+    """
+    if wanted is None:
+        return max(2, min(POPULATION, trials))
+    if name == "nsga2" and not 2 <= wanted <= trials:
+        raise NasError(
+            f"search.population must be 2 or more and at most the trials, or nothing is bred; it is {wanted}, with "
+            f"{trials} trials: give more --trials, or a smaller population"
+        )
+    return wanted
+
+
+def make_sampler(name: str, problem: Problem, seed: int, population: int = POPULATION) -> BaseSampler:
+    """A sampler by name; made anew for every trial from a seed of its own, so that a resumed study goes on exactly.
+
+    Args:
+        population: of an evolutionary one.
+    """
     if name not in SAMPLERS:
         raise NasError(f"search.sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
+    if SAMPLERS[name] is nsga2:
+        return nsga2(problem, seed, population)
     return SAMPLERS[name](problem, seed)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import fcntl
-import json
 import os
 import re
 import threading
@@ -18,17 +16,23 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.console import say
 from nas.errors import NasError
+from nas.search.journal import open_journal
 
 RETRY_FIRST, RETRY_LAST = 0.2, 2.0  # seconds between tries of a storage that is away: doubled from one to the other
 DRAFT = -1  # id of the trial that is not yet written
-EXTRA = "pip install 'temporal-nas[postgres]'"
+# What Optuna's own storage is made for: how sqlalchemy names it with a driver, and what brings that.
+KINDS = {
+    "postgresql": ("postgresql+psycopg", "pip install 'temporal-nas[postgres]'"),
+    "mysql": ("mysql+pymysql", "pip install pymysql"),
+    "mariadb": ("mariadb+pymysql", "pip install pymysql"),
+    "sqlite": ("sqlite", "it comes with Python"),
+}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 # PostgreSQL's classes of SQLSTATE that pass: connection, resources, operator intervention; 40: deadlock, try again.
 PASSING = ("08", "53", "57", "40")
@@ -48,36 +52,61 @@ def open_storage(where: Path | str, tell: Say = say) -> Patient:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if isinstance(where, Path):
-        _check_journal(where)
         try:
-            return Patient(JournalStorage(Journal(where)), str(where), tell)
-        except (ValueError, KeyError, AssertionError) as error:
-            raise NasError(f"{where}: a damaged Optuna journal ({error}); move it away to search again") from error
+            studies, damage = open_journal(where)
         except OSError as error:
             raise NasError(f"{where}: {error.strerror or error}; give a folder that can be written") from error
+        if damage:
+            tell(damage)
+        return Patient(studies, str(where), tell)
     return _open_database(where, tell)
 
 
 def shown(url: str) -> str:
-    """A database's URL as messages may show it: without its password.
+    """A database's URL as messages may show it: without its password, and without options, which may hold one.
 
     Raises:
-        NasError: if it is no URL of a database.
+        NasError: if it is no URL of a database that studies can be kept in, or one whose driver is not here.
     """
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    scheme, there, rest = url.partition("://")
+    if there and rest.count("@") > 1:  # sqlalchemy would take half of the password for the host, and show it
+        raise NasError(f"--storage {scheme}://…: an @ in a user's name or password is written %40; write it so")
     try:
-        return make_url(url).render_as_string(hide_password=True)
+        parsed = make_url(url)
+        name = parsed.set(query={}).render_as_string(hide_password=True)
     except (ArgumentError, ValueError):
+        told = re.sub(r"(://[^/:]*):[^/]*", r"\1:***", url.split("@")[-1])[:100]
         raise NasError(
-            f"--storage {url.split('@')[-1]}: must be the URL of a database, such as "
+            f"--storage {told}: must be the URL of a database, such as "
             "postgresql+psycopg://user@host/name; leave it out for the run's own journal file"
+        ) from None
+    _check_driver(parsed, name)
+    return name
+
+
+def _check_driver(url: Any, name: str) -> None:
+    """Refuse a database that Optuna does not keep studies in, or whose driver is not installed, with what is."""
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    kind, _, driver = url.drivername.partition("+")
+    if kind not in KINDS:
+        known = f"Known kinds: {', '.join(KINDS)}"
+        near = " Did you mean postgresql+psycopg://?" if kind == "postgres" else ""
+        raise NasError(f"--storage {name}: studies are not kept in {kind!r}.{near} {known}")
+    try:
+        url.get_dialect().import_dbapi()
+    except (ImportError, NoSuchModuleError, ArgumentError) as error:
+        spelt, package = KINDS[kind]
+        raise NasError(
+            f"--storage {name}: its driver is not here ({error}); write {spelt}:// and install it: {package}"
         ) from None
 
 
 def _open_database(url: str, tell: Say) -> Patient:
-    from sqlalchemy.exc import NoSuchModuleError, ProgrammingError, SQLAlchemyError
+    from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 
     name = shown(url)
     patience = _Patience(name, tell)
@@ -85,8 +114,6 @@ def _open_database(url: str, tell: Say) -> Patient:
         try:
             found = RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
             break
-        except (ImportError, NoSuchModuleError) as error:
-            raise NasError(f"{name}: its driver is not here ({error}); install it, as {EXTRA} does") from None
         except ProgrammingError as error:  # another process is making the tables at this moment
             if "already exists" not in str(error) and "duplicate key" not in str(error):
                 raise NasError(f"{name}: {_first_line(error)}") from None
@@ -157,61 +184,6 @@ class _Patience:
             if self._since is not None:
                 self._tell(f"storage    {self._name} answers again after {time.monotonic() - self._since:.0f} s")
             self._since, self._pause = None, RETRY_FIRST
-
-
-class Journal(JournalFileBackend):
-    """Optuna's journal file, with a lock that dies with its holder and whole lines or none.
-
-    Optuna's own locks are files: one left by a killed process stops all others for half a minute, and two processes
-    that break it at once end each other. This one is the kernel's. What a process that died while it wrote has left
-    of a line is cut off by the next writer.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
-        self._path = path
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
-        with self._path.open("r+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            end = _whole_lines(file)
-            try:
-                view = memoryview(text)
-                while view:
-                    view = view[file.write(view) :]
-                os.fsync(file.fileno())
-            except OSError:
-                file.truncate(end)
-                raise
-
-
-def _whole_lines(file: Any) -> int:
-    """Cut the file after its last whole line, stand there, and return where that is."""
-    end = file.seek(0, os.SEEK_END)
-    if end:
-        file.seek(end - 1)
-        if file.read(1) != b"\n":
-            start = max(0, end - 1_000_000)
-            file.seek(start)
-            end = start + file.read(end - start).rfind(b"\n") + 1
-            file.truncate(end)
-            file.seek(end)
-    return int(end)
-
-
-def _check_journal(journal: Path) -> None:
-    """Refuse a file that is no journal before Optuna appends to it."""
-    if not journal.exists() or journal.stat().st_size == 0:
-        return
-    with journal.open("rb") as lines:
-        first = lines.readline()
-    try:
-        known = "op_code" in json.loads(first)
-    except (ValueError, TypeError):
-        known = False
-    if not known:
-        raise NasError(f"{journal}: not an Optuna journal; move it away to search here")
 
 
 class Through(BaseStorage):

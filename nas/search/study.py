@@ -4,83 +4,53 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import optuna
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.console import say
 from nas.errors import NasError
 from nas.search.halving import Gradual, Race, Verdict, stored
 from nas.search.lease import LEASE, OWNER, Keeper, Owner
-from nas.search.ledger import ESTIMATE, FINISHED, GAVE_WAY, REFERENCE, SAMPLES, Choice, Ledger, ledger_of, loss_of
+from nas.search.ledger import (
+    ESTIMATE,
+    FINISHED,
+    GAVE_WAY,
+    INTERRUPTED,
+    REFERENCE,
+    SAMPLES,
+    Ledger,
+    ledger_of,
+)
 from nas.search.problem import Problem
-from nas.search.samplers import SpaceExhausted, make_sampler
-from nas.search.storage import DRAFT, Drafting, open_storage, shown
+from nas.search.records import Choice
+from nas.search.samplers import SpaceExhausted, make_sampler, population_of
+from nas.search.storage import DRAFT, Drafting, open_storage
+from nas.search.studies import (
+    Details,
+    Evaluation,
+    Identity,
+    Known,
+    Scored,
+    evaluation_of,
+    evaluations,
+    known_scores,
+    open_study,
+    refuse_other,
+)
 from search_spaces.arrangement import Arrangement
 
 POLL = (0.02, 0.5)  # seconds between looks at others' trials once nothing is left to claim: doubled from first to last
 PATIENCE = 10.0  # seconds of that before it is said
 RETRY_OF = "retry_of"  # user attribute: number of the lost trial whose arrangement this one runs again
 ASKED_FOR = "asked_for"  # user attribute of a retry: whether somebody had asked for the lost trial
-
-Identity = Mapping[str, str]
-Details = Mapping[str, Mapping[str, str]]
-
-
-class Scored(Protocol):
-    """What the search needs of a quality score; lower is better."""
-
-    @property
-    def loss(self) -> float: ...
-    @property
-    def stderr(self) -> float: ...
-    @property
-    def velocity_loss(self) -> float: ...
-    @property
-    def motion_loss(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One finished trial, as the report and ``front.csv`` show it. Losses unitless, latency in ms, memory in MB.
-
-    Attributes:
-        objectives: what the study minimises beside the loss, in the problem's order.
-        clips: 0 if it was scored whole; else the losses it was scored on before it was beaten, and ``loss`` is an
-            estimate.
-    """
-
-    trial: int
-    choice: tuple[int, ...]
-    arrangement: Arrangement
-    origin: str
-    loss: float
-    loss_stderr: float
-    velocity_loss: float
-    motion_loss: float
-    latency_ms: float
-    peak_mb: float
-    weights_mb: float
-    parameters: int
-    feasible: bool
-    objectives: tuple[float, ...] = ()
-    clips: int = 0
-
-    @property
-    def pruned(self) -> bool:
-        return self.clips > 0
-
-    @property
-    def is_reference(self) -> bool:
-        return self.origin.startswith(REFERENCE)
 
 
 def search(
@@ -101,6 +71,8 @@ def search(
     gradual: Gradual | None = None,
     halving: bool = False,
     together: int = 1,
+    left_out: Callable[[str], None] | None = None,
+    population: int | None = None,
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
@@ -127,31 +99,46 @@ def search(
         halving: stop an arrangement that a cheaper one clearly beats on the first clips (see ``nas.search.halving``).
             Hand-made designs, and what somebody enqueued, are scored whole.
         together: arrangements that a worker proposes and scores at a time.
+        left_out: called with a line for each arrangement that was given up; said with ``tell`` by default.
+        population: of an evolutionary sampler; by default its best on problems of this size.
 
     Raises:
         NasError: if the study is another's, or the storage cannot be read.
     """
     if isinstance(where, Path):
         where.parent.mkdir(parents=True, exist_ok=True)
+    asked = _Asked(
+        score, gradual, halving and gradual is not None, together, population_of(sampler, trials, population)
+    )
     storage = open_storage(where, tell)
     with closing(storage):
         study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
         with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
-            asked = _Asked(score, gradual, halving and gradual is not None, together)
             worker = _Worker(study, problem, asked, sampler, seed, trials, keeper, tell)
+            if worker.ledger.damaged:
+                numbers = ", ".join(map(str, worker.ledger.damaged[:5])) + (", ..." * (len(worker.ledger.damaged) > 5))
+                tell(
+                    f"search     {len(worker.ledger.damaged)} trials have damaged records ({numbers}); they are left "
+                    "out, and what they tried may be tried again"
+                )
             looked = 0.0
             while True:
                 if check is not None:
                     check()
                 if time.monotonic() - looked > 1.0:
                     looked = time.monotonic()
-                    _refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
+                    refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
                 found = worker.step()
                 if found is None:
                     if worker.ledger.done < trials:
                         tell(
                             f"search     {worker.ledger.done} of the {trials} trials that were wanted: nothing else "
                             "within the budget was found; loosen a limit for more"
+                        )
+                    for choice, times in worker.ledger.dropped.items():
+                        (left_out or tell)(
+                            f"search     left out, as {times} workers ended while they scored it: "
+                            f"{worker.references.get(choice, '').removeprefix(REFERENCE)} ({problem.named(choice)})"
                         )
                     return evaluations(study, problem)
                 if progress is not None:
@@ -167,6 +154,7 @@ class _Asked:
     gradual: Gradual | None
     halving: bool
     together: int
+    population: int
 
 
 class _Worker:
@@ -188,12 +176,12 @@ class _Worker:
         self._asked, self._sampler, self._seed, self._trials, self._tell = asked, sampler, seed, trials, tell
         self._race = Race(problem)
         self._storage: Drafting = study._storage
-        self._known = known_scores(study)
+        self._known = known_scores(study, problem)
         self._exhausted = False
-        self._references: dict[Choice, str] = {}
+        self.references: dict[Choice, str] = {}
         for name, choice in problem.hand_made().items():
             if np.isfinite(problem.cost(choice).latency_ms[0]):
-                self._references.setdefault(tuple(int(i) for i in choice), REFERENCE + name)
+                self.references.setdefault(tuple(int(i) for i in choice), REFERENCE + name)
 
     def step(self) -> list[Evaluation] | None:
         """Evaluate one arrangement, or as many as go together; ``None`` when the study has all that were wanted."""
@@ -203,9 +191,11 @@ class _Worker:
             held: list[int] = []
             try:
                 found = self._evaluate(self._claim_some(held))
-            except BaseException:
+            except BaseException as error:
+                # Whoever stops a worker, or damaged weights, are no fault of what was being scored.
+                fault = isinstance(error, Exception) and not isinstance(error, NasError)
                 for trial_id in held:
-                    self._release(trial_id)
+                    self._release(trial_id, fault)
                 raise
             finally:
                 self.keeper.hold(())
@@ -261,7 +251,8 @@ class _Worker:
         with self._storage.drafting(ledger.trials, user_attrs, system_attrs) as drafted:
             try:
                 # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
-                self.study.sampler = make_sampler(self._sampler, self.problem, seed=self._seed_of(ledger))
+                seed = self._seed_of(ledger)
+                self.study.sampler = make_sampler(self._sampler, self.problem, seed, self._asked.population)
                 trial = self.study.ask(dict(self.problem.distributions))
             except SpaceExhausted:
                 self._exhausted = True
@@ -274,13 +265,13 @@ class _Worker:
         """User and system attributes of what must be run before anything is proposed, if there is such a thing."""
         for choice, lost in ledger.lost.items():
             kept = {name: value for name, value in lost.system_attrs.items() if not name.startswith("constraints")}
-            origin = self._references.get(choice, lost.user_attrs.get("origin"))
-            asked_for = choice in self._references or _asked_for(lost)
+            origin = self.references.get(choice, lost.user_attrs.get("origin"))
+            asked_for = choice in self.references or _asked_for(lost)
             return (
                 {**({"origin": origin} if origin else {}), RETRY_OF: lost.number, ASKED_FOR: asked_for},
                 {**kept, "fixed_params": self.problem.params(choice)},
             )
-        for choice, origin in self._references.items():
+        for choice, origin in self.references.items():
             if choice not in ledger.taken:
                 return {"origin": origin}, {"fixed_params": self.problem.params(choice)}
         return {}, {}
@@ -382,6 +373,7 @@ class _Worker:
         else:
             state = TrialState.COMPLETE
             values, score = self._whole_score(trial)
+        score["key"] = trial.user_attrs["key"]  # whose it is, should lines of the journal be lost
         trial.set_user_attr("score", score)
         try:
             self._storage.set_trial_user_attr(trial._trial_id, "score", score)
@@ -392,7 +384,7 @@ class _Worker:
                 self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
                 return None
         trial.values, trial.state = values, state
-        return _evaluation(trial, self.problem)
+        return evaluation_of(trial, self.problem)
 
     def _whole_score(self, trial: FrozenTrial) -> tuple[list[float], dict[str, Any]]:
         """Values of a trial, and what its score is made of."""
@@ -410,19 +402,21 @@ class _Worker:
         score: dict[str, Any] = {name: float(part) for name, part in parts.items()}
         gradual = self._asked.gradual
         if self._asked.halving and gradual is not None:  # loss by loss, as a part of them is compared
-            kept = result.samples if isinstance(result, _Known) else gradual.samples(arrangement)
+            kept = result.samples if isinstance(result, Known) else gradual.samples(arrangement)
             score[SAMPLES] = stored(np.asarray(kept))
         return [float(result.loss), *map(float, self.problem.objective_costs(choice)[0])], score
 
-    def _release(self, trial_id: int) -> None:
+    def _release(self, trial_id: int, fault: bool) -> None:
         """This worker ends: others may run its trial at once."""
         if self._storage.get_trial(trial_id).state == TrialState.RUNNING:
-            self._fail(trial_id)
+            self._fail(trial_id, interrupted=not fault)
 
-    def _fail(self, trial_id: int, gave_way: str = "") -> None:
+    def _fail(self, trial_id: int, gave_way: str = "", interrupted: bool = False) -> None:
         try:
             if gave_way:
                 self._storage.set_trial_user_attr(trial_id, GAVE_WAY, gave_way)
+            if interrupted:
+                self._storage.set_trial_user_attr(trial_id, INTERRUPTED, True)
             self._storage.set_trial_state_values(trial_id, TrialState.FAIL)
         except UpdateFinishedTrialError:
             pass  # somebody else has just done the same
@@ -431,137 +425,3 @@ class _Worker:
 def _asked_for(trial: FrozenTrial) -> bool:
     """Whether somebody wants this very score: a design by hand, or enqueued; a retry is what its lost trial was."""
     return bool(trial.user_attrs.get(ASKED_FOR, "fixed_params" in trial.system_attrs))
-
-
-# Studies -----------------------------------------------------------------------------------------------
-
-
-def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
-    """Every scored trial of the study, pruned ones included, in the order of their numbers."""
-    trials = study.get_trials(deepcopy=False, states=FINISHED)
-    return [_evaluation(trial, problem) for trial in trials if loss_of(trial) is not None]
-
-
-def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
-    attributes = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
-    choice = problem.indices(trial.params)
-    loss = loss_of(trial)
-    assert loss is not None
-    return Evaluation(
-        trial=trial.number,
-        choice=tuple(int(i) for i in choice),
-        arrangement=problem.arrangement(choice),
-        origin=attributes["origin"],
-        loss=loss,
-        loss_stderr=attributes["loss_stderr"],
-        velocity_loss=attributes.get("velocity_loss", float("nan")),
-        motion_loss=attributes.get("motion_loss", float("nan")),
-        latency_ms=float(problem.cost(choice).latency_ms[0]),
-        peak_mb=attributes["peak_mb"],
-        weights_mb=attributes["weights_mb"],
-        parameters=attributes["parameters"],
-        feasible=attributes["feasible"],
-        objectives=tuple(map(float, problem.objective_costs(choice)[0])),
-        clips=attributes.get("clips", 0),
-    )
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A score read back from a storage."""
-
-    loss: float
-    stderr: float
-    velocity_loss: float
-    motion_loss: float
-    samples: tuple[float, ...] = ()
-
-
-def known_scores(study: optuna.Study) -> dict[str, Scored]:
-    """Arrangement key -> score, from every study of the same identity in the storage of this one."""
-    found: dict[str, Scored] = {}
-    storage, identity = study._storage, study.user_attrs.get("identity")
-    for other in storage.get_all_studies():
-        if other.user_attrs.get("identity") != identity:
-            continue
-        for trial in storage.get_all_trials(other._study_id, deepcopy=False, states=(TrialState.COMPLETE,)):
-            have = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
-            parts = have["loss_stderr"], have["velocity_loss"], have["motion_loss"]
-            found[have["key"]] = _Known(trial.values[0], *parts, tuple(have.get(SAMPLES, ())))
-    return found
-
-
-def name_of(problem: Problem, study_name: str = "search") -> str:
-    """A study's name states its limits: ``search latency_ms=120 memory_mb=900``."""
-    budget = problem.budget
-    limits = [f"{name}={value:.9g}" for name, value in budget.given.items()]
-    if budget.margin and budget.latency_ms is not None:
-        limits.append(f"margin={budget.margin:.4g}")
-    if problem.objectives != ("latency_ms",):
-        limits.append(f"objectives={'+'.join(problem.objectives)}")
-    return " ".join([study_name, *limits])
-
-
-def open_study(
-    where: Path | str,
-    identity: Identity,
-    problem: Problem,
-    *,
-    storage: BaseStorage | None = None,
-    study_name: str = "search",
-    details: Details | None = None,
-) -> optuna.Study:
-    """The study of the problem's budget, created if need be; refused if it is of something else.
-
-    A journal file belongs to one run, so all of its studies must be of the same identity; a database may hold others'.
-
-    Raises:
-        NasError: if the identity differs, or the storage cannot be read.
-    """
-    storage = storage if storage is not None else open_storage(where)
-    name = name_of(problem, study_name)
-    for other in storage.get_all_studies():
-        if isinstance(where, Path) or other.study_name == name:
-            _refuse_other(where, other.user_attrs, identity, details)
-    settings = {"study_name": name, "storage": storage, "sampler": optuna.samplers.RandomSampler(seed=0)}  # a stand-in
-    if name in [other.study_name for other in storage.get_all_studies()]:
-        study = optuna.load_study(**settings)
-    else:
-        directions = ["minimize"] * (1 + len(problem.objectives))
-        study = optuna.create_study(directions=directions, load_if_exists=True, **settings)
-    if "identity" not in study.user_attrs:
-        if details:
-            study.set_user_attr("details", {part: dict(rows) for part, rows in details.items()})
-        study.set_user_attr("identity", dict(identity))
-    return study
-
-
-def _refuse_other(
-    where: Path | str, attributes: Mapping[str, Any], identity: Identity, details: Details | None
-) -> None:
-    """Refuse a study whose scores or costs come from something else, naming what differs."""
-    known = attributes.get("identity", identity)
-    changed = [name for name in sorted({*known, *identity}) if known.get(name) != identity.get(name)]
-    if not changed:
-        return
-    before = attributes.get("details", {})
-    what = "; ".join(
-        f"{name} was {known.get(name)}, is {identity.get(name)}"
-        + difference(before.get(name, {}), (details or {}).get(name, {}))
-        for name in changed
-    )
-    if isinstance(where, Path):
-        name, remedy = str(where), "or move the journal away to search again"
-    else:
-        name, remedy = shown(where), "or give the study another name with --study"
-    raise NasError(f"{name} holds a study of something else: {what}. Search in a new run folder, {remedy}")
-
-
-def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Which parts of two versions differ, the first few by name."""
-    if not before or not now:
-        return ""
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    few = ", ".join(f"{key} was {before.get(key, 'not there')}, is {now.get(key, 'not there')}" for key in changed[:2])
-    more = f" and {len(changed) - 2} more of {len(now)}" if len(changed) > 2 else ""
-    return f" ({few}{more})" if changed else ""

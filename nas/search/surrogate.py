@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
-from nas.search.ledger import Choice, Ledger, ledger_of
+from nas.search.ledger import Ledger, ledger_of
 from nas.search.problem import Indices, Problem
+from nas.search.records import Choice
 
 Floats = NDArray[np.float64]
 
 GRID = 256  # latency bins of the dynamic programme
-AT_THE_LIMIT = 0.5  # share of proposals aimed at the budget itself; the others at a latency drawn from the whole range
+PRIOR = 0.1  # variance of a weight while nothing is known
+NEAR = 64  # neighbours whose costs are looked up at a time
+DRAWS = 64  # models over which what a proposal would add is averaged
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,24 @@ class Features:
             both = (choices[:, p] > 0) & (choices[:, p + 1] > 0)
             total = total + both[:, None] * weights
         return np.asarray(total)
+
+    def near(self, choice: Indices, around: Indices, weights: Floats) -> Floats:
+        """How a model's loss changes from a choice (P,) to (N, P) others that differ from it at one position."""
+        own = [unary @ weights for unary in self.unary]
+        ties = np.array([pair @ weights for pair in self.pair])
+        places = (around != choice).argmax(1)
+        after = around[np.arange(len(around)), places]
+        changes = np.empty(len(around))
+        for p, values in enumerate(own):
+            here = places == p
+            tie = 0.0  # what holding layers here adds beside neighbours that do
+            if p > 0 and choice[p - 1] > 0:
+                tie += ties[p - 1]
+            if p + 1 < len(own) and choice[p + 1] > 0:
+                tie += ties[p]
+            holds = (after[here] > 0).astype(float) - float(choice[p] > 0)
+            changes[here] = values[after[here]] - values[choice[p]] + tie * holds
+        return changes
 
 
 @dataclass
@@ -131,26 +152,24 @@ class Posterior:
         offset = moments.y / count if count else 0.0
         variance = max(moments.yy / count - offset**2, 0.0) if count > 1 else 0.0
         unit = math.sqrt(variance) if variance * count > 1e-12 * moments.yy else 1.0
+        if not count:
+            return cls(base + offset, unit, np.zeros(size), math.sqrt(PRIOR) * np.eye(size))
         xz = (moments.xy - offset * moments.x) / unit
         zz = (moments.yy - count * offset**2) / unit**2
-        best = (-np.inf, 0.1, 0.1)
-        if count:
-            # Along the eigenvectors of x'x the observations are independent; what lies outside of them is noise.
-            values, vectors = np.linalg.eigh(moments.xx)
-            kept = values > 1e-9 * max(float(values[-1]), 1e-300)
-            values, projected = values[kept], (vectors[:, kept].T @ xz) ** 2 / values[kept]
-            outside, rest = count - len(values), max(zz - float(projected.sum()), 0.0)
-            for scale in np.geomspace(1e-3, 1, 7):
-                for noise in np.geomspace(1e-3, 0.5, 7):
-                    spread = scale * values + noise
-                    explained = np.log(spread).sum() + (projected / spread).sum()
-                    evidence = -0.5 * (explained + outside * math.log(noise) + rest / noise)
-                    best = max(best, (float(evidence), float(scale), float(noise)))
-        _, scale, noise = best
-        precision = np.eye(size) / scale + moments.xx / noise
-        factor = np.linalg.cholesky(precision)
-        mean: Floats = np.linalg.solve(precision, xz / noise).astype(np.float64)
-        return cls(base + offset, unit, mean, np.linalg.inv(factor).T.astype(np.float64))
+        # Along the eigenvectors of x'x the observations are independent; what lies outside of them is noise.
+        values, vectors = np.linalg.eigh(moments.xx)
+        along = vectors.T @ xz
+        kept = values > 1e-9 * max(float(values[-1]), 1e-300)
+        squares, found = values[kept], along[kept] ** 2 / values[kept]
+        outside, rest = count - len(squares), max(zz - float(found.sum()), 0.0)
+        scale, noise = (grid[..., None] for grid in np.meshgrid(np.geomspace(1e-3, 1, 7), np.geomspace(1e-3, 0.5, 7)))
+        spread = scale * squares + noise
+        evidence = np.log(spread).sum(-1) + (found / spread).sum(-1)
+        evidence += outside * np.log(noise[..., 0]) + rest / noise[..., 0]
+        best = np.unravel_index(np.argmin(evidence), evidence.shape)
+        noise_of, precision = noise[best].item(), 1 / scale[best].item() + np.maximum(values, 0.0) / noise[best].item()
+        mean: Floats = vectors @ (along / noise_of / precision)
+        return cls(base + offset, unit, mean, vectors / np.sqrt(precision))
 
     def draw(self, rng: np.random.Generator) -> Floats:
         return self.mean + self.root @ rng.standard_normal(len(self.mean))
@@ -169,12 +188,29 @@ def _features_of(problem: Problem) -> Features:
     return _FEATURES[problem.costs]
 
 
-class SurrogateSampler(BaseSampler):
-    """Thompson sampling over an additive-plus-neighbours model of quality, maximised by dynamic programming.
+@dataclass(frozen=True)
+class _Steps:
+    """A front of evaluations: latencies rise, losses fall; and the worst loss within the budget."""
 
-    Each proposal draws one quality model from the posterior, computes the exact front of that model against the
-    table's latency over the whole space, and takes the front's point at the latency limit or at a latency drawn
-    uniformly: where the model is unsure draws differ, so it explores; where it is sure they agree.
+    latency_ms: Floats
+    loss: Floats
+    worst: float
+
+
+_NOTHING = _Steps(np.empty(0), np.empty(0), -math.inf)
+
+
+class SurrogateSampler(BaseSampler):
+    """Search by an additive-plus-neighbours model of quality, maximised by dynamic programming.
+
+    Each proposal draws one quality model from the posterior and computes the exact front of that model against the
+    table's latency over the whole space: where the model is unsure draws differ, so it explores; where it is sure they
+    agree. Of the front's points that nobody has evaluated it takes the one that is expected to add most area under the
+    front found so far, over further draws. Where all of a drawn front is known it takes the best unseen choice that
+    differs from the front's best at one position.
+
+    Source: Thompson sampling for the candidates (TSEMO, Bradford et al., J. Global Optimization 2018), expected
+    hypervolume improvement among them (Emmerich et al., 2006).
 
     Args:
         problem: positions, costs and limits; latency is taken as additive, as the cost model has it.
@@ -194,16 +230,83 @@ class SurrogateSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        weights = self._posterior(study).draw(self._rng)
-        front = exact_front(self._problem, self._features, weights)
-        lowest, highest = front.latency_ms.min(), front.latency_ms.max()
-        limit = highest if self._rng.random() < AT_THE_LIMIT else self._rng.uniform(lowest, highest)
-        within = np.flatnonzero(front.latency_ms <= limit)
-        return self._problem.params(front.choices[within[np.argmin(front.quality[within])]])
-
-    def _posterior(self, study: optuna.Study) -> Posterior:
-        """Fitted to what is finished; observations of before are not looked at again."""
         ledger = ledger_of(study, self._problem)
+        posterior = self._posterior(ledger)
+        weights = posterior.draw(self._rng)
+        front = exact_front(self._problem, self._features, weights)
+        if not len(front.choices):  # no option of some position keeps to the memory limit by itself
+            return self._random_params(study, trial)
+        fits = self._problem.feasible(front.choices)
+        fits &= np.array([tuple(choice) not in ledger.taken for choice in front.choices.tolist()])
+        if not fits.any():
+            return self._problem.params(self._beside(front, weights, ledger.taken))
+        choices, latency = front.choices[fits], front.latency_ms[fits]
+        models = posterior.mean[:, None] + posterior.root @ self._rng.standard_normal((len(weights), DRAWS))
+        gains = self._gains(latency, self._features(choices) @ models, posterior, ledger)
+        return self._problem.params(choices[np.argmax(gains)])
+
+    def _gains(self, costs: Floats, quality: Floats, posterior: Posterior, ledger: Ledger) -> Floats:
+        """How much area each of K choices is expected to add under the front of what was evaluated, shape (K,).
+
+        Args:
+            costs: (K,) latencies in ms. quality: (K, D) losses by D drawn models.
+        """
+        steps = self._steps(ledger)
+        if not len(steps.latency_ms):
+            return -quality.mean(1)
+        latency, lowest = steps.latency_ms, (steps.loss - posterior.offset) / posterior.unit
+        worst = (steps.worst - posterior.offset) / posterior.unit
+        # The best known loss is a staircase: the worst before its first step, the last one up to the dearest choice.
+        starts, stops = np.concatenate([[-np.inf], latency]), np.concatenate([latency, [max(latency[-1], costs.max())]])
+        levels = np.concatenate([[worst], lowest])
+        widths = np.maximum(stops - np.maximum(starts, costs[:, None]), 0.0)
+        widths[:, -1] += 1e-6 * max(float(np.ptp(costs)), 1e-9)  # the dearest, too, is worth a lower loss
+        gains = np.zeros(len(costs))
+        for width, level in zip(widths.T, levels, strict=True):
+            gains += width * np.maximum(level - quality, 0.0).mean(1)
+        return gains
+
+    def _steps(self, ledger: Ledger) -> _Steps:
+        """The front of all that was evaluated within the budget; what is settled is looked at once."""
+        key = "front of the surrogate"
+        count, known = ledger.memo.get(key, (0, _NOTHING))
+        known = self._with(known, ledger.observed[count:])
+        ledger.memo[key] = (len(ledger.observed), known)
+        return self._with(known, ledger.recent)
+
+    def _with(self, steps: _Steps, rows: Sequence[tuple[Choice, float]]) -> _Steps:
+        if not rows:
+            return steps
+        choices = np.array([choice for choice, _ in rows], dtype=np.int64)
+        costs = self._problem.cost(choices)
+        fits = self._problem.budget.feasible(costs)
+        if not fits.any():
+            return steps
+        latency = np.concatenate([steps.latency_ms, costs.latency_ms[fits]])
+        loss = np.concatenate([steps.loss, np.array([value for _, value in rows])[fits]])
+        order = np.lexsort((loss, latency))
+        lowest = np.minimum.accumulate(loss[order])
+        kept = order[np.concatenate([[True], lowest[1:] < lowest[:-1]])]
+        return _Steps(latency[kept], loss[kept], max(steps.worst, float(loss.max())))
+
+    def _beside(self, front: Front, weights: Floats, taken: Container[Choice]) -> Indices:
+        """The drawn model's best unseen choice that differs from a front's point at one position."""
+        best = front.choices[np.argmin(front.quality)]
+        around = self._problem.neighbours(best)
+        order = np.argsort(self._features.near(best, around, weights), kind="stable")
+        for start in range(0, len(around), NEAR):
+            some = around[order[start : start + NEAR]]
+            found = next((row for row in some[self._problem.feasible(some)] if tuple(row.tolist()) not in taken), None)
+            if found is not None:
+                return found
+        return best
+
+    def _random_params(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        options = self._problem.categorical.items()
+        return {name: self._random.sample_independent(study, trial, name, d) for name, d in options}
+
+    def _posterior(self, ledger: Ledger) -> Posterior:
+        """Fitted to what is finished; observations of before are not looked at again."""
         observed = len(ledger.observed) + len(ledger.recent)
         if self._fitted is None or self._fitted[0] != observed:
             self._fitted = (observed, Posterior.of(self._moments(ledger), self._base(ledger)))
@@ -255,24 +358,34 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
     """The lowest modelled loss for each latency bin under the budget, by dynamic programming along the positions.
 
     State: (latency bin, does the previous position hold layers); exact up to the rounding of latencies to
-    ``grid`` bins between the bare backbone and the latency limit. Options that break the memory limit on their own
-    are left out; limits that depend on several positions together are the caller's to check.
+    ``grid`` bins between the cheapest arrangement and the latency limit. The cheapest need not be the bare backbone:
+    a fitted correction may make layers cheaper than none. Options that break the memory limit on their own are left
+    out; limits that depend on several positions together are the caller's to check. Empty where nothing is left.
     """
-    bins, layers, sources = _grid_of(problem, grid)
+    cells = _grid_of(problem, grid)
     span = np.arange(grid + 1)
-    nothing, held = np.full(grid + 1, np.inf), np.full(grid + 1, np.inf)  # best so far, by what the last position is
+    nowhere = np.full(grid + 1, np.inf)
+    nothing, held = nowhere.copy(), nowhere.copy()  # best so far, by what the last position is
     nothing[0] = 0.0
     back: list[tuple[NDArray[np.bool_], NDArray[np.bool_], Indices]] = []
-    for p, unary in enumerate(features.unary):
+    for p, (unary, here) in enumerate(zip(features.unary, cells, strict=True)):
         own = unary @ weights
         joined = held + (float(features.pair[p - 1] @ weights) if p else 0.0)
         after, apart = joined < nothing, held < nothing  # is the better way here through a position with layers?
-        padded = np.concatenate([np.full(grid + 1, np.inf), np.where(after, joined, nothing)])
-        nothing = np.where(apart, held, nothing) + (own[0] if bins[p][0] == 0 else np.inf)
-        reach = padded[sources[p]] + own[layers[p], None]
-        first = reach.argmin(0) if len(layers[p]) else span * 0
-        held = reach[first, span] if len(layers[p]) else np.full(grid + 1, np.inf)
-        back.append((apart, after, layers[p][first] if len(layers[p]) else first))
+        padded = np.concatenate([nowhere, np.where(after, joined, nothing)])
+        idle = np.concatenate([nowhere, np.where(apart, held, nothing)])
+        nothing = idle[here.idle] + own[0] if here.idle is not None else nowhere.copy()
+        held, first = nowhere.copy(), span * 0
+        if len(here.layers):
+            # Of the options in one bin the best is enough, and of the bins those that beat all cheaper ones.
+            best = here.order[np.lexsort((own[here.order], here.bin_of))[here.starts]]
+            lowest = np.minimum.accumulate(own[best])
+            better = np.concatenate([[True], lowest[1:] < lowest[:-1]])
+            best = best[better]
+            reach = padded[here.sources[better]] + own[best, None]
+            which = reach.argmin(0)
+            held, first = reach[which, span], best[which]
+        back.append((apart, after, first))
 
     ends = [np.flatnonzero(np.isfinite(best)) for best in (nothing, held)]
     at, flag = np.concatenate(ends), np.repeat([0, 1], [len(found) for found in ends])
@@ -281,46 +394,65 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
     for p in range(len(problem.positions) - 1, -1, -1):
         apart, after, option = back[p]
         choices[:, p] = np.where(flag == 1, option[at], 0)
-        at = at - bins[p][choices[:, p]]
+        at = at - cells[p].bins[choices[:, p]]
         flag = np.where(flag == 1, after[at], apart[at]).astype(np.int64)
     return Front(choices, problem.cost(choices).latency_ms, quality)
 
 
-_GRIDS: weakref.WeakKeyDictionary[CostModel, dict[tuple[Budget, int], tuple[list[Indices], ...]]] = (
-    weakref.WeakKeyDictionary()
-)
+@dataclass(frozen=True)
+class _Cells:
+    """A position's options on the grid of latencies, counted from the cheapest that is allowed there.
 
+    Attributes:
+        bins: of each option; past the grid where it may not be chosen.
+        idle: where a position without layers is reached from; ``None`` where it may not be left without.
+        layers: the options with layers that fit. order, bin_of: the same by rising bin, and their bins.
+        starts: the first of each bin in that order. sources: (bins, grid + 1), where each bin is reached from.
 
-def _grid_of(problem: Problem, grid: int) -> tuple[list[Indices], ...]:
-    """For each position, its options' latencies in bins, which options with layers fit, and where each comes from.
-
-    The third, (layers, grid + 1), indexes costs behind ``grid + 1`` infinities. Made once for a budget.
+    Sources index costs behind ``grid + 1`` infinities.
     """
+
+    bins: Indices
+    idle: Indices | None
+    layers: Indices
+    order: Indices
+    bin_of: Indices
+    starts: Indices
+    sources: Indices
+
+    @classmethod
+    def of(cls, bins: Indices, grid: int) -> _Cells:
+        span = np.arange(grid + 1)
+        layers = np.flatnonzero(bins[1:] <= grid) + 1
+        order = layers[np.argsort(bins[layers], kind="stable")]
+        found, starts = np.unique(bins[order], return_index=True)
+        idle = span + grid + 1 - bins[0] if bins[0] <= grid else None
+        return cls(bins, idle, layers, order, bins[order], starts, span + grid + 1 - found[:, None])
+
+
+_GRIDS: weakref.WeakKeyDictionary[CostModel, dict[tuple[Budget, int], list[_Cells]]] = weakref.WeakKeyDictionary()
+
+
+def _grid_of(problem: Problem, grid: int) -> list[_Cells]:
+    """Each position's options on the grid. Made once for a budget."""
     model, budget = problem.costs, problem.budget
     known = _GRIDS.setdefault(model, {})
     if (budget, grid) in known:
         return known[budget, grid]
-    base, room = model.backbone_latency_ms, np.inf if budget.memory_mb is None else budget.memory_mb
-    allowed = [
-        np.isfinite(option.latency_ms)
-        & ~(
-            model.backbone_weights_mb + option.weights_mb + np.maximum(model.backbone_activation_mb, option.point_mb)
-            > room
-        )
-        for option in model.option_costs
-    ]
-    extra = [
-        np.where(fits, option.latency_ms, np.inf) for fits, option in zip(allowed, model.option_costs, strict=True)
-    ]
-    dearest = base + sum(float(values[np.isfinite(values)].max()) for values in extra)
+    room = np.inf if budget.memory_mb is None else budget.memory_mb
+    extra = []
+    for option in model.option_costs:
+        weights = model.backbone_weights_mb + option.weights_mb
+        over = weights + np.maximum(model.backbone_activation_mb, option.point_mb) > room
+        extra.append(np.where(np.isfinite(option.latency_ms) & ~over, option.latency_ms, np.inf))
+    ends = [(float(v.min()), float(v[np.isfinite(v)].max(initial=v.min()))) for v in extra]
+    cheapest, dearest = (model.backbone_latency_ms + sum(end[side] for end in ends) for side in (0, 1))
     limit = min(budget.bounds.get("latency_ms", dearest), dearest)
-    step = max((limit - base) / grid, 1e-9)
-    bins = [
-        np.where(np.isfinite(v), np.round(np.where(np.isfinite(v), v, 0) / step), grid + 1).astype(np.int64)
-        for v in extra
-    ]
-    layers = [np.flatnonzero(shifts[1:] <= grid) + 1 for shifts in bins]
-    span = np.arange(grid + 1)
-    sources = [span + grid + 1 - shifts[fits, None] for shifts, fits in zip(bins, layers, strict=True)]
-    known[budget, grid] = (bins, layers, sources)
+    step = max((limit - cheapest) / grid, 1e-9) if np.isfinite(cheapest) else 1.0
+    known[budget, grid] = []
+    for values, (low, _) in zip(extra, ends, strict=True):
+        fits = np.isfinite(values)
+        bins = np.full(len(values), grid + 1, dtype=np.int64)
+        bins[fits] = np.minimum(np.round((values[fits] - low) / step), grid + 1)
+        known[budget, grid].append(_Cells.of(bins, grid))
     return known[budget, grid]

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from nas.search.ledger import FINISHED, choice_of, loss_of
+from nas.search.ledger import ledger_of
 from nas.search.problem import Indices, Problem
 
 GROUP = 3  # actions taken together at most
@@ -64,12 +64,8 @@ class ValueSampler(BaseSampler):
         return problem.params(self._group(start, known, effects))
 
     def _losses(self, study: optuna.Study) -> dict[tuple[int, ...], float]:
-        losses = {}
-        for trial in study.get_trials(deepcopy=False, states=FINISHED):
-            choice, loss = choice_of(trial, self._problem), loss_of(trial)
-            if choice is not None and loss is not None:
-                losses[choice] = loss
-        return losses
+        ledger = ledger_of(study, self._problem)
+        return dict([*ledger.observed, *ledger.recent])
 
     def _start(self, losses: dict[tuple[int, ...], float]) -> Indices:
         """A member of the front within the budget, at random; the empty arrangement while there is none."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from device_profiler.child import module_path, python_module
 from nas.console import say
 from nas.errors import NasError
+from nas.files import held
 
 GRACE = 20.0  # seconds that helpers get to end by themselves
 STORAGE = "NAS_STORAGE"  # environment variable of a database's URL: a command line would show its password
@@ -30,8 +30,9 @@ class Helpers:
     """
 
     def __init__(self, arguments: Sequence[str], count: int, storage: str | None) -> None:
-        self._command = [sys.executable, "-m", "nas.cli", *arguments, "--helper-of", str(os.getpid())]
-        self._environment = {**ONE_THREAD, **os.environ, **({STORAGE: storage} if storage else {})}
+        self._command = python_module("nas.cli", *arguments, "--helper-of", str(os.getpid()))
+        secret = {STORAGE: storage} if storage else {}
+        self._environment = {**ONE_THREAD, **os.environ, **secret, "PYTHONPATH": module_path()}
         self._count = count
         self._logs: list[IO[bytes]] = []
         self._started: list[subprocess.Popen[bytes]] = []
@@ -109,6 +110,5 @@ def one_thread(workers: int) -> Iterator[None]:
 @contextmanager
 def one_writer(run: Path) -> Iterator[None]:
     """Searches that joined in one run folder end together; they write its files one after another."""
-    with (run / "search.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(run / "search.lock", wait=True):
         yield

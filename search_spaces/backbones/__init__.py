@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.errors import SpaceError, unknown
+from search_spaces.errors import MAX_SIZE, SpaceError, plain_text, unknown, whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Entry points of this group name a ``BackboneSpec``.
 GROUP = "temporal_nas.backbones"
+MAX_STAGES = 12  # each halves the picture
+MAX_DEPTH = 64  # layers of a stage
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,17 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
         sizes[name] = config[name]
     if not all(isinstance(item, list | tuple) for item in (channels, down_types, up_types)):
         raise SpaceError("block_out_channels, down_block_types and up_block_types must be lists, one item a stage")
+    if not 1 <= len(channels) <= MAX_STAGES:
+        raise SpaceError(f"block_out_channels must have 1 to {MAX_STAGES} stages, but has {len(channels)}")
     depths = list(layers) if isinstance(layers, list | tuple) else [layers] * len(channels)
     lists = {"block_out_channels": channels, "layers_per_block": depths}
     for name, size in [*sizes.items(), *((name, size) for name, found in lists.items() for size in found)]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise SpaceError(f"{name} must be whole and above 0, but is {size!r}")
+            raise SpaceError(f"{name} must be whole and above 0, but is {size!r:.60}")
+        whole(size, name, most=MAX_DEPTH if name == "layers_per_block" else MAX_SIZE)
+    for name, kinds in (("down_block_types", down_types), ("up_block_types", up_types)):
+        for kind in kinds:
+            plain_text(kind, name)
     stages = len(channels)
     if not stages == len(down_types) == len(up_types):
         raise SpaceError(
@@ -240,8 +248,9 @@ def build_backbone(space: Space) -> nn.Module:
     build = _load(backbone_spec(space.backbone.name).build)
     try:
         return build(space.backbone.config)
-    except (ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # diffusers checks little of it, and says so with errors of any kind
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        reason = kind + " ".join(str(error).split())[:300]
         raise SpaceError(f"{space.name}: backbone.config is refused by {space.backbone.name}: {reason}") from error
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 #: Entry points of this group name a ``BlockSpec``; that is how another package adds blocks.
 GROUP = "temporal_nas.blocks"
+MAX_KERNEL = 99
 
 #: Given a variant's parameters and the channels of its position: what is wrong, with the remedy, or None.
 Rule = Callable[[Mapping[str, int], int], str | None]
@@ -33,6 +34,8 @@ def heads_divide_channels(params: Mapping[str, int], channels: int) -> str | Non
 def odd_kernel(params: Mapping[str, int], channels: int) -> str | None:
     """An even kernel would shift its output by half a step against the residual it is added to."""
     size = params["kernel_size"]
+    if size > MAX_KERNEL:
+        return f"kernel_size must be at most {MAX_KERNEL}, but is {size}; choose 3 or 5"
     if size >= 1 and size % 2 == 1:
         return None
     return f"kernel_size must be odd, so that time stays aligned, but is {size}; choose {max(0, size) // 2 * 2 + 1}"
