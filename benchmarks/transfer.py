@@ -44,7 +44,7 @@ BLOCKS = (
         for heads in (2, 4)
     ),
 )
-SHAPES = ("16x8x32x32", "32x8x24x24", "64x8x12x12", "32x4x16x16")
+SHAPES = ("32x8x48x48", "64x8x24x24", "128x8x12x12", "64x4x32x32")
 TOKENS = 5000  # a 3D self-attention over more takes seconds
 DEVICES = {
     "ort": {"runtime": "onnxruntime"},
