@@ -104,6 +104,7 @@ class Device(_Strict):
         lowerings: how workloads are lowered, in order (``all``: every way there is); empty means the runtime's default.
         threads: of the runtime, where it has any.
         provider: ONNX Runtime's execution provider; the compute unit's own where none is named.
+        optimization: how far ONNX Runtime rewrites the graph when it loads it; ``all`` where nothing is stated.
         timeout_s: for loading a workload and for one visit to it.
         cool_down_s: pause after a round in which the reference workload was slower than usual.
         local: the ``coreml`` runtime measures the Mac that the profiler runs on, and no attached phone.
@@ -125,6 +126,7 @@ class Device(_Strict):
     timeout_s: Seconds = 120.0
     cool_down_s: Annotated[float, Field(ge=0, le=MILLION)] = 0.0
     provider: Line = ""
+    optimization: Literal["", "all", "extended", "basic", "off"] = ""
     local: bool = False
     cuda_graph: bool = False
     roofline: Roofline | None = None
@@ -137,6 +139,8 @@ class Device(_Strict):
             raise ValueError("runtime roofline needs a 'roofline' section with peak_tflops, bandwidth_gb_s and source")
         if self.local and self.runtime != "coreml":
             raise ValueError(f"local is for runtime coreml alone, and this is {self.runtime}; leave it out")
+        if self.optimization and self.runtime != "onnxruntime":
+            raise ValueError(f"optimization is for runtime onnxruntime alone, and this is {self.runtime}; leave it out")
         if self.cuda_graph and (self.runtime, self.compute_unit) != ("torch", "CUDA"):
             raise ValueError("cuda_graph is for runtime torch on compute_unit CUDA; set these, or leave it out")
         return self

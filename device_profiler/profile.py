@@ -91,6 +91,25 @@ def profile(
     return _fill(wanted, target, table_dir, _origin(space, loaded), retry, limits, seed, progress, cache_dir)
 
 
+def profile_workloads(
+    workloads: Sequence[Workload],
+    device: str | Path | Device,
+    table_dir: str | Path,
+    *,
+    limits: Limits | None = None,
+    seed: int = 0,
+    cache_dir: str | Path | None = None,
+) -> Table:
+    """Measure what the device's table lacks of any workloads of its precision, in the same rounds; give the table.
+
+    Raises:
+        ProfileError: as ``profile``.
+    """
+    target = device if isinstance(device, Device) else Device.load(device)
+    wanted = wanted_rows(workloads, target, (), None)
+    return _fill(wanted, target, table_dir, "", False, limits, seed, None, cache_dir)
+
+
 def profile_operator(
     block: str,
     shape: str,
@@ -367,6 +386,8 @@ def settings(device: Device) -> dict[str, Any]:
     found: dict[str, Any] = {"threads": device.threads}
     if device.compute_unit == "CUDA":
         found["cuda_graph"] = device.cuda_graph
+    if device.optimization:
+        found["optimization"] = device.optimization
     if device.roofline is not None:
         found |= device.roofline.model_dump(exclude={"source"}, exclude_none=True)
     return found

@@ -21,7 +21,7 @@ SCHEMA = 1
 IDENTITY = ("device", "chip", "os", "runtime", "runtime_version", "compute_unit", "precision")
 # So do these of the details, as far as both tables state them: how the runtime was set, and which phone it was.
 SETTINGS = (
-    *("threads", "provider", "cuda_graph", "model"),
+    *("threads", "provider", "optimization", "cuda_graph", "model"),
     # a roofline's:
     *("peak_tflops", "bandwidth_gb_s", "efficiency", "conv_tflops", "matmul_tflops", "overhead_us", "dispatch_us"),
 )

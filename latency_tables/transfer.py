@@ -16,6 +16,7 @@ from latency_tables.record import Record
 from latency_tables.table import Table
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 MIN_ROWS = 2
 Z90 = 1.6449  # half of a normal distribution's 90% interval, in standard deviations
@@ -23,7 +24,12 @@ LEVEL = 3.0  # prior standard deviation of the log ratio of two devices: a facto
 # Prior standard deviations that are averaged over by their marginal likelihood: few rows cannot choose between them.
 SLOPES = (0.03, 0.1, 0.3)  # of the log ratio per log of latency: small work pays overhead on one of the two
 FAMILIES = (0.1, 0.3, 0.7)  # of a family of blocks against the others: one has the better convolution, say
-NOISES = (0.03, 0.08, 0.2, 0.5)  # of a single row
+CELLS = (0.03, 0.1, 0.3)  # of a variant, a size of head, a shape, a family at one shape: kernels, caches, padding
+NOISES = (0.01, 0.03, 0.1, 0.3)  # of a single row
+Prior = tuple[float, float, float, float]  # widths of slopes, families, cells and noise
+PRIORS: tuple[Prior, ...] = tuple(itertools.product(SLOPES, FAMILIES, CELLS, NOISES))
+FIRST: Prior = (0.1, 0.3, 0.1, 0.03)  # of the rows to measure before anything is known
+LIKELY, ASKED = 12, 400  # priors, and rows, that a choice of what to measure next looks at
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,12 @@ class Transfer:
 def transfer(source: Table, target: Table, count: int = 3) -> Transfer:
     """Predict the rows that ``target`` lacks from ``source``.
 
-    The log of the ratio of the two devices' latencies is a level, a slope in the log of the source's latency and an
-    offset of each family of blocks, each with a normal prior; Bayesian linear regression, averaged over the priors'
-    widths by marginal likelihood (Bishop 2006, sections 3.3 to 3.5). Weights follow the precision; activation peaks
-    follow it too, times the ratio that the measured rows show.
+    The log of the ratio of the two devices' latencies is a level, slopes in the log of the source's latency and of its
+    latency an element, and offsets of each operator, each form (1D, 3D), each family of blocks, each variant, each size
+    of an attention's head, each shape and each family at each shape, all with a normal prior: a Gaussian process whose
+    kernel is a sum (Duvenaud et al. 2011), averaged over the priors' widths by marginal likelihood (Rasmussen and
+    Williams 2006, section 5.4). Weights follow the precision; activation peaks follow it too, times the ratio that the
+    measured rows show.
 
     Args:
         count: how many rows to name for measuring next.
@@ -102,66 +110,82 @@ def measure_first(source: Table, target: Table, count: int) -> tuple[str, ...]:
 
 
 class _Model:
-    """The regression over all rows, known ones and others: features, shape (n, K), and the priors tried."""
+    """The process over all rows, known ones and others: what they have in common, and the priors tried."""
 
     def __init__(self, rows: Sequence[Record]) -> None:
         size = np.log([_ms(row) for row in rows])
-        families = sorted({_family(row) for row in rows})
-        member = np.array([[float(_family(row) == family) for family in families] for row in rows])
-        self.features = np.concatenate([np.ones((len(rows), 1)), (size - size.mean())[:, None], member], axis=1)
-        self._priors = [
-            (np.array([LEVEL**2, slope**2, *[family**2] * len(families)]), noise**2)
-            for slope, family, noise in itertools.product(SLOPES, FAMILIES, NOISES)
+        density = size - np.log([_elements(row) for row in rows])
+        self._slopes = np.stack([size - size.mean(), density - density.mean()])
+        self._codes = [
+            np.unique([label(row) for row in rows], return_inverse=True)[1]
+            for label in (_operator, _form, _family, _setting, _head, _shape, _cell)
         ]
 
-    def _posteriors(self, known: NDArray[np.intp], values: Floats) -> list[tuple[float, Floats, Floats, float]]:
-        """(log marginal likelihood, mean, covariance, noise) of the coefficients under each prior."""
-        x = self.features[known]
-        found = []
-        for prior, noise in self._priors:
-            gram = (x * prior) @ x.T + noise * np.eye(len(x))
-            factor = np.linalg.solve(gram, x * prior).T  # prior covariance times features, over the data's covariance
-            mean = factor @ values
-            covariance = np.diag(prior) - factor @ (x * prior)
-            _, logdet = np.linalg.slogdet(gram)
-            evidence = -0.5 * (float(values @ np.linalg.solve(gram, values)) + float(logdet))
-            found.append((evidence, mean, covariance, noise))
-        return found
+    def _parts(self, ours: Indices, theirs: Indices) -> tuple[Floats, Floats, Floats, Floats]:
+        """What a prior's widths are multiplied by, between two sets of rows: level, slopes, families, cells."""
+        slopes = sum(np.outer(slope[ours], slope[theirs]) for slope in self._slopes)
+        same = [1.0 * (code[ours][:, None] == code[theirs][None]) for code in self._codes]
+        families = same[0] + same[1] + 0.25 * same[2]
+        return np.ones((len(ours), len(theirs))), np.asarray(slopes), families, np.asarray(sum(same[3:]))
 
-    def _weights(self, posteriors: list[tuple[float, Floats, Floats, float]]) -> Floats:
-        evidence = np.array([posterior[0] for posterior in posteriors])
-        weights = np.exp(evidence - evidence.max())
+    def _own(self, rows: Indices) -> tuple[Floats, Floats, Floats, Floats]:
+        """The same of each row with itself."""
+        ones = np.ones(len(rows))
+        return ones, (self._slopes[:, rows] ** 2).sum(axis=0), 2.25 * ones, 4.0 * ones
+
+    def _weigh(self, known: Indices, values: Floats) -> Floats:
+        """How much the measured rows speak for each prior: its marginal likelihood, shape (priors,)."""
+        parts = self._parts(known, known)
+        evidence = []
+        for prior in PRIORS:
+            gram = _kernel(prior, parts) + prior[-1] ** 2 * np.eye(len(known))
+            evidence.append(-0.5 * float(values @ np.linalg.solve(gram, values)) - 0.5 * np.linalg.slogdet(gram)[1])
+        weights = np.exp(np.array(evidence) - max(evidence))
         return np.asarray(weights / weights.sum())
 
-    def predict(self, known: NDArray[np.intp], values: Floats) -> tuple[Floats, Floats]:
+    def predict(self, known: Indices, values: Floats) -> tuple[Floats, Floats]:
         """Mean and variance of every row's log ratio, shape (n,) each."""
-        posteriors = self._posteriors(known, values)
-        weights = self._weights(posteriors)
-        means = np.array([self.features @ mean for _, mean, _, _ in posteriors])
-        x = self.features
-        spreads = np.array([((x @ covariance) * x).sum(axis=1) + noise for *_, covariance, noise in posteriors])
-        mean = weights @ means
-        return mean, weights @ (spreads + (means - mean) ** 2)
+        every = np.arange(self._slopes.shape[1])
+        among, across, own = self._parts(known, known), self._parts(every, known), self._own(every)
+        weights = self._weigh(known, values)
+        means, spreads = [], []
+        for prior in PRIORS:
+            noise = prior[-1] ** 2
+            shared = _kernel(prior, across)
+            factor = np.linalg.solve(_kernel(prior, among) + noise * np.eye(len(known)), shared.T)
+            means.append(values @ factor)
+            spreads.append(_kernel(prior, own) - (shared.T * factor).sum(axis=0) + noise)
+        mean = weights @ np.array(means)
+        return mean, weights @ (np.array(spreads) + (np.array(means) - mean) ** 2)
 
-    def next(self, known: NDArray[np.intp], values: Floats, count: int) -> list[int]:
+    def next(self, known: Indices, values: Floats, count: int) -> list[int]:
         """Greedily, the rows whose measurement leaves the least variance over all others; it depends on no outcome."""
-        posteriors = self._posteriors(known, values)
-        weights = self._weights(posteriors)
-        covariances = [covariance.copy() for _, _, covariance, _ in posteriors]
-        open_rows = [i for i in range(len(self.features)) if i not in set(known.tolist())]
+        weights = self._weigh(known, values) if len(known) else np.array([prior == FIRST for prior in PRIORS]) * 1.0
+        open_rows = np.setdiff1d(np.arange(self._slopes.shape[1]), known)
+        if len(open_rows) > ASKED:  # of so many, some stand for the rest
+            open_rows = np.sort(np.random.default_rng(0).choice(open_rows, ASKED, replace=False))
+        own, across, among = (
+            self._parts(*pair) for pair in ((open_rows, open_rows), (open_rows, known), (known, known))
+        )
+        left = []
+        for index in np.argsort(-weights, kind="stable")[:LIKELY]:
+            prior, noise = PRIORS[index], PRIORS[index][-1] ** 2
+            shared = _kernel(prior, across)
+            seen = shared @ np.linalg.solve(_kernel(prior, among) + noise * np.eye(len(known)), shared.T)
+            left.append((float(weights[index]), _kernel(prior, own) - seen, noise))
         chosen: list[int] = []
-        while open_rows and len(chosen) < count:
-            gains = np.zeros(len(open_rows))
-            for weight, covariance, (*_, noise) in zip(weights, covariances, posteriors, strict=True):
-                shared = self.features[open_rows] @ covariance @ self.features[open_rows].T
-                gains += weight * (shared**2).sum(axis=0) / (np.diag(shared) + noise)
-            best = open_rows.pop(int(np.argmax(gains)))
-            chosen.append(best)
-            x = self.features[best]
-            for k, (*_, noise) in enumerate(posteriors):
-                seen = covariances[k] @ x
-                covariances[k] -= np.outer(seen, seen) / (x @ seen + noise)
+        free = np.ones(len(open_rows), dtype=bool)
+        while free.any() and len(chosen) < count:
+            gains = sum(w * (c**2)[free].sum(axis=0) / (np.diag(c) + noise) for w, c, noise in left)
+            best = int(np.argmax(np.where(free, gains, -np.inf)))
+            free[best] = False
+            chosen.append(int(open_rows[best]))
+            left = [(w, c - np.outer(c[best], c[best]) / (c[best, best] + noise), noise) for w, c, noise in left]
         return chosen
+
+
+def _kernel(prior: Prior, parts: tuple[Floats, Floats, Floats, Floats]) -> Floats:
+    return np.asarray(sum(width**2 * part for width, part in zip((LEVEL, *prior[:3]), parts, strict=True)))
 
 
 def _split(source: Table, target: Table) -> tuple[list[tuple[Record, Record]], list[Record]]:
@@ -221,6 +245,41 @@ def _activation_ratio(known: list[tuple[Record, Record]], scale: float) -> float
 
 def _family(row: Record) -> str:
     return row.block or row.key.partition(":")[0]
+
+
+def _form(row: Record) -> str:
+    return _family(row)[-2:] if _family(row)[-2:] in ("1D", "3D") else "whole"
+
+
+def _operator(row: Record) -> str:
+    return _family(row).removesuffix(_form(row))
+
+
+def _setting(row: Record) -> str:
+    return row.key.partition("/")[0]
+
+
+def _head(row: Record) -> str:
+    """The family and the channels of one head: kernels of attention are made for some."""
+    params = dict(
+        item.strip().split("=", 1) for item in _setting(row).partition("(")[2].rstrip(")").split(",") if "=" in item
+    )
+    heads = params.get("heads", "")
+    return f"{_family(row)} {row.channels // int(heads) if row.channels and heads.isdigit() and int(heads) else ''}"
+
+
+def _shape(row: Record) -> str:
+    return f"{row.channels} {row.frames} {row.height} {row.width} {row.batch}"
+
+
+def _cell(row: Record) -> str:
+    return f"{_family(row)} {_shape(row)}"
+
+
+def _elements(row: Record) -> float:
+    """Elements of the feature map; of an unknown shape as many as leave a latency of one."""
+    sizes = (row.channels, row.frames, row.height, row.width, row.batch)
+    return float(np.prod([float(size) for size in sizes if size])) if all(sizes) else _ms(row)
 
 
 def _key(row: Record, precision: str) -> str:

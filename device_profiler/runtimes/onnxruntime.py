@@ -64,8 +64,9 @@ class OnnxRuntime(ChildRuntime):
         }
 
     def options(self) -> dict[str, Any]:
-        """Thread count, provider, and whether that is a GPU's."""
-        return {"threads": self.device.threads, "provider": self.provider, "gpu": self.gpu}
+        """Thread count, provider, whether that is a GPU's, and how far the graph is optimised."""
+        level = self.device.optimization or "all"
+        return {"threads": self.device.threads, "provider": self.provider, "gpu": self.gpu, "optimization": level}
 
     def _limit(self, limit_mb: float) -> float:
         return 1e6 if self.gpu else super()._limit(limit_mb)  # a CUDA context maps far more than it uses

@@ -26,6 +26,13 @@ from device_profiler.errors import Unsupported
 from device_profiler.lowering import Input, sample_error
 from device_profiler.waits import Watch
 
+LEVELS = {
+    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
 
 class Loaded:
     """The one workload of this process."""
@@ -36,8 +43,9 @@ class Loaded:
     threads = 1
 
 
-def _open(path: str, threads: int, provider: str, arena: bool) -> Any:
+def _open(path: str, threads: int, provider: str, arena: bool, optimization: str) -> Any:
     options = ort.SessionOptions()
+    options.graph_optimization_level = LEVELS[optimization]
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -67,7 +75,7 @@ def _bind(session: Any, inputs: list[Input], shape: list[int]) -> tuple[Any, Any
     return binding, output, arrays
 
 
-def load(folder: str, threads: int, provider: str, gpu: bool = False) -> dict[str, Any]:
+def load(folder: str, threads: int, provider: str, gpu: bool = False, optimization: str = "all") -> dict[str, Any]:
     """Load, measure memory, check the output; gives the fields of ``Facts``."""
     manifest = json.loads((Path(folder) / "lowered.json").read_text("utf-8"))
     inputs = [
@@ -81,7 +89,7 @@ def load(folder: str, threads: int, provider: str, gpu: bool = False) -> dict[st
     path, shape = str(Path(folder) / manifest["stats"]["file"]), manifest["output_shape"]
     host.return_freed_memory(True)
     start = time.perf_counter()
-    session = _open(path, threads, provider, arena=False)
+    session = _open(path, threads, provider, arena=False, optimization=optimization)
     cold = (time.perf_counter() - start) * 1e3
     binding, output, arrays = _bind(session, inputs, shape)
     session.run_with_iobinding(binding)
@@ -98,7 +106,7 @@ def load(folder: str, threads: int, provider: str, gpu: bool = False) -> dict[st
     host.return_freed_memory(False)
 
     start = time.perf_counter()
-    session = _open(path, threads, provider, arena=True)
+    session = _open(path, threads, provider, arena=True, optimization=optimization)
     warm = (time.perf_counter() - start) * 1e3
     binding, output, arrays = _bind(session, inputs, shape)
     Loaded.session, Loaded.binding, Loaded.buffers = session, binding, (output, arrays)
