@@ -29,7 +29,7 @@ from search_regret import load_problem, load_samples
 
 from latency_tables.correction import COVERAGE, fit_correction
 from nas.search.front import Choice, choose, pareto_front
-from nas.search.study import Evaluation
+from nas.search.studies import Evaluation
 
 Floats = NDArray[np.float64]
 

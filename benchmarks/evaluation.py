@@ -31,7 +31,8 @@ from search_regret import Scored, Truth, hypervolume, load_problem, load_samples
 
 from nas.config import SearchConfig
 from nas.search.samplers import SAMPLERS
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 from search_spaces.arrangement import Arrangement
 
 BATCHES = 4

@@ -1,22 +1,25 @@
 """What a search costs beside its evaluations: milliseconds a trial, against bare Optuna on the same kind of storage.
 
-Bare Optuna is `study.optimize` of an objective that suggests one categorical a position and returns loss and latency:
-no limits, no costs kept, no leases, nothing that survives a kill. It runs with NSGA-II at the same population size, in
+Bare Optuna is `study.optimize` of an objective that suggests one integer a position (with labels it would write some
+hundred kB a trial on `snapgen_v`) and returns loss and latency: no limits, no costs kept, no leases, nothing that
+survives a kill. It runs with NSGA-II at the same population size, in
 blocks interleaved with the search's own, so that the machine's load falls on both. Evaluations are a known quality of
-microseconds, and are taken off. The space is `tiny`, its table the shipped one. Needs a PostgreSQL server's programs
+microseconds, and are taken off. The spaces are `tiny` and
+`snapgen_v`, with the shipped tables. Needs a PostgreSQL server's programs
 for the second storage; without them it measures the journal file alone, and says so.
 
 Prints a table and one JSON line: `overhead_ratio` is the largest ratio of all storages, samplers and lengths, of the
 means up to the length; exit code 1 if it is over 1.5. The default sampler, which Optuna has not, is measured against
 the same bare NSGA-II as nsga2 is.
 
-    python benchmarks/search_overhead.py [--trials 1000 5000] [--storages journal postgres] [--samplers nsga2 surrogate]
+    python benchmarks/search_overhead.py [--trials 1000 5000] [--samplers nsga2 surrogate] [--spaces tiny]
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -45,14 +48,16 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
 TABLES = Path(__file__).parents[1] / "latency_tables" / "tables"
+SPACES = {"tiny": ("amd_epyc_zen5", "onnxruntime"), "snapgen_v": ("iphone16_pro_max_roofline", "roofline")}
 RATIO = 1.5  # budget: this many times the bare backbone
 TARGET = 1.5
 BLOCK = 100  # trials of one, then of the other
 
 
-def make_problem() -> Problem:
-    costs = CostModel(Plan.load("tiny"), Table.load(table_path(TABLES, "amd_epyc_zen5", "onnxruntime")))
-    return Problem(Space.load("tiny"), costs, Budget(latency_ms=RATIO * costs.backbone_latency_ms))
+def make_problem(space: str) -> Problem:
+    table = Table.load(table_path(TABLES, *SPACES[space]))
+    costs = CostModel(Plan.load(space), table)
+    return Problem(Space.load(space), costs, Budget(latency_ms=RATIO * costs.backbone_latency_ms))
 
 
 class Clock:
@@ -89,7 +94,7 @@ class Bare:
         return time.perf_counter() - begun - (self._clock.seconds - before)
 
     def _objective(self, trial: optuna.Trial) -> tuple[float, float]:
-        params = {name: trial.suggest_categorical(name, d.choices) for name, d in self._choices.items()}
+        params = {name: trial.suggest_int(name, d.low, d.high) for name, d in self._choices.items()}
         choice = self._problem.indices(params)
         loss = self._clock(self._problem.arrangement(choice)).loss
         return loss, float(self._problem.cost(choice).latency_ms[0])
@@ -138,34 +143,35 @@ def main() -> int:
     parser.add_argument("--trials", type=int, nargs="+", default=[1000, 5000])
     parser.add_argument("--storages", nargs="+", choices=("journal", "postgres"), default=["journal", "postgres"])
     parser.add_argument("--samplers", nargs="+", default=["nsga2", SearchConfig().sampler])
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=list(SPACES))
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    problem, most = make_problem(), max(args.trials)
+    most = max(args.trials)
     result: dict[str, object] = {}
     ratios: list[float] = []
     print(
         "ms a trial outside evaluations, mean of all trials up to the length and of its last tenth; bare Optuna in\n"
         "interleaved blocks. Storage times are the disk's: on a shared machine read the ratios, not the milliseconds.\n"
-        f"{'storage':<10} {'sampler':<10} {'trials':>7} {'search':>8} {'bare':>8} {'ratio':>6}   {'last: search':>12} "
-        f"{'bare':>8} {'ratio':>6}"
+        f"{'space':<10} {'storage':<10} {'sampler':<10} {'trials':>7} {'search':>8} {'bare':>8} {'ratio':>6}   "
+        f"{'last: search':>12} {'bare':>8} {'ratio':>6}"
     )
     with storages(args.storages) as places:
-        for storage, free in places.items():
-            for sampler in args.samplers:
-                bare = Bare(problem, free.pop(), optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=0))
-                rows = 1e3 * measure(problem, sampler, free.pop(), bare, most, f"{storage} {sampler}")
-                for trials in args.trials:
-                    mine, other = rows[: trials // BLOCK].mean(0)
-                    tail = rows[: trials // BLOCK][-max(1, trials // BLOCK // 10) :].mean(0)
-                    print(
-                        f"{storage:<10} {sampler:<10} {trials:>7} {mine:>8.2f} {other:>8.2f} {mine / other:>6.2f}   "
-                        f"{tail[0]:>12.2f} {tail[1]:>8.2f} {tail[0] / tail[1]:>6.2f}",
-                        flush=True,
-                    )
-                    result[f"{storage}_{sampler}_{trials}_ms"] = round(float(mine), 2)
-                    result[f"{storage}_bare_{trials}_ms"] = round(float(other), 2)
-                    result[f"{storage}_{sampler}_{trials}_ratio"] = round(float(mine / other), 3)
-                    ratios.append(float(mine / other))
+        for space, (storage, free), sampler in itertools.product(args.spaces, places.items(), args.samplers):
+            problem = make_problem(space)
+            bare = Bare(problem, free.pop(), optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=0))
+            rows = 1e3 * measure(problem, sampler, free.pop(), bare, most, f"{space} {storage} {sampler}")
+            for trials in args.trials:
+                mine, other = rows[: trials // BLOCK].mean(0)
+                tail = rows[: trials // BLOCK][-max(1, trials // BLOCK // 10) :].mean(0)
+                print(
+                    f"{space:<10} {storage:<10} {sampler:<10} {trials:>7} {mine:>8.2f} {other:>8.2f} "
+                    f"{mine / other:>6.2f}   {tail[0]:>12.2f} {tail[1]:>8.2f} {tail[0] / tail[1]:>6.2f}",
+                    flush=True,
+                )
+                name = f"{space}_{storage}_{sampler}_{trials}"
+                result |= {f"{name}_ms": round(float(mine), 2), f"{name}_bare_ms": round(float(other), 2)}
+                result[f"{name}_ratio"] = round(float(mine / other), 3)
+                ratios.append(float(mine / other))
     worst = max(ratios, default=float("nan"))
     print(json.dumps({"overhead_ratio": round(worst, 3), "storages": list(places), **result}))
     return 0 if worst <= TARGET else 1

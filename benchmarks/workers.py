@@ -34,7 +34,8 @@ from postgres_server import Server, usable
 from search_problems import KnownQuality, Scored, tiny_problem
 
 from latency_tables.budget import Budget
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 from search_spaces.arrangement import Arrangement
 
 WORKERS = (1, 2, 4)

@@ -58,7 +58,8 @@ class Watch:
             return ms, None
         if self.threads == 1:
             return ms, max(0.0, ms - busy)
-        return ms, self._waited()
+        waited = self._waited()
+        return ms, None if waited is None else min(ms, waited)  # the counts were read a little before and after
 
     def _waited(self) -> float | None:
         now = self._delays()

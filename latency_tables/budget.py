@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from latency_tables.cost import CostModel, Costs
 from latency_tables.errors import TableError
-from latency_tables.optimum import CLOSE, SLACK, Undecided, limits_of, optimum
+from latency_tables.knapsack import SLACK, Undecided
+from latency_tables.optimum import CLOSE, limits_of, optimum
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -214,7 +215,7 @@ def _worst(model: CostModel, budget: Budget, arrangement: Integers) -> float:
 def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
     """The arrangement whose largest miss, as a fraction of its limit, is the smallest of all.
 
-    Where too many come close to that, one that misses by at most ``CLOSE`` (0.1% of a limit) more.
+    Where too many come close to that, the nearest that is found: as a rule within ``CLOSE`` (0.1% of a limit) of it.
     """
     best, low, high = start, 0.0, _worst(model, budget, start)
     if not np.isfinite(high):
@@ -223,7 +224,10 @@ def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
         best, high = found, _worst(model, budget, found)
     while high - low > 0.5 * CLOSE:
         middle = 0.5 * (low + high)
-        found = _any_within(model, budget, middle)
+        try:
+            found = _any_within(model, budget, middle, "near")
+        except Undecided:
+            found = None
         if found is None:
             low = middle
         else:
@@ -231,7 +235,7 @@ def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
     # Few are left now: ask for anything better than the best known until there is nothing.
     while True:
         try:
-            found = _any_within(model, budget, high - 4 * SLACK, exact=True)
+            found = _any_within(model, budget, high - 4 * SLACK, "exact")
         except Undecided:
             return best
         if found is None or _worst(model, budget, found) > high - 2 * SLACK:
@@ -239,14 +243,14 @@ def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
         best, high = found, _worst(model, budget, found)
 
 
-def _any_within(model: CostModel, budget: Budget, share: float, exact: bool = False) -> Integers | None:
+def _any_within(model: CostModel, budget: Budget, share: float, effort: str) -> Integers | None:
     """Any arrangement that misses no limit by more than ``share``."""
     loosened = {name: limit * (1.0 + LIMITS[name][1] * share) for name, limit in budget.bounds.items()}
     first = next(iter(loosened))
     others = Budget(**{name: value for name, value in loosened.items() if name != first and value > 0})
     column, direction, _, _ = LIMITS[first]
     sense, most = "min" if direction > 0 else "max", loosened[first]
-    found = optimum(model, column, limits_of(others.given), sense, enough=most, within=most, exact=exact)
+    found = optimum(model, column, limits_of(others.given), sense, enough=most, within=most, effort=effort)
     if (
         found is None
         or direction * (_reached(model, Budget(), first, found) - loosened[first]) > SLACK * loosened[first]

@@ -12,7 +12,7 @@ from typing import Any
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
 from latency_tables.coverage import Coverage, coverage
-from latency_tables.diff import Diff, diff, markdown
+from latency_tables.diff import Diff, diff, markdown, plain
 from latency_tables.errors import TableError
 from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
 from latency_tables.overview import overview, render
@@ -83,12 +83,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     compare.add_argument("--allow-removed", action="store_true", help="rows that disappeared are no regression")
     compare.add_argument("--markdown", action="store_true", help="as a pull-request comment")
     compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures")
+    compare.add_argument("--overwrite", action="store_true", help="whatever --html names may be replaced")
     page = command("report", _report, "a table as one page with pictures, and what changed since its last version")
     page.add_argument("table", help="path, device, or device/runtime")
     page.add_argument("beside", nargs="?", help="another device's table, side by side")
     page.add_argument("--since", help="an earlier version: a table, or a git revision (default: the last other one)")
     page.add_argument("--threshold", type=float, default=0.03, help="smallest slowdown that counts (0.03)")
     page.add_argument("--out", type=Path, help="path of the page (default: DEVICE_RUNTIME.html)")
+    page.add_argument("--overwrite", action="store_true", help="whatever is there may be replaced")
     move = command("transfer", _transfer, "predict the rows that a hardly measured device lacks from another's table")
     move.add_argument("source", help="a complete table: path, device, or device/runtime")
     move.add_argument("target", help="a table with a few measured rows")
@@ -235,15 +237,16 @@ def _diff(arguments: argparse.Namespace) -> int:
     _check_threshold(arguments.threshold)
     before, after = (load_table(name, arguments.dir) for name in (arguments.before, arguments.after))
     found: Diff = diff(before, after, arguments.threshold, arguments.allow_removed)
-    if arguments.json:
-        _emit(_plain(found))
-    else:
-        text = markdown(found)
-        tell(text if arguments.markdown else text.replace("**", "").replace("`", ""), end="")
     if arguments.html is not None:
         from latency_tables.report.diff_page import write_diff_page
 
-        write_diff_page(arguments.html, before, after, arguments.threshold, arguments.allow_removed)
+        write_diff_page(
+            arguments.html, before, after, arguments.threshold, arguments.allow_removed, arguments.overwrite
+        )
+    if arguments.json:
+        _emit(_plain(found))
+    else:
+        tell(markdown(found) if arguments.markdown else plain(found), end="")
     return NO if found.regressions else DONE
 
 
@@ -256,7 +259,7 @@ def _report(arguments: argparse.Namespace) -> int:
     beside = None if arguments.beside is None else load_table(arguments.beside, arguments.dir)
     out = arguments.out or Path(f"{table.header.device}_{table.header.runtime}.html")
     since = _since(arguments.since, path, arguments.dir)
-    page = write_table_page(out, table, since, beside, arguments.threshold)
+    page = write_table_page(out, table, since, beside, arguments.threshold, arguments.overwrite)
     if arguments.json:
         return _emit({"page": str(page), "since": since and since[0]})
     tell(f"{page}: {len(table)} rows{f', changes since {since[0]}' if since else ''}")

@@ -13,7 +13,7 @@ from latency_tables.cost import CostModel
 
 Floats = NDArray[np.float64]
 
-DISTINCT = {0: 400_000, 1: 400_000, 2: 30_000, 3: 2_000}  # sums of a half that are joined quickly, by sums limited
+DISTINCT = {0: 200_000, 1: 200_000, 2: 30_000, 3: 2_000}  # sums of a half that are joined quickly, by sums limited
 MAXIMA = 2_000_000  # sums of a half times values that the largest activation peak may take
 BLOCK = 256  # sums of one half between two stored prefix counts
 PREFIX = 16_000_000  # stored prefix counts at most
@@ -100,7 +100,7 @@ def _halves(options: list[Floats], sums: int) -> tuple[Half, Half] | None:
     for values, counts in sorted(merged, key=lambda item: -len(item[1])):
         smaller = int(np.argmin([len(half[1]) for half in halves]))
         old, weight = halves[smaller]
-        if len(weight) * len(counts) > 4 * limit:
+        if len(weight) * len(counts) > 2 * limit:
             return None
         grown = np.concatenate(
             [old[:, None, :-1] + values[None, :, :-1], np.maximum(old[:, None, -1:], values[None, :, -1:])], axis=2

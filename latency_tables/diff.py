@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from latency_tables.table import Table
 
 KINDS = ("slower", "faster", "heavier", "lighter", "status", "lowering", "source", "added", "removed")
 MEMORY_TOLERANCE = 0.02  # activation peaks move by an allocator's rounding; weights do not move at all
+_MARKUP = frozenset("&<>\"'`*_[]~|\\@#:!^$")  # each may begin something in somebody's markdown
 _ROUNDING = 2e-5  # half a last digit of both sides, in ms
 
 
@@ -257,32 +258,43 @@ def _name(table: Table) -> str:
 
 
 def markdown(result: Diff, limit: int = 10) -> str:
-    """A pull-request comment: the verdict, the ten worst, and how many of the rest."""
+    """A pull-request comment: the verdict, the ten worst, and how many of the rest.
+
+    What tables hold is shown as it is written: no HTML, link, mention or reference of theirs takes effect.
+    """
+    return _told_in_lines(result, limit, escaped)
+
+
+def plain(result: Diff, limit: int = 10) -> str:
+    """The same for a terminal."""
+    return _told_in_lines(result, limit, str).replace("**", "").replace("`", "")
+
+
+def escaped(text: str) -> str:
+    """Text for markdown that means itself: markup, mentions (@), references (#) and links (:, www.) spelled out."""
+    return "".join(f"&#{ord(char)};" if char in _MARKUP else char for char in text).replace("www.", "www&#46;")
+
+
+def _told_in_lines(result: Diff, limit: int, shown: Callable[[str], str]) -> str:
     regressions = result.regressions
     lines = [
-        f"### {result.before} -> {result.after}",
+        f"### {shown(result.before)} -> {shown(result.after)}",
         "",
         f"**{len(regressions)} regression{'s' * (len(regressions) != 1)}** beyond spread"
         f" and a threshold of {result.threshold:.0%}; {result.unchanged} rows unchanged.",
         "",
         _normalised(result),
     ]
-    lines += [f"- {fact}" for fact in result.header]
+    lines += [f"- {shown(fact)}" for fact in result.header]
     if result.changes:
         lines += ["", "| | workload | lowering | before | after | ratio | spread |", "|---|---|---|---|---|---|---|"]
         for change in result.changes[:limit]:
             ratio = "" if change.ratio is None else f"{change.ratio:.3f}"
             mark = f"**{change.kind}**" if change.regression else change.kind
-            cells = (
-                mark,
-                f"`{change.key}`",
-                change.lowering,
-                change.before,
-                change.after,
-                ratio,
-                f"{change.spread:.1%}",
-            )
-            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            # Within a code span nothing takes effect but its end, and a cell's.
+            key = shown(change.key) if "`" in change.key else "`" + change.key.replace("|", "\\|") + "`"
+            cells = (key, *map(shown, (change.lowering, change.before, change.after)))
+            lines.append(f"| {mark} | {' | '.join(cells)} | {ratio} | {change.spread:.1%} |")
     rest = len(result.changes) - limit
     if rest > 0:
         lines += ["", f"and {rest} more: " + ", ".join(f"{n} {kind}" for kind, n in result.counts().items() if n) + "."]

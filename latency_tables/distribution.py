@@ -19,7 +19,7 @@ from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
 from latency_tables.count import count_within
 from latency_tables.errors import TableError
-from latency_tables.optimum import SLACK
+from latency_tables.knapsack import SLACK
 
 Floats = NDArray[np.float64]
 

@@ -1,68 +1,118 @@
-"""What a table's header says beside its identity: evidence of whole networks, a correction, the reference workload."""
+"""What a header's mappings may hold, field by field: a schema by hand, since this package needs no pydantic."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from latency_tables.errors import TableError
 
-LARGEST = 1e12  # of any latency, error or count in a header
-_NUMBERS = {
-    "additivity": ("mape", "worst", "kendall_tau", "peak_mape", "interval", "reference_spread", "networks"),
-    "correction": ("mape", "worst", "kendall_tau", "bare_mape", "interval", "networks", "offset", "scale", "per_layer"),
-    "reference": ("latency_ms", "spread"),
+Check = Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15
+
+
+def _positive(value: Any) -> bool:
+    return _number(value) and value > 0
+
+
+def _share(value: Any) -> bool:
+    return _number(value) and value >= 0
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and _share(value)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+NAMES: dict[Check, str] = {
+    _number: "a number",
+    _positive: "a number over 0",
+    _share: "a number of 0 or more",
+    _whole: "a whole number of 0 or more",
+    _text: "text",
+    _texts: "a list of texts",
 }
-_TEXTS = ("space", "rows", "key", "form", "date")
+_ERRORS: dict[str, Check] = {"mape": _share, "worst": _share, "interval": _share, "networks": _whole}
+_OF: dict[str, Check] = {"space": _text, "rows": _text}
+_RUN: dict[str, Check] = {
+    "key": _text,
+    "latency_ms": _positive,
+    "spread": _share,
+    "drift": _number,
+    "rounds": _whole,
+    "disturbed_rounds": _whole,
+}
+FIELDS: dict[str, dict[str, Check]] = {
+    "additivity": {
+        **_OF,
+        **_ERRORS,
+        "bias": _number,
+        "kendall_tau": _number,
+        "peak_mape": _share,
+        "reference_spread": _share,
+        "date": _text,
+    },
+    "correction": {
+        **_OF,
+        **_ERRORS,
+        "form": _text,
+        "offset_ms": _number,
+        "scale": _number,
+        "per_layer_ms": _number,
+        "bare_mape": _share,
+    },
+    "reference": _RUN,
+    "details": {},
+}
+# Lists of mappings within: what each must hold, and what it may.
+LISTS: dict[str, dict[str, tuple[dict[str, Check], dict[str, Check]]]] = {
+    "additivity": {"samples": ({"predicted_ms": _positive, "measured_ms": _positive}, {"layers": _number})},
+    "reference": {"others": ({"rows": _texts}, _RUN)},
+}
 
 
-def check_evidence(part: str, found: Mapping[str, Any]) -> None:
-    """Refuse a part of a header in which a number is none, or a list holds something else.
+def check_evidence(name: str, value: Mapping[str, Any]) -> None:
+    """Refuse a field of the wrong kind; one that is missing, ``None`` or unknown here is left alone.
 
-    Headers are edited by hand and sealed again; whatever reads them later counts on these kinds.
+    Args:
+        name: of the header's mapping: ``additivity``, ``correction``, ``reference`` or ``details``.
 
     Raises:
-        TableError: naming the field.
+        TableError: naming the field, its value and what it must be.
     """
-    for name in _NUMBERS.get(part, ()):
-        _check_number(f"{part}.{name}", found.get(name))
-    for name in _TEXTS if part in _NUMBERS else ():
-        if not isinstance(found.get(name, ""), str):
-            raise _wrong(f"{part}.{name}", "text", found[name])
-    if part == "additivity":
-        for index, row in enumerate(_rows("additivity.samples", found.get("samples"))):
-            for name in ("predicted_ms", "measured_ms"):
-                where = f"additivity.samples[{index}].{name}"
-                _check_number(where, row.get(name))
-                if row.get(name) is None or row[name] <= 0:
-                    raise _wrong(where, "a number over 0", row.get(name))
-    if part == "reference":
-        for index, run in enumerate(_rows("reference.others", found.get("others"))):
-            where, rows = f"reference.others[{index}]", run.get("rows", [])
-            for name in _NUMBERS["reference"]:
-                _check_number(f"{where}.{name}", run.get(name))
-            if not isinstance(rows, list) or not all(isinstance(row, str) for row in rows):
-                raise _wrong(f"{where}.rows", "a list of rows' names", rows)
+    _check(f"table header: {name}", value, {}, FIELDS.get(name, {}))
+    for field, (needed, allowed) in LISTS.get(name, {}).items():
+        items = value.get(field)
+        if items is None:
+            continue
+        where = f"table header: {name}.{field}"
+        if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+            raise TableError(f"{where} must be a list of mappings, got {_short(items)}; leave it out if unknown")
+        for index, item in enumerate(items):
+            _check(f"{where}[{index}]", item, needed, allowed)
 
 
-def _rows(where: str, value: Any) -> list[Mapping[str, Any]]:
-    if value is None:
-        return []
-    if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
-        raise _wrong(where, "a list of mappings", value)
-    return value
+def _check(where: str, value: Mapping[str, Any], needed: Mapping[str, Check], allowed: Mapping[str, Check]) -> None:
+    for field, check in {**allowed, **needed}.items():
+        given = value.get(field)
+        if given is None and field not in needed:
+            continue
+        if not check(given):
+            raise TableError(
+                f"{where}.{field} must be {NAMES[check]}, got {_short(given)}; measure again, or leave it out"
+            )
 
 
-def _check_number(where: str, value: Any) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
-        raise _wrong(where, f"a number of at most {LARGEST:g}", value)
-    if where.endswith(".networks") and (not isinstance(value, int) or value < 0):
-        raise _wrong(where, "a whole number of 0 or more", value)
-
-
-def _wrong(where: str, rule: str, value: Any) -> TableError:
-    return TableError(
-        f"table header: {where} must be {rule}, got {value!r:.60}; restore the file from git, or measure again"
-    )
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

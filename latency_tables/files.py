@@ -9,6 +9,7 @@ import glob
 import hashlib
 import os
 import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,20 @@ from latency_tables.errors import TableError
 from latency_tables.terminal import warn
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that know no locks
+_LOCK = ".table.lock"
 
 
 def checksum(data: bytes) -> str:
-    """``sha256:`` and 16 hex digits: enough to notice any accident, short enough to read in a diff."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()[:16]
+    """``sha256:`` and 16 hex digits: enough to notice any accident, short enough to read in a diff.
+
+    Line ends count as ``\\n``: a checkout on Windows turns them into ``\\r\\n``, and the table is the same.
+    """
+    return "sha256:" + hashlib.sha256(unix_lines(data)).hexdigest()[:16]
+
+
+def unix_lines(data: bytes) -> bytes:
+    """The text with ``\\n`` at the end of each line, whatever git or an editor made of it."""
+    return data.replace(b"\r\n", b"\n")
 
 
 def lock(descriptor: int, wait: bool = False) -> bool:
@@ -58,28 +68,49 @@ def tell_unlocked(folder: Path) -> None:
 def locked(folder: Path, timeout_s: float = 60.0) -> Iterator[None]:
     """Hold the folder's lock, so that one process at a time rewrites the tables in it.
 
-    The lock is on the folder itself: it leaves no file behind and ends with the process, even with ``kill -9``.
+    The lock is on the folder itself: it leaves no file behind and ends with the process, even with ``kill -9``. Where
+    the file system has no such locks, a file stands for it, which a killed process leaves behind.
 
     Raises:
-        TableError: if another process holds it for longer than ``timeout_s``.
+        TableError: if another process holds it for longer than ``timeout_s``, or the folder cannot be opened.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + timeout_s
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise TableError(f"{folder}: cannot be opened ({error.strerror or error}); check the path") from None
+    deadline = time.monotonic() + timeout_s
+    marker: Path | None = None
+    try:
         while True:
             try:
                 if not lock(descriptor):
-                    tell_unlocked(folder)
+                    marker = _marked(folder / _LOCK, deadline)
                 break
             except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise TableError(
-                        f"{folder}: another process has held this folder for {timeout_s:.0f} s; end it, then run again"
-                    ) from None
-                time.sleep(0.002)
+                _wait(deadline, f"{folder}: another process has held this folder for {timeout_s:.0f} s; end it")
         yield
     finally:
         os.close(descriptor)
+        if marker is not None:
+            marker.unlink(missing_ok=True)
+
+
+def _marked(path: Path, deadline: float) -> Path:
+    """Make the file that stands for a lock; it must not be there yet."""
+    while True:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+            return path
+        except FileExistsError:
+            _wait(deadline, f"{path}: another process holds this folder, or left its lock; end it or remove the file")
+        except OSError as error:
+            raise TableError(f"{path}: cannot be made ({error.strerror or error}); choose another folder") from None
+
+
+def _wait(deadline: float, message: str) -> None:
+    if time.monotonic() > deadline:
+        raise TableError(f"{message}, then run again")
+    time.sleep(0.002)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -88,9 +119,10 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         TableError: if the disk is full or the folder cannot be written; the old file is then untouched.
     """
-    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")  # a name that nobody can have linked
+    # A name that nobody can put a link at beforehand, and O_EXCL with O_NOFOLLOW in case somebody did.
+    temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -119,6 +151,20 @@ def sweep(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name[:60])}.*.tmp"):
         with contextlib.suppress(OSError):
             left.unlink()
+
+
+def begins_with(path: Path, marks: tuple[bytes, ...], within: int = 4096) -> bool:
+    """Whether a plain file, no link, holds one of the marks in its first bytes.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return False
+        head = file.read(within)
+    return any(mark in head for mark in marks)
 
 
 def read_bytes(path: Path, limit_mb: float) -> bytes:

@@ -14,6 +14,7 @@ import yaml
 from latency_tables.errors import TableError
 from latency_tables.evidence import check_evidence
 from latency_tables.files import checksum
+from latency_tables.record import one_line
 
 SCHEMA = 1
 # Rows may stand in one table only where these agree: another runtime version is another set of costs.
@@ -68,6 +69,7 @@ class Header:
         for name in _TEXT:
             if not isinstance(getattr(self, name), str):
                 raise TableError(f"table header: {name} must be text, got {getattr(self, name)!r}; quote it")
+            object.__setattr__(self, name, one_line(getattr(self, name)))
         for name in ("device", "runtime"):
             value = getattr(self, name)
             if not value or "/" in value or value.startswith("."):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from latency_tables.errors import TableError
 from latency_tables.files import read_bytes
@@ -17,6 +17,7 @@ from latency_tables.files import read_bytes
 SCHEMA = 1
 BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2}
 MAX_OPTIONS = 200_000
+LARGEST = 10**18  # any count in a plan
 _LIMIT_MB = 16.0
 
 
@@ -254,8 +255,8 @@ def _point(data: Any, path: str) -> Point:
     skips = []
     for i, skip in enumerate(_list(item.get("skips"), f"{path}.skips")):
         name, elements = skip if isinstance(skip, list) and len(skip) == 2 else (None, None)
-        if not isinstance(name, str) or isinstance(elements, bool) or not isinstance(elements, int) or elements < 0:
-            raise TableError(f"{path}.skips[{i}]: must be [tensor, elements], got {skip!r}; write the plan again")
+        if not isinstance(name, str) or not _is_whole(elements):
+            raise TableError(f"{path}.skips[{i}]: must be [tensor, elements], got {_short(skip)}; write the plan again")
         skips.append((name, elements))
     return Point(_text(item, "name", path), _text(item, "kind", path), tuple(skips))
 
@@ -275,12 +276,21 @@ def _list(value: Any, path: str) -> list[Any]:
 def _text(item: Mapping[str, Any], name: str, path: str) -> str:
     value = item.get(name)
     if not isinstance(value, str) or not value:
-        raise TableError(f"{path}.{name}: must be text, got {value!r}; write the plan again")
+        raise TableError(f"{path}.{name}: must be text, got {_short(value)}; write the plan again")
     return value
 
 
 def _whole(item: Mapping[str, Any], name: str, path: str) -> int:
     value = item.get(name)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TableError(f"{path}.{name}: must be a whole number >= 0, got {value!r}; write the plan again")
-    return value
+    if not _is_whole(value):
+        raise TableError(f"{path}.{name}: must be a whole number >= 0, got {_short(value)}; write the plan again")
+    return int(value)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

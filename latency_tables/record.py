@@ -112,7 +112,7 @@ class Record:
             value = getattr(self, name)
             if not isinstance(value, str):
                 raise TableError(f"{self.key}: {name} must be text, got {value!r}; write it as a string")
-            object.__setattr__(self, name, _one_line(value))
+            object.__setattr__(self, name, one_line(value))
         for name in WHOLE:
             value = getattr(self, name)
             if value is None:
@@ -247,7 +247,7 @@ def _parse(key: str, name: str, text: str) -> float:
     return float(text)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Printable text on one line: one line a row keeps a git diff readable, whatever a driver's message contains."""
     printable = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(printable.split())

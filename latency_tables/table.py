@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_tables.errors import TableError
-from latency_tables.files import checksum, locked, read_bytes, sweep, write_atomic
+from latency_tables.files import checksum, locked, read_bytes, sweep, unix_lines, write_atomic
 from latency_tables.header import SCHEMA, Header, dump_header, parse_header
 from latency_tables.record import COLUMNS, METHODS, SOURCES, Record
 
@@ -244,9 +245,12 @@ class Table:
             replace: put exactly these rows there, whatever is there now.
 
         Raises:
-            TableError: if the file there is damaged or of another device, runtime or version, or cannot be written.
+            TableError: if the file there is damaged or of another device, runtime or version, or cannot be written;
+                if the file beside it is no table's header.
         """
         path = Path(csv_path).absolute()
+        if path.suffix != ".csv":
+            raise TableError(f"{csv_path}: a table's name ends in .csv; its header stands beside it in a .yaml")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -258,6 +262,8 @@ class Table:
             sweep(path.with_suffix(".yaml"))
             base = self._base if self._base is not None and self._base.path == path else None
             stamp = _stamp(path)
+            if stamp is None:
+                _check_header_is_ours(path.with_suffix(".yaml"))
             if stamp is not None and not replace and (base is None or base.stamp != stamp):
                 disk = Table.load(path)
                 check_identity(disk.header, self.header, str(path))
@@ -278,6 +284,7 @@ class Table:
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
             self.header = dataclasses.replace(self.header, updated=today, created=self.header.created or today)
             _write_pair(path, self.header, data, old)
+            _keep_line_ends(path.parent, self.header.device)
             self._base = _Base(path, self.header, dict(self._rows), checksum(data), _stamp(path))
         return path
 
@@ -332,7 +339,7 @@ def seal(csv_path: str | Path) -> Table:
     path = Path(csv_path)
     mapping = parse_unsealed(read_bytes(path.with_suffix(".yaml"), YAML_LIMIT_MB), path)
     try:
-        table = Table(*_decode(mapping, read_bytes(path, CSV_LIMIT_MB)))
+        table = Table(*_decode(mapping, _bytes_of(path)))
     except TableError as error:
         raise TableError(f"{path}: {error}") from None
     table.save(path, replace=True)
@@ -398,7 +405,7 @@ def _read_pair(path: Path) -> tuple[dict[str, Any], bytes, str, tuple[int, int, 
         stamp = _stamp(path)
         if stamp is None:
             raise TableError(f"{path}: no table there; measure one with `nas profile` or check the path")
-        data = read_bytes(path, CSV_LIMIT_MB)
+        data = _bytes_of(path)
         if not header_path.exists():
             raise TableError(f"{path}: its header {header_path.name} is missing; restore it from git or measure again")
         try:
@@ -426,6 +433,26 @@ def _write_pair(path: Path, header: Header, data: bytes, old: str | None) -> Non
         write_atomic(path.with_suffix(".yaml"), dump_header(mapping, [new]))
 
 
+def _check_header_is_ours(path: Path) -> None:
+    """A header whose table is gone, or was never written whole, may be replaced; any other file stays."""
+    if not os.path.lexists(path):
+        return
+    try:
+        parse_header(read_bytes(path, YAML_LIMIT_MB))
+    except TableError:
+        raise TableError(
+            f"{path}: is there already and is no table's header, which would take its place; give another name"
+        ) from None
+
+
+def _keep_line_ends(folder: Path, device: str) -> None:
+    """Beside tables that are kept, what tells git to leave their line ends alone; what is there already stays."""
+    attributes = folder / ".gitattributes"
+    if folder.name == device and not os.path.lexists(attributes):
+        with contextlib.suppress(TableError):  # the table is written; this is a help
+            write_atomic(attributes, b"*.csv text eol=lf\n*.yaml text eol=lf\n")
+
+
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     """What tells one version of the file from the next without reading it; ``None`` if there is no file."""
     try:
@@ -436,7 +463,7 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def _bytes_of(path: Path) -> bytes:
-    return read_bytes(path, CSV_LIMIT_MB)
+    return unix_lines(read_bytes(path, CSV_LIMIT_MB))
 
 
 def _preference(record: Record) -> tuple[int, int, float, float, str]:

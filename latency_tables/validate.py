@@ -103,7 +103,10 @@ def _header(table: Table) -> Iterator[Finding]:
 def _pairs(table: Table) -> Iterator[Finding]:
     for record in table:
         if record.block.endswith("3D") and record.ok:
-            twin = table.get(re.sub(rf"^{record.block}\b", f"{record.block[:-2]}1D", record.key), method=record.method)
+            twin = table.get(
+                re.sub(rf"^{re.escape(record.block)}\b", lambda found: f"{found[0][:-2]}1D", record.key),
+                method=record.method,
+            )
             if twin is not None and _over(twin.latency_ms_median, record.latency_ms_median) > CHEAPER_3D:
                 yield Finding(
                     "error",

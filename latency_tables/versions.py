@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from latency_tables.errors import TableError
+from latency_tables.files import unix_lines
 from latency_tables.table import Table
 
 
@@ -37,9 +38,10 @@ def previous(path: Path) -> tuple[str, Table] | None:
     """
     told = _git(path.parent, "log", "-n", "20", "--format=%h", "--", path.name)
     revisions = [] if told is None else told.decode().split()
-    now = path.read_bytes()
+    now = unix_lines(path.read_bytes())
     for revision in revisions:
-        if _git(path.parent, "show", f"{revision}:./{path.name}") in (now, None):
+        then = _git(path.parent, "show", f"{revision}:./{path.name}")
+        if then is None or unix_lines(then) == now:
             continue
         try:
             return revision, committed(path, revision)

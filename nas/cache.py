@@ -31,7 +31,7 @@ from nas.data.sources import Files, Video, by_content, processors, video_source
 from nas.data.splits import held_videos, split_runs
 from nas.data.videos import clip_buckets, cut
 from nas.errors import NasError
-from nas.files import partial_name, write_whole
+from nas.files import append, partial_name, write_whole
 from nas.text import TextEncoder
 from search_spaces.space import Space
 
@@ -99,25 +99,7 @@ def build_cache(
     clips = clip_buckets(space.clip(config.clip), data.buckets)
     for clip in clips:
         check_clip(space, clip)
-    header = {
-        "schema": SCHEMA,
-        "autoencoder": {
-            "source": folder_or_hub(config.autoencoder),
-            "kind": autoencoder.kind,
-            "digest": autoencoder.digest,
-            "time": autoencoder.time,
-            "space": autoencoder.space,
-            "channels": autoencoder.channels,
-            "causal": autoencoder.causal,
-        },
-        "text": {
-            "source": folder_or_hub(config.text),
-            "digest": model_digest(text.model),
-            "tokens": text.max_tokens,
-            "dim": text.width,
-        },
-        "clips": [{**vars(clip), "latent": list(_latent_shape(clip, autoencoder))} for clip in clips],
-    }
+    header = _header(config, clips, autoencoder, text)
     _claim(out, header)
     device = torch.device(config.device)
     with sole_writer(out), video_source(data, out / ".shards") as (captions, missing):
@@ -142,15 +124,49 @@ def build_cache(
         files.close()
         for skip in (*missing, *gone):
             writer.put(str(skip.path), skip.path, "", {}, [], [skip])
-        writer.texts({text_name(""): maker.states("")})
-        writer.flush()
-        lines = read_index(out)
-        stored = {name for line in lines for name in line["texts"]}
-        for caption in sorted({clip["caption"] for line in lines for clip in line["clips"]}):
-            name = text_name(caption)
-            if name not in stored:  # it stood with a video that has another caption now
-                writer.put(name, None, "", {name: maker.states(caption)}, [], [])
-        writer.flush()
+        _complete(writer, maker)
+    return _summary(out)
+
+
+def _header(
+    config: CacheConfig, clips: Sequence[ClipLike], autoencoder: VideoAutoencoder, text: TextEncoder
+) -> dict[str, Any]:
+    """What a cache is made with, and the version of all that makes it."""
+    return {
+        "schema": SCHEMA,
+        "autoencoder": {
+            "source": folder_or_hub(config.autoencoder),
+            "kind": autoencoder.kind,
+            "digest": autoencoder.digest,
+            "time": autoencoder.time,
+            "space": autoencoder.space,
+            "channels": autoencoder.channels,
+            "causal": autoencoder.causal,
+        },
+        "text": {
+            "source": folder_or_hub(config.text),
+            "digest": model_digest(text.model),
+            "tokens": text.max_tokens,
+            "dim": text.width,
+        },
+        "clips": [{**vars(clip), "latent": list(_latent_shape(clip, autoencoder))} for clip in clips],
+    }
+
+
+def _complete(writer: _Writer, maker: _Maker) -> None:
+    """Write what is waiting, and states of captions that stood with a video that has another one now."""
+    writer.texts({text_name(""): maker.states("")})
+    writer.flush()
+    lines = read_index(writer.out)
+    stored = {name for line in lines for name in line["texts"]}
+    for caption in sorted({clip["caption"] for line in lines for clip in line["clips"]}):
+        name = text_name(caption)
+        if name not in stored:
+            writer.put(name, None, "", {name: maker.states(caption)}, [], [])
+    writer.flush()
+
+
+def _summary(out: Path) -> dict[str, Any]:
     lines = read_index(out)
     made = [clip for line in lines for clip in line["clips"]]
     return {
@@ -190,7 +206,7 @@ def _claim(out: Path, header: dict[str, Any]) -> None:
         if out.is_dir() and any(out.iterdir()):
             raise NasError(f"{out} is not empty and holds no {HEADER}; give a new or empty folder to --out")
         out.mkdir(parents=True, exist_ok=True)
-        (out / ".gitignore").write_text("*\n")
+        write_whole(out / ".gitignore", "*\n")
         write_whole(out / HEADER, json.dumps(header, indent=1))
         return
     known = read_header(out)
@@ -434,7 +450,7 @@ class _Writer:
                 os.replace(partial, self.out / shard)
                 size = (self.out / shard).stat().st_size
                 self._number += 1
-            with (self.out / INDEX).open("a") as index:
+            with append(self.out / INDEX) as index:
                 for line in self._waiting:
                     index.write(json.dumps({**line, "shard": shard, "bytes": size}) + "\n")
             sync(self.out / INDEX)

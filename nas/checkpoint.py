@@ -99,7 +99,7 @@ class _State(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     step: int = Field(ge=0)
-    bytes: dict[Annotated[str, Field(pattern=r"^\w+$")], int]  # a name with a slash would lead to other folders
+    bytes: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], int]  # a name with a slash would lead to other folders
     sha256: dict[str, str] = {}
 
 

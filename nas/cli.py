@@ -430,7 +430,7 @@ def rank(
 
     config = with_scoring(load(run), scoring)
     found = rank_run(config, run, make_problem(config, run), count=arrangements, steps=steps)
-    emit({**vars(found), "told_from_chance": found.told_from_chance}) if as_json else tell(found.sentence)
+    emit(found.to_json()) if as_json else tell(found.sentence)
     raise typer.Exit(DONE if found.told_from_chance else NO)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from search_spaces.space import Space
 
 FILE = "compare.json"
+CALMER = 0.9  # a try this much calmer than the one before is worth another
 PAUSES_S = (5.0, 15.0)  # before the second and the third try: a neighbour's burst is often over by then
 
 
@@ -84,7 +85,7 @@ def measure_chosen(config: RunConfig, out: Path, *, sleep: Callable[[float], Non
 
     Within a try disturbed visits are repeated, as in profiling. A try that was disturbed as a whole (the reference
     workload slower than when the table was measured by more than profiling allows, or a row that never became stable)
-    is made again after a pause, and the calmest counts.
+    is made again after a pause, for as long as that helps, and the calmest counts.
 
     Returns:
         What ``compare.json`` holds beside the arrangement's key: see ``Taken.facts``, and ``measured_tries``.
@@ -102,17 +103,18 @@ def measure_chosen(config: RunConfig, out: Path, *, sleep: Callable[[float], Non
                 say(f"compare    disturbed: {tries[-1].disturbed}; measured again in {pause:g} s")
                 sleep(pause)
             tries.append(_take(config, out, device, space, arrangement, report))
-            if (
-                not tries[-1].disturbed
-                or tries[-1].network.source != "measured"
-                or not tries[-1].network.latency_ms_median
-            ):
+            if not (tries[-1].disturbed and tries[-1].network.latency_ms_median) or _stays(tries):
                 break
     best = min(tries, key=lambda taken: (bool(taken.disturbed), taken.badness))
     measured = {**best.facts(), "measured_tries": len(tries)}
     for line in _said(best, measured):
         say(f"compare    {line}")
     return {"key": arrangement.key, **measured}
+
+
+def _stays(tries: Sequence[Taken]) -> bool:
+    """Whether waiting helped so little that the disturbance is here to stay."""
+    return len(tries) > 1 and tries[-1].badness > CALMER * tries[-2].badness
 
 
 def _take(
@@ -175,6 +177,6 @@ def _sum(*values: float | None) -> float | None:
 
 def write(out: Path, facts: dict[str, Any]) -> None:
     """``compare.json``, written whole or not at all."""
-    from nas.checkpoint import write_whole
+    from nas.files import write_whole
 
     write_whole(out / FILE, json.dumps(facts, indent=1))

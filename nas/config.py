@@ -187,7 +187,8 @@ class SearchConfig(Settings):
         objectives: what is minimised beside the loss: `latency_ms`, `peak_mb`, `parameters`, or `mes`, the Mobile
             Efficiency Score of EfficientFormerV2 (one number of size and speed).
         trials: search trials; the hand-made designs are scored beside them.
-        sampler: see `nas.search.samplers`. rescored: how many of the front are scored again on more clips.
+        sampler: see `nas.search.samplers`. population: of an evolutionary one (`nsga2`); its best where not given.
+        rescored: how many of the front are scored again on more clips.
         rescore_clips: clips for that.
         scoring: `path` scores an arrangement along its own path; `one_replaced` adds up what each of its choices
             changes in a trained path; see `nas.ranking.scoring`.
@@ -208,6 +209,7 @@ class SearchConfig(Settings):
     objectives: tuple[Literal["latency_ms", "peak_mb", "parameters", "mes"], ...] = ("latency_ms",)
     trials: int = Field(100, ge=1, le=MANY)
     sampler: Literal["gp", "nsga2", "random", "surrogate", "tpe", "value"] = "surrogate"
+    population: int | None = Field(None, ge=2, le=MANY)
     rescored: int = Field(8, ge=1, le=MANY)
     rescore_clips: int = Field(64, ge=2, le=MANY)
     scoring: Literal["path", "one_replaced"] = "path"

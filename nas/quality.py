@@ -75,7 +75,10 @@ class Quality(Paired):
 
     Args:
         supernet, text: averaged weights; put in evaluation mode.
-        data: the validation split.
+        data: the validation split. skip: clips of it to pass over.
+
+    Attributes:
+        available: clips of the split.
 
     The noise levels are spread evenly over 0..1, with a fixed jitter and dealt to clips and repeats at random, so that
     few clips cover all.
@@ -85,7 +88,14 @@ class Quality(Paired):
     """
 
     def __init__(
-        self, supernet: Supernet, text: TextEncoder, data: Dataset, config: QualityConfig, device: str = "cpu"
+        self,
+        supernet: Supernet,
+        text: TextEncoder,
+        data: Dataset,
+        config: QualityConfig,
+        device: str = "cpu",
+        *,
+        skip: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -95,7 +105,8 @@ class Quality(Paired):
         self._parts: dict[str, list[tuple[Floats, Floats]]] = {}  # by batch: velocity and motion errors
         self._room = 0  # arrangements that fit into memory together, where that was found out
         generator = torch.Generator().manual_seed(config.seed)
-        items = [data[i] for i in range(min(config.clips, len(data)))]
+        self.available = len(data)
+        items = [data[i] for i in range(skip, min(skip + config.clips, len(data)))]
         if len(items) < 2:
             raise NasError(
                 f"quality needs 2 validation clips or more, but has {len(items)}; raise data.validation_clips"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from nas.ranking.scoring import Scorer
     from nas.search.front import Choice
     from nas.search.problem import Problem
-    from nas.search.study import Evaluation
+    from nas.search.studies import Evaluation
     from search_spaces.arrangement import Arrangement
 
 METRICS = "metrics.json"
@@ -46,11 +46,14 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
     Raises:
         NasError: if ``out`` holds another run, or another process works on it. AnswerIsNo: if nothing meets the budget.
     """
-    from nas.checkpoint import sole_writer
+    from device_profiler.device import Device
+    from nas.files import sole_writer
     from nas.search.workers import check_workers
+    from search_spaces.space import Space
 
     check_workers(workers)
     check_warmup(config.train)
+    Space.load(config.space), Device.load(config.device)  # what is misspelt leaves no folder behind
     if not (out / CONFIG_FILE).is_file():
         store(config, out)  # a folder that is somebody else's is refused before anything stands in it
     with sole_writer(out):
@@ -359,6 +362,7 @@ def search_arrangement(
                 halving=config.search.halving and name not in NEED_WHOLE_SCORES,
                 together=config.search.together,
                 left_out=left_out.append,
+                population=config.search.population,
             )
             if workers > 1:  # whoever had the last trial
                 report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")
@@ -535,7 +539,7 @@ def table_watch(config: RunConfig, out: Path, problem: Problem) -> Callable[[], 
     """
     from device_profiler.device import Device
     from latency_tables.table import table_path
-    from nas.search.study import difference
+    from nas.search.studies import difference
 
     device = Device.load(config.device)
     path = table_path(out / "table", device.name, device.runtime)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from nas.errors import NasError
 
 if TYPE_CHECKING:
     from nas.quality import Quality, Score
-    from nas.ranking.agreement import Agreement
+    from nas.ranking.evidence import Evidence
     from nas.ranking.kept import Kept
     from nas.ranking.scoring import Scorer
     from nas.search.problem import Problem
@@ -20,12 +21,19 @@ if TYPE_CHECKING:
     from nas.text import TextEncoder
     from search_spaces.arrangement import Arrangement
 
+LEAST_CLIPS = 4  # of the validation split that scores do not use, below which the truth is asked on the same ones
 CLOSER = 4  # times as many noise levels a clip for rivals that cannot be told apart
 SCORINGS = ("path", "one_replaced")
 
 
-def open_quality(config: RunConfig, out: Path, nets: tuple[Supernet, TextEncoder] | None = None) -> tuple[Quality, int]:
-    """The run's score of quality, on its newest averaged weights (or the given ones), and their step."""
+def open_quality(
+    config: RunConfig, out: Path, nets: tuple[Supernet, TextEncoder] | None = None, skip: int = 0
+) -> tuple[Quality, int]:
+    """The run's score of quality, on its newest averaged weights (or the given ones), and their step.
+
+    Args:
+        skip: clips of the validation split to pass over.
+    """
     from nas.data import open_data
     from nas.quality import Quality
     from nas.trained import load_supernet
@@ -34,7 +42,7 @@ def open_quality(config: RunConfig, out: Path, nets: tuple[Supernet, TextEncoder
     space = Space.load(config.space)
     supernet, text, steps = (*nets, 0) if nets is not None else load_supernet(space, out / "supernet")
     data = open_data(config.data, space.clip("training"), "validation", config.seed)
-    return Quality(supernet, text, data, config.quality, config.train.device), steps
+    return Quality(supernet, text, data, config.quality, config.train.device, skip=skip), steps
 
 
 def open_scorer(config: RunConfig, out: Path) -> tuple[Scorer, int]:
@@ -125,12 +133,15 @@ def scored_by(config: RunConfig, out: Path, steps: int) -> dict[str, str]:
     return {"supernet": supernet, "validation": split_digest(clips), "quality": asked}
 
 
-def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: int) -> Agreement:
+def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: int) -> Evidence:
     """Train some arrangements of the run alone, and write down how well its scores order them.
 
-    Each starts from the supernet's shared weights with temporal layers of its own, drawn anew.
+    Each starts from the supernet's shared weights with temporal layers of its own, drawn anew. Their losses are taken
+    on other clips than the scores where there are others, and on other noise always: a score that learnt its own clips
+    by heart would agree with itself. Half of those within one band of latency are trained with a second seed: how well
+    two seeds agree is the most that a score can reach.
     """
-    from nas.ranking.evidence import LEAST, arrangements, collect, conclude
+    from nas.ranking.evidence import LEAST, arrangements, collect, conclude, in_band
 
     if count < LEAST:
         raise NasError(f"--arrangements must be {LEAST} or more, so that an order can be told from chance, is {count}")
@@ -143,15 +154,44 @@ def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: i
     identity = scored_by(config, out, trained)
     weights = {**identity, "quality": config.quality.model_dump_json(), "steps": steps}
 
-    def loss(arrangement: Arrangement) -> float:
-        nets = alone(config, out, arrangement, start, steps, inherit=False)
-        return open_quality(config, out, nets)[0].score(arrangement).loss
+    inside = in_band(problem, chosen)
+    twice = [a for a, within in zip(chosen, inside, strict=True) if within]
+    twice = twice[: max(4, len(twice) // 2)]
+    config_of, skip = _other_questions(config, quality)
+    weights |= {"truth": f"{config_of.quality.model_dump_json()} after {skip} clips"}
+
+    def truth_of(seed: int) -> Callable[[Arrangement], float]:
+        def loss(arrangement: Arrangement) -> float:
+            nets = alone(config, out, arrangement, start, steps, inherit=False, seed=seed)
+            return open_quality(config_of, out, nets, skip)[0].score(arrangement).loss
+
+        return loss
 
     with progress("rank") as report:
-        told = lambda done, wanted, value: report(done, wanted, f"trained alone: loss {value:.4f}")  # noqa: E731
-        truth = collect(out, chosen, loss, weights, told)
+        total = len(chosen) + len(twice)
+        told = lambda done, _, value: report(done, total, f"trained alone: loss {value:.4f}")  # noqa: E731
+        truth = collect(out, chosen, truth_of(0), weights, told)
+        again = lambda done, _, value: report(len(chosen) + done, total, f"second seed: loss {value:.4f}")  # noqa: E731
+        second = collect(out, twice, truth_of(1), {**weights, "seed": 1}, again)
     scores = [scorer.score(a).loss for a in chosen]
-    return conclude(out, scores, [truth[a.key] for a in chosen], identity)
+    return conclude(
+        out,
+        scores,
+        [truth[a.key] for a in chosen],
+        identity,
+        inside=inside,
+        second=[second.get(a.key) for a in chosen],
+        same_clips=not skip,
+    )
+
+
+def _other_questions(config: RunConfig, quality: Quality) -> tuple[RunConfig, int]:
+    """A configuration whose quality asks on other noise, and how many clips it passes over to ask on others."""
+    rest = quality.available - config.quality.clips
+    skip = config.quality.clips if rest >= LEAST_CLIPS else 0
+    clips = min(config.quality.clips, rest) if skip else config.quality.clips
+    other = config.quality.model_copy(update={"seed": config.quality.seed + 1, "clips": clips})
+    return config.model_copy(update={"quality": other}), skip
 
 
 def weights_digest(supernet: Path) -> str:

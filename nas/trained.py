@@ -95,11 +95,6 @@ def newest_checkpoint(
     return None
 
 
-def only_leftovers(folder: Path) -> bool:
-    """Whether a folder holds no more than what a process of ours leaves that was killed at its first file."""
-    return all(part.name == ".lock" or (part.name[0] == "." and part.suffix == ".partial") for part in folder.iterdir())
-
-
 def read_best(folder: Path) -> dict[str, Any] | None:
     """Step and loss of the best validated checkpoint, if there is one."""
     try:

@@ -44,7 +44,7 @@ class Counter:
 def counted(folder: Path, fatal: int | None = None) -> Iterator[Counter]:
     """Count the file operations under ``folder``'s name (it, what is in it, what lies beside it), or die at one."""
     counter = Counter(folder, fatal)
-    real_open, real_save, real_sync = io.open, safetensors.torch.serialize_file, os.fsync
+    real_open, real_low, real_save, real_sync = io.open, os.open, safetensors.torch.serialize_file, os.fsync
 
     def named(real: Callable[..., Any]) -> Callable[..., Any]:
         def call(path: Any, *arguments: Any, **more: Any) -> Any:
@@ -67,6 +67,19 @@ def counted(folder: Path, fatal: int | None = None) -> Iterator[Counter]:
                 raise
         return file
 
+    def opened_low(path: Any, flags: int, *arguments: Any, **more: Any) -> int:
+        writes = counter.concerns(path) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if writes:
+            counter.place()
+        handle = real_low(path, flags, *arguments, **more)
+        if writes:
+            try:
+                counter.place()
+            except Killed:
+                os.close(handle)
+                raise
+        return handle
+
     def saved(tensors: Any, path: Any, *arguments: Any, **more: Any) -> None:
         counter.place()
         real_save(tensors, path, *arguments, **more)
@@ -88,6 +101,7 @@ def counted(folder: Path, fatal: int | None = None) -> Iterator[Counter]:
         for module in (builtins, io):
             patch.setattr(module, "open", opened)
         patch.setattr(safetensors.torch, "serialize_file", saved)
+        patch.setattr(os, "open", opened_low)
         patch.setattr(os, "fsync", synced)
         yield counter
 

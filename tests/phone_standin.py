@@ -159,7 +159,7 @@ def runtime_of(desk: StandIn, artifacts: list[Lowered], **phone: str) -> CoreMLR
         desk.teach(artifact)
     runtime = CoreMLRuntime(device_of(desk, **phone))
     runtime.phone.poll_s = 0.05
-    runtime.phone.reconnect_s = 10
+    runtime.phone.reconnect_s = 600
     return runtime
 
 

@@ -232,7 +232,7 @@ def test_models_that_do_not_fit_the_space_are_refused(shop: dict[str, Any], tmp_
         build(shop, tmp_path / "cache", text=wide)
     for changes, message in (
         ({"autoencoder": str(tmp_path / "nowhere")}, "no autoencoder could be loaded"),
-        ({"autoencoder": shop["text"]}, "no autoencoder could be loaded|not an autoencoder known here"),
+        ({"autoencoder": shop["text"]}, "no autoencoder could be loaded|holds a model of no stated kind"),
         ({"text": str(tmp_path / "nowhere")}, "no CLIP text model could be loaded"),
     ):
         with pytest.raises(NasError, match=message) as caught:
@@ -262,7 +262,7 @@ def test_what_is_no_use_is_counted_with_its_reason_and_the_rest_is_encoded(
     write_video(videos / "silent.mkv", 16)
     rows = "empty.mkv,a ball\nnoise.mkv,a ball\nshort.mkv,a ball\nodd.mkv,a ball\ngone.mkv,a ball\n"
     with (videos / "captions.csv").open("a") as captions:
-        captions.write(rows + f'odd.mkv,"{"a red ball falls fast " * 4}"\n')
+        captions.write(rows)
     summary = build(shop, tmp_path / "cache", videos=videos)
     assert summary["videos"] == 2 and summary["clips"] == 4
     skipped = "\n".join(summary["skipped"])
@@ -272,11 +272,10 @@ def test_what_is_no_use_is_counted_with_its_reason_and_the_rest_is_encoded(
         "short.mkv: no captioned segment is as long as a clip",
         "gone.mkv: no such file",
         "silent.mkv: has no caption",
-        "odd.mkv: a caption has",
     ):
         assert reason in skipped
-    assert len(summary["skipped"]) == 6
-    assert len(opened(shop, cache=tmp_path / "cache").skipped) == 6
+    assert len(summary["skipped"]) == 5
+    assert len(opened(shop, cache=tmp_path / "cache").skipped) == 5
 
 
 def test_a_damaged_cache_is_one_line(shop: dict[str, Any], tmp_path: Path) -> None:

@@ -6,17 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from profiler_fakes import artifact
 from torch import nn
 
 from device_profiler.device import Device, Roofline
-from device_profiler.lowering import Lowered
+from device_profiler.lowering import Lowered, default_lowerings
+from device_profiler.lowering import lower as lower_here
 from device_profiler.lowering.counts import lower
 from device_profiler.lowering.kinds import CONV, MATMUL, OTHER
-from device_profiler.profile import measure_workloads, profile
 from device_profiler.runtimes.roofline import RooflineRuntime
 from device_profiler.subject import Subject
 from search_spaces.space import Space
@@ -67,16 +66,19 @@ def test_a_networks_estimate_stays_the_sum_of_its_rows(tmp_path: Path) -> None:
     """Each row with a dispatch of its own would add one for every layer."""
     space, device = Space.load("tiny"), Device.load("iphone16_pro_max_roofline")
     assert device.roofline is not None and device.roofline.dispatch_us
-    table = profile(space, device, tmp_path, cache_dir=tmp_path / "cache")
-    arrangement = space.sample(np.random.default_rng(3))
-    network = space.network_workload(arrangement, "fp16")
-    (whole,) = measure_workloads(
-        [network], device, space="tiny", arrangements={arrangement.key: arrangement}, cache_dir=tmp_path / "cache"
-    )
-    layers = [w.key for name, vs in arrangement.layers for v in vs for w in [space.workload(name, v, "fp16")]]
-    keys = [space.backbone_workload("fp16").key, *layers]
-    parts = [row.latency_ms_median for key in keys if (row := table.get(key)) is not None]
-    assert len(parts) == len(keys) and whole.latency_ms_median == pytest.approx(sum(p or 0.0 for p in parts), rel=1e-4)
+    arrangement = space.arrange({name: ["Conv1D(kernel_size=3)"] for name in ("down.0.0", "down.1.0")})
+
+    def estimate(workload: Workload) -> float:
+        subject = Subject(
+            workload, "" if workload.is_block else "tiny", arrangement if "net" in workload.block else None
+        )
+        lowered = lower_here(subject, "counts", default_lowerings("counts", workload)[0], tmp_path)
+        return RooflineRuntime(device).load(lowered, 1.0).run(1, 1.0)[0].ms
+
+    layers = [space.workload(name, variant, "fp16") for name, variants in arrangement.layers for variant in variants]
+    parts = {workload.key: estimate(workload) for workload in {space.backbone_workload("fp16"), *layers}}
+    total = parts[space.backbone_workload("fp16").key] + sum(parts[layer.key] for layer in layers)
+    assert len(layers) == 2 and estimate(space.network_workload(arrangement, "fp16")) == pytest.approx(total, rel=1e-6)
 
 
 class Mixed(nn.Module):

@@ -14,7 +14,8 @@ from search_problems import KnownQuality, tiny_problem
 
 from latency_tables.budget import Budget
 from nas.errors import NasError
-from nas.search.dashboard import make_app, serve
+from nas.search.dashboard import Marked, ReadOnly, guarded, make_app, serve
+from nas.search.storage import open_storage
 from nas.search.study import search
 
 pytest.importorskip("optuna_dashboard", reason="the extra dashboard is not installed")
@@ -76,3 +77,36 @@ def test_a_port_in_use_and_a_missing_study_are_one_line(journal: Path, tmp_path:
             serve(journal, "127.0.0.1", taken.getsockname()[1], print)
     with pytest.raises(NasError, match="no study there yet; make one with nas search"):
         make_app(tmp_path / "study.journal")
+
+
+def asked(app, method: str = "GET", path: str = "/api/studies", **headers: str) -> int:
+    status: list[str] = []
+    environment = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": "", "wsgi.input": io.BytesIO()}
+    environment |= {"HTTP_HOST": "127.0.0.1:8080", **{f"HTTP_{name.upper()}": text for name, text in headers.items()}}
+    b"".join(app(environment, lambda code, headers, *rest: status.append(code)))
+    return int(status[0].split()[0])
+
+
+def test_the_dashboard_changes_nothing(journal: Path) -> None:
+    before = journal.read_bytes()
+    app = guarded(make_app(journal), "127.0.0.1")
+    assert asked(app) == 200
+    assert (
+        asked(app, "DELETE", "/api/studies/0") == asked(app, "POST") == asked(app, "PUT", "/api/studies/0/note") == 405
+    )
+    storage = Marked(open_storage(journal))
+    with pytest.raises(ReadOnly, match="changes nothing"):
+        storage.delete_study(0)
+    with pytest.raises(ReadOnly):
+        storage.set_study_user_attr(0, "a", 1)
+    assert journal.read_bytes() == before
+
+
+def test_the_dashboard_answers_its_own_page_alone(journal: Path) -> None:
+    app = guarded(make_app(journal), "127.0.0.1")
+    assert asked(app, host="localhost:8080") == asked(app, host="[::1]:8080") == 200
+    assert asked(app, host="rebound.example") == asked(app, host="rebound.example:8080") == asked(app, host="") == 403
+    assert asked(app, origin="http://evil.example") == 403
+    assert asked(app, origin="http://127.0.0.1:8080") == 200
+    everywhere = guarded(make_app(journal), "0.0.0.0")
+    assert asked(everywhere, host="192.168.1.7:8080") == 200 and asked(everywhere, host="rebound.example") == 403

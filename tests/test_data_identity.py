@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -18,6 +20,7 @@ from nas.data.captions import Caption, read_captions
 from nas.data.frames import FrameSpec, cached_frames, content_digest
 from nas.data.sources import Files, by_content
 from nas.data.videos import VideoClips
+from nas.errors import NasError
 
 
 @dataclass(frozen=True)
@@ -156,3 +159,25 @@ def test_what_the_cache_will_take_is_said_before_it_is_filled(
     shutil.rmtree(folder.parent / "cache")
     with pytest.raises(ValueError, match="will take about .* are free; set data.cache"):
         open_data(config(folder), Clip())
+
+
+def test_a_file_system_without_locks_is_decoded_to_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    monkeypatch.setattr("fcntl.lockf", missing)
+    assert open_data(config(folder), Clip())[0]["video"].shape == (4, 3, 16, 16)
+
+
+def test_a_link_in_the_place_of_a_file_of_ours_is_not_followed(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("dear")
+    cache = folder.parent / "cache"
+    cache.mkdir()
+    for name in ("files.jsonl", ".gitignore"):
+        (cache / name).unlink(missing_ok=True)
+        (cache / name).symlink_to(tmp_path / "mine.txt")
+        with contextlib.suppress(NasError):
+            open_data(config(folder), Clip())
+        (cache / name).unlink(missing_ok=True)
+    assert (tmp_path / "mine.txt").read_text() == "dear"

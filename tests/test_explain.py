@@ -15,7 +15,8 @@ from nas.report.searching import reasons as page_reasons
 from nas.search.explain import Explanation, explain, left_out_error, render
 from nas.search.front import pareto_front
 from nas.search.problem import Problem
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 from nas.search.surrogate import Features, Posterior
 from search_spaces.arrangement import Arrangement
 

@@ -18,7 +18,8 @@ from latency_tables.budget import Budget
 from nas.search.front import pareto_front, write_front
 from nas.search.halving import behind
 from nas.search.problem import Problem
-from nas.search.study import Evaluation, known_scores, open_study, search
+from nas.search.studies import Evaluation, known_scores, open_study
+from nas.search.study import search
 from search_spaces.arrangement import Arrangement
 
 LIMITS = Budget(latency_ms=130.0, memory_mb=27.0)

@@ -16,7 +16,8 @@ from nas.errors import NasError
 from nas.search.journal import open_journal
 from nas.search.ledger import LOSSES
 from nas.search.storage import open_storage
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 
 LIMITS = Budget(latency_ms=130.0, memory_mb=27.0)
 TRIALS = 5

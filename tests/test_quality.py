@@ -14,7 +14,8 @@ from latency_tables.budget import Budget
 from nas.config import QualityConfig
 from nas.errors import NasError
 from nas.quality import Quality
-from nas.search.study import open_study, search
+from nas.search.studies import open_study
+from nas.search.study import search
 from nas.supernet import Supernet
 from nas.text import TextEncoder
 from search_spaces.arrangement import Arrangement

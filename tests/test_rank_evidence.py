@@ -55,7 +55,10 @@ def test_a_search_says_what_is_known_of_its_ranking(tmp_path: Path) -> None:
     )
     truth = list(np.linspace(0, 1, 10))
     conclude(tmp_path, truth, truth, IDENTITY)
-    assert sentence(tmp_path, IDENTITY).startswith("Kendall's tau 1.00 (1.00 to 1.00) over 10 arrangements")
+    assert "overall Kendall's tau 1.00 (1.00 to 1.00) over 10 arrangements" in sentence(tmp_path, IDENTITY)
+    assert sentence(tmp_path, IDENTITY).startswith(
+        "within 10% of latency: tau 1.00 over 10; regret of the top choice 0"
+    )
     assert "not checked" in sentence(tmp_path, {**IDENTITY, "supernet": "trained on"})
     conclude(tmp_path, truth, list(np.random.default_rng(0).permutation(truth)), IDENTITY)
     assert "cannot be told from chance" in sentence(tmp_path, IDENTITY)

@@ -15,7 +15,8 @@ from nas.errors import NasError
 from nas.search.front import choose, pareto_front
 from nas.search.problem import Problem, mes
 from nas.search.samplers import SAMPLERS, repair
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler, action_effects
 

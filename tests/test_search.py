@@ -15,7 +15,8 @@ from nas.errors import NasError
 from nas.search.front import choose, pareto_front, write_front
 from nas.search.problem import Problem
 from nas.search.samplers import SAMPLERS, make_sampler
-from nas.search.study import Evaluation, search
+from nas.search.studies import Evaluation
+from nas.search.study import search
 from nas.search.surrogate import Features, Posterior, exact_front
 
 IDENTITY = {"space": "tiny", "table": "made up"}

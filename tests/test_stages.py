@@ -10,9 +10,9 @@ import pytest
 
 from latency_tables.header import Header
 from latency_tables.table import Table
-from nas.checkpoint import sole_writer
 from nas.cli import main
 from nas.errors import NasError
+from nas.files import sole_writer
 from nas.run import read_metrics
 from nas.stages import Stage, has_checkpoint, has_comparison, has_files, has_model, has_packages, has_rows, run_stages
 from search_spaces.space import Space
@@ -181,7 +181,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--set", "search.sampler=nope"], "sampler"),
         (["--storage", "nonsense"], "must be the URL of a database"),
         (["--storage", "sqlite:////absent/folder/study.db"], "unable to open database file"),
-        (["--storage", "nosuch://host/name"], "its driver is not here"),
+        (["--storage", "nosuch://host/name"], "nosuch"),
         (["--set", "data.source=folder", "--set", "data.path=/absent/videos"], "/absent/videos does not exist"),
         (["--set", "train.init=/absent/unet"], "/absent/unet"),
     ],

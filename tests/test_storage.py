@@ -21,7 +21,8 @@ from nas.search.lease import BEAT, OWNER, Keeper, Owner
 from nas.search.ledger import GAVE_WAY, LOSSES, ledger_of
 from nas.search.problem import Problem
 from nas.search.storage import Drafting, open_storage, shown
-from nas.search.study import RETRY_OF, Evaluation, open_study, search
+from nas.search.studies import Evaluation, open_study
+from nas.search.study import RETRY_OF, search
 
 IDENTITY = {"space": "tiny", "table": "made up"}
 LIMITS = Budget(latency_ms=130.0, memory_mb=27.0)
@@ -243,29 +244,19 @@ def begin(where: Path) -> tuple[Drafting, optuna.Study, Problem]:
     return storage, open_study(where, IDENTITY, problem, storage=storage), problem
 
 
-def test_a_worker_elsewhere_is_gone_when_its_beat_stands_still_for_a_lease(tmp_path: Path) -> None:
+def test_a_worker_elsewhere_is_gone_when_its_beat_stands_still_for_a_lease(tmp_path: Path, monkeypatch) -> None:
     storage, study, problem = begin(tmp_path / "study.journal")
-    silent = claimed(storage, study, problem, elsewhere(1), 1)
-    beating = claimed(storage, study, problem, elsewhere(2), 2)
-    stop = threading.Event()
-
-    def beat() -> None:
-        count = 0
-        while not stop.wait(0.1):
-            count += 1
-            storage.set_trial_user_attr(beating._trial_id, BEAT, count)
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    with Keeper(storage, study._study_id, Owner.me(), lease=0.4) as keeper:
-        assert not keeper.dead(silent)
-        while not keeper.dead(storage.get_trial(silent._trial_id)):
-            assert not keeper.dead(storage.get_trial(beating._trial_id))
-            time.sleep(0.05)
-        assert keeper.dead(storage.get_trial(silent._trial_id))
-        assert not keeper.dead(storage.get_trial(beating._trial_id))
-    stop.set()
-    thread.join()
+    trials = [claimed(storage, study, problem, elsewhere(number), number)._trial_id for number in (1, 2)]
+    now = [100.0]
+    monkeypatch.setattr("nas.search.lease.time.monotonic", lambda: now[0])
+    keeper = Keeper(storage, study._study_id, Owner.me(), lease=60.0)
+    for beat in range(6):
+        storage.set_trial_user_attr(trials[1], BEAT, beat)
+        silent, beating = map(storage.get_trial, trials)
+        keeper.look([silent, beating])
+        assert not keeper.dead(beating) and keeper.dead(silent) == (now[0] - 100.0 > 60.0)
+        now[0] += 15.0
+    assert keeper.dead(silent)
 
 
 def test_the_last_trial_of_a_worker_elsewhere_is_waited_for_and_then_run_here(tmp_path: Path, monkeypatch) -> None:

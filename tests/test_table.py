@@ -192,7 +192,7 @@ def test_concurrent_processes_lose_no_row_and_readers_always_see_a_whole_table(p
         process.join()
         assert process.exitcode == 0
     assert len(Table.load(path)) == 36
-    assert sorted(p.name for p in path.parent.iterdir()) == ["onnxruntime.csv", "onnxruntime.yaml"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [".gitattributes", "onnxruntime.csv", "onnxruntime.yaml"]
 
 
 def test_killed_at_any_moment_the_pair_loads_and_the_next_run_goes_on(path):

@@ -102,10 +102,10 @@ def convert(
     """The Core ML model of a module (not loaded), and its exported program's error (nan without ``check``).
 
     Inputs and output are float16 where the precision is (whole numbers int32); the output is called ``y``. Functions
-    that the converter does not keep are spelled as ``device_profiler.lowering.spelled`` says.
+    that the converter does not keep are spelled as ``device_profiler.lowering.spelled`` says, and angles are float32.
 
     Args:
-        safe: spell what may leave float16's range, and keep sines and what leads to them in float32.
+        safe: spell what may leave float16's range, too.
         wide: inputs that enter in float32, such as a timestep.
 
     Raises:
@@ -123,8 +123,8 @@ def convert(
                 exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(DECOMPOSITIONS)
             off = _export_error(module, exported, inputs) if check else float("nan")
         number = np.float16 if precision == "fp16" else np.float32
-        how: Any = ct.precision.FLOAT16 if precision == "fp16" else ct.precision.FLOAT32
-        if precision == "fp16" and safe:
+        how: Any = ct.precision.FLOAT32
+        if precision == "fp16":
             how = ct.transform.FP16ComputePrecision(op_selector=keeps_float16)
         problem: WorkloadError | None = None
         try:

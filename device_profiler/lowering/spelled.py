@@ -18,7 +18,8 @@ Where float16 must hold what it cannot, ``safe`` spells these too:
 | ``group_norm`` | a value is 256 from its group's mean: its square overflows | values scaled to 128 at most |
 | spelled-out attention | a score is beyond 65,504 | scores in 64ths, the largest taken off before the softmax |
 
-The sine of a timestep is the converter's part of it: ``coreml.convert(safe=True)`` keeps angles in float32.
+Sines and what leads to them are the converter's part: it keeps them in float32 (``keeps_float16``), safe or not. A
+timestep that enters in float16 is rounded all the same; ``coreml.convert(wide=...)`` lets it enter in float32.
 """
 
 from __future__ import annotations
@@ -182,20 +183,23 @@ def _over_root_mean_square(x: Tensor, axes: list[int], eps: float) -> Tensor:
 
 
 ANGLES = {"sin", "cos"}
-LEADS_TO_ANGLES = ANGLES | {"mul", "add", "sub", "real_div", "expand_dims", "reshape", "squeeze", "cast"}
+MOVES = {"expand_dims", "reshape", "squeeze", "tile", "identity", "transpose", "slice_by_index", "concat", "cast"}
+LEADS_TO_ANGLES = ANGLES | MOVES | {"mul", "add", "sub", "real_div"}
 
 
 def keeps_float16(op: Any) -> bool:
     """Whether an operation of coremltools' program may be in float16: all but sines and what leads to them.
 
-    float16 steps by a half near 1,000, so the sine of an angle of that size is anything.
+    float16 steps by a half near 1,000, and the frequencies of a timestep's embedding are rounded as coarsely: of an
+    angle of that size, the sine is anything.
     """
-    return not _leads_to_angle(op)
-
-
-def _leads_to_angle(op: Any) -> bool:
-    if op.op_type in ANGLES:
-        return True
-    return op.op_type in LEADS_TO_ANGLES and any(
-        _leads_to_angle(child) for output in op.outputs for child in output.child_ops
-    )
+    seen: set[int] = set()
+    waiting = [op]
+    while waiting:
+        one = waiting.pop()
+        if one.op_type in ANGLES:
+            return False
+        if one.op_type in LEADS_TO_ANGLES and id(one) not in seen:
+            seen.add(id(one))
+            waiting.extend(child for output in one.outputs for child in output.child_ops)
+    return True

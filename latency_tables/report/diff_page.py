@@ -13,9 +13,18 @@ HERE = Path(__file__).parent
 
 
 def write_diff_page(
-    path: Path, before: Table, after: Table, threshold: float = 0.03, allow_removed: bool = False
+    path: Path,
+    before: Table,
+    after: Table,
+    threshold: float = 0.03,
+    allow_removed: bool = False,
+    overwrite: bool = False,
 ) -> Path:
-    """Write the page of ``diff(before, after)`` to ``path``, one file that opens offline."""
+    """Write the page of ``diff(before, after)`` to ``path``, one file that opens offline.
+
+    Raises:
+        TableError: if another file than a page of ours is there, unless ``overwrite``.
+    """
     found = diff(before, after, threshold, allow_removed)
     figure = change_figure(compare(before, after), found.changes, threshold)
     page = render_page(
@@ -26,4 +35,4 @@ def write_diff_page(
         title=f"{found.before} to {found.after}",
         change=found,
     )
-    return write_page(path, page)
+    return write_page(path, page, overwrite)

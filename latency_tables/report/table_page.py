@@ -14,7 +14,7 @@ from latency_tables.diff import compare, diff
 from latency_tables.plan import Plan, list_plans
 from latency_tables.record import Record
 from latency_tables.report import figures
-from latency_tables.report.page import Figure, render_page, write_page
+from latency_tables.report.page import Figure, claim_page, render_page, write_page
 from latency_tables.table import Table
 from latency_tables.validate import validate
 
@@ -29,6 +29,7 @@ def write_table_page(
     since: tuple[str, Table] | None = None,
     beside: Table | None = None,
     threshold: float = 0.03,
+    overwrite: bool = False,
 ) -> Path:
     """Write the page of a table to ``path``, one file that opens offline.
 
@@ -36,8 +37,12 @@ def write_table_page(
         since: what to call an earlier version, and that version.
         beside: another device's table, for a figure of both.
         threshold: smallest slowdown since then that counts, as a fraction.
+
+    Raises:
+        TableError: if another file than a page of ours is there, unless ``overwrite``.
     """
-    return write_page(path, render_table(table, since, beside, threshold))
+    claim_page(path, overwrite)
+    return write_page(path, render_table(table, since, beside, threshold), overwrite)
 
 
 def render_table(

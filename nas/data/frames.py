@@ -107,7 +107,7 @@ def cached_frames(path: Path | Media, spec: FrameSpec, cache: Path, digest: str 
         cache.mkdir(parents=True, exist_ok=True)
         ignore = cache / ".gitignore"
         if not ignore.exists():
-            ignore.write_text("*\n")
+            write_whole(ignore, "*\n")
         with _alone(notes.with_suffix(".lock")):  # processes that train together open the same videos
             found = _known(file, notes) or _decode_into(media, spec, file, notes, threads)
     except OSError as error:
@@ -166,7 +166,7 @@ def _decode_into(media: Media, spec: FrameSpec, file: Path, notes: Path, threads
     partial = partial_name(file)
     reader = FrameReader(media, spec, threads=threads)
     try:
-        with partial.open("wb") as handle:
+        with partial.open("xb") as handle:
             try:
                 count, shape, truncated = _fill(handle, reader)
             except OutOfOrder:

@@ -120,6 +120,8 @@ def survey(media: Media) -> Survey:
         stream = video_stream(container)
         repairs = [] if stream.index == container.streams.video[0].index else ["its first stream is a cover picture"]
         parts, last = _stamps(container, stream)
+        if not parts:
+            raise DecodeError("no frame in it")
         still = sum(part.count for part in parts) < 2
         header = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
         rate, trusted, told = _rate(parts, header)
@@ -150,8 +152,18 @@ def video_stream(container: Any) -> Any:
     moving = [stream for stream in streams if not stream.disposition & cover]
     if not moving:
         raise DecodeError("no video in it but a cover picture")
+    moving = [stream for stream in moving if stream.codec_context is not None]
+    if not moving:
+        raise DecodeError("its codec is not known here")
     longer = [stream for stream in moving if stream.frames != 1]  # a cover that is not marked as one
     return (longer or moving)[0]
+
+
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    try:
+        yield from container.demux(stream)
+    except IndexError:  # of PyAV, where libavformat numbers streams that it does not give
+        raise DecodeError("does not decode (its streams are damaged)") from None
 
 
 def _stamps(container: Any, stream: Any) -> tuple[list[Part], float]:
@@ -160,7 +172,7 @@ def _stamps(container: Any, stream: Any) -> tuple[list[Part], float]:
     parts: list[tuple[int, list[float | None]]] = []
     latest, back, last = -math.inf, False, 0.0
     try:
-        for number, packet in enumerate(container.demux(stream)):
+        for number, packet in enumerate(_packets(container, stream)):
             if not packet.size:
                 continue
             at = packet.dts if packet.dts is not None else packet.pts
@@ -189,7 +201,7 @@ def _rate(parts: list[Part], header: list[float]) -> tuple[float, bool, list[str
         return stated, True, []
     if 2 * len(gaps) < wanted:
         return stated, False, [f"its frames have no times of their own; shown at {stated:g}/s"]
-    middle = statistics.median(gaps)
+    middle = statistics.median_low(gaps)
     rate = 1 / statistics.fmean(gap for gap in gaps if 0.5 * middle < gap < 1.5 * middle)
     exact = next((r for r in header if abs(r / rate - 1) <= AGREE), None)
     if exact is not None:
@@ -299,7 +311,7 @@ class FrameReader:
             if clock.back:
                 self.repairs.append("its times go back; frames are shown in the order in which they decode")
             if clock.dropped:
-                self.repairs.append(f"{clock.dropped} frames share their time with the next one and are dropped")
+                self.repairs.append(f"{clock.dropped} of its frames share their time with the next one and are dropped")
             for at, seconds in clock.closed[:1]:
                 more = f", and {len(clock.closed) - 1} such gaps more" if clock.closed[1:] else ""
                 self.repairs.append(f"a frame that would be held for {seconds:.1f} s from {at:.1f} s on is not{more}")
@@ -329,7 +341,7 @@ def _decode(container: Any, stream: Any, starts: set[int]) -> Iterator[tuple[int
     """Frames with the number of their part; the decoder gives all of a part before the next one begins."""
     decoder = stream.codec_context
     part = 0
-    for number, packet in enumerate(container.demux(stream)):
+    for number, packet in enumerate(_packets(container, stream)):
         if not packet.size:  # an empty chunk of an AVI, which a decoder takes for the end
             continue
         if number in starts:
@@ -395,10 +407,9 @@ def probe(path: Path | Media) -> tuple[int, int, float]:
     found = survey(media)
     with opened(media) as container:
         stream = container.streams[found.stream]
-        frame = next(container.decode(stream), None)
-        if frame is None:
-            raise DecodeError("no frame in it")
-        return (*displayed(frame, stream), found.seconds)
+        for _, frame in _decode(container, stream, set()):
+            return (*displayed(frame, stream), found.seconds)
+        raise DecodeError("no frame in it")
 
 
 def expected_bytes(path: Path | Media, spec: FrameSpec) -> float | None:

@@ -129,7 +129,7 @@ def _plain(shard: Path, unpacked: Path) -> tuple[Path, str]:
     partial = partial_name(unpacked)
     try:
         unpacked.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as target, opener(shard, "rb") as source:
+        with partial.open("xb") as target, opener(shard, "rb") as source:
             while True:
                 try:
                     block = source.read1(1 << 20)  # what there is, also before where it breaks off

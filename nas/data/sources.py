@@ -21,6 +21,7 @@ from nas.data.clip import Skip
 from nas.data.media import DecodeError, Media, content_digest
 from nas.data.reader import probe
 from nas.errors import NasError
+from nas.files import append, write_whole
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
@@ -129,9 +130,9 @@ class Files:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             ignore = self.path.with_name(".gitignore")
             if not ignore.exists():
-                ignore.write_text("*\n")
-            with self.path.open("ab") as file:  # whole lines at once: processes that train together write here too
-                file.write("".join(f"\n{line}" for line in self._new).encode() + b"\n")
+                write_whole(ignore, "*\n")
+            with append(self.path) as file:  # whole lines at once: processes that train together write here too
+                file.write("".join(f"\n{line}" for line in self._new) + "\n")
         self._new = []
 
     def close(self) -> None:

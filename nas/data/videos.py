@@ -148,22 +148,8 @@ def open_videos(
         NasError: if no video is left for the split, with the reasons.
     """
     clips = clip_buckets(clip, config.buckets)
-    usable: list[tuple[Frames, tuple[Caption, ...], ClipLike]] = []
-    images: list[tuple[Frames, tuple[Caption, ...], ClipLike]] = []
-    files = Files(config.cache)
-    videos, gone = by_content(captions, files)
+    usable, images, gone = _decoded(captions, clips, config)
     skipped = [*skipped, *gone]
-    for found in decode_all(videos, clips, config, files):
-        frames, shape, path = found.frames, found.clip, found.video.path
-        if isinstance(frames, DecodeError):
-            skipped.append(Skip(path, str(frames)))
-        elif path.suffix.lower() in IMAGES:
-            images.append((frames, found.video.captions, shape))
-        elif frames.shape[0] < frames.span(shape.frames):
-            seconds = f"{frames.shape[0] / frames.rate:.2f} s, a clip is {shape.frames / shape.fps:.2f} s"
-            skipped.append(Skip(path, f"shorter than a clip ({seconds})"))
-        else:
-            usable.append((frames, found.video.captions, shape))
     held = held_videos([f.digest for f, *_ in usable], config) if config.holdout == "video" else frozenset()
     runs: dict[ClipLike, list[Run]] = {shape: [] for shape in clips}
     for frames, segments, shape in usable:
@@ -189,6 +175,31 @@ def open_videos(
         for shape in (filled if split == "train" else filled[:1])
     ]
     return parts[0] if len(parts) == 1 else Buckets(parts, [part.starts for part in parts], seed)
+
+
+Kept = tuple[Frames, tuple[Caption, ...], ClipLike]  # of one video: its frames, what is said of it, its clip
+
+
+def _decoded(
+    captions: Sequence[Caption], clips: Sequence[ClipLike], config: DataConfig
+) -> tuple[list[Kept], list[Kept], list[Skip]]:
+    """Videos that are as long as a clip, images, and what is no use."""
+    usable: list[Kept] = []
+    images: list[Kept] = []
+    files = Files(config.cache)
+    videos, skipped = by_content(captions, files)
+    for found in decode_all(videos, clips, config, files):
+        frames, shape, path = found.frames, found.clip, found.video.path
+        if isinstance(frames, DecodeError):
+            skipped.append(Skip(path, str(frames)))
+        elif path.suffix.lower() in IMAGES:
+            images.append((frames, found.video.captions, shape))
+        elif frames.shape[0] < frames.span(shape.frames):
+            seconds = f"{frames.shape[0] / frames.rate:.2f} s, a clip is {shape.frames / shape.fps:.2f} s"
+            skipped.append(Skip(path, f"shorter than a clip ({seconds})"))
+        else:
+            usable.append((frames, found.video.captions, shape))
+    return usable, images, skipped
 
 
 @dataclass(frozen=True)

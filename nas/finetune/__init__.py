@@ -78,6 +78,7 @@ def _finetune(
     from nas.checkpoint import sole_writer, write_whole
     from nas.config import CONFIG_FILE
     from nas.data.lengths import fits
+    from nas.files import only_leftovers
     from nas.finetune.adversarial import Adversarial
     from nas.finetune.batches import Batches
     from nas.finetune.config import FOLDER, AdversarialConfig, JointConfig
@@ -85,7 +86,6 @@ def _finetune(
     from nas.finetune.loop import Loop, Stage
     from nas.pipeline import save_pipeline
     from nas.sample import load_pipeline
-    from nas.trained import only_leftovers
 
     settings = config.stage(stage)
     pipeline = load_pipeline(model).to(world.device)

@@ -18,7 +18,7 @@ from nas.config import CONFIG_FILE
 from nas.console import progress, say
 from nas.distributed import usable_device
 from nas.errors import NasError
-from nas.files import folder_beside, read_yaml, sole_writer, why_full, write_whole
+from nas.files import folder_beside, only_leftovers, read_yaml, sole_writer, why_full, write_whole
 from nas.finetune.loop import Loop
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
@@ -26,7 +26,6 @@ from nas.prune.cuts import Cut, block_cuts, width_cut
 from nas.prune.images import Images
 from nas.prune.recover import Recover
 from nas.prune.sensitivity import Sensitivity
-from nas.trained import only_leftovers
 from nas.weights import load_unet
 from search_spaces.backbones.narrow import prunable, width
 from search_spaces.space import Space

@@ -66,3 +66,57 @@ def agreement(scores: Sequence[float], truth: Sequence[float], seed: int = 0) ->
     random = [kendall_tau(a, b[rng.permutation(len(b))]) for _ in range(DRAWS)]
     chance = (1 + sum(value >= tau - 1e-12 for value in random)) / (1 + DRAWS)
     return Agreement(tau, float(low), float(high), float(chance), len(a))
+
+
+def top_regret(scores: Sequence[float] | Floats, truth: Sequence[float] | Floats) -> float:
+    """What choosing by the scores costs: 0 if their lowest is truly the best, 1 if it is as good as a random one.
+
+    ``(truth of the lowest score - best truth) / (mean truth - best truth)``; not a number if all are equally good.
+
+    >>> top_regret([0.2, 0.1, 0.3], [1.0, 2.0, 3.0])
+    1.0
+    """
+    a, b = (np.asarray(values, dtype=np.float64) for values in (scores, truth))
+    spread = float(b.mean() - b.min())
+    return float(b[int(np.argmin(a))] - b.min()) / spread if spread > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class Band:
+    """The order within a narrow band of latency, which is what a search uses: beyond it, size tells.
+
+    Attributes:
+        tau: of the scores and the truth. ceiling: of the truths of two seeds, on those that were trained twice; no
+            score can be expected to agree better. Not a number where it is not known.
+        regret: ``top_regret`` of the scores. count, twice: arrangements in the band, and of them those trained twice.
+    """
+
+    tau: float
+    ceiling: float
+    regret: float
+    count: int
+    twice: int
+
+    @property
+    def sentence(self) -> str:
+        """One line for people."""
+        known = np.isfinite(self.ceiling)
+        of = f" of {self.ceiling:.2f} that two seeds reach ({self.twice} trained twice)" if known else ""
+        regret = "unknown" if not np.isfinite(self.regret) else f"{self.regret:.2f}"
+        return (
+            f"within 10% of latency: tau {self.tau:.2f}{of} over {self.count}; regret of the top choice {regret} of a "
+            "random one's"
+        )
+
+
+def band(scores: Sequence[float], truth: Sequence[float], second: Sequence[float | None]) -> Band:
+    """The order of arrangements of one band.
+
+    Args:
+        scores, truth: of the same N. second: the truth by another seed, where there is one.
+    """
+    both = [(first, other) for first, other in zip(truth, second, strict=True) if other is not None]
+    ceiling = kendall_tau(*zip(*both, strict=True)) if len(both) > 2 else float("nan")
+    mean = [first if other is None else (first + other) / 2 for first, other in zip(truth, second, strict=True)]
+    tau = kendall_tau(scores, truth) if len(scores) > 1 else float("nan")
+    return Band(tau, ceiling, top_regret(scores, mean) if scores else float("nan"), len(scores), len(both))

@@ -7,21 +7,23 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nas.errors import NasError
 from nas.files import read_text, write_whole
-from nas.ranking.agreement import Agreement, agreement
+from nas.ranking.agreement import Agreement, Band, agreement, band
 from nas.search.problem import Problem
 from search_spaces.arrangement import Arrangement
 
 ROWS, FILE = "rank.csv", "rank.json"
 LEAST = 6  # arrangements below which no order can be told from chance
 DRAWN = 20_000
+BAND, CENTRE = 0.05, 0.75  # half the width of the band of latency, and the quantile that it lies around
 NOT_CHECKED = "not checked against arrangements trained alone; nas rank {run} does it"
 ADVICE = (
     "; do not trust the order: train longer, or with frozen spatial layers (train.spatial_rate=0); or score by "
@@ -32,7 +34,10 @@ Alone = Callable[[Arrangement], float]
 
 
 def arrangements(problem: Problem, count: int, seed: int) -> list[Arrangement]:
-    """Distinct arrangements within the budget, uniformly drawn: what a search has to tell apart.
+    """Distinct arrangements within the budget: what a search has to tell apart.
+
+    Those in ``in_band`` come first: two thirds of them, where there are so many, within ``BAND`` of latency of each
+    other, in the upper half of what the budget allows; the others uniformly drawn.
 
     Raises:
         NasError: if fewer are found among ``DRAWN`` than wanted.
@@ -41,13 +46,24 @@ def arrangements(problem: Problem, count: int, seed: int) -> list[Arrangement]:
     drawn = problem.costs.random(DRAWN, rng)
     fits = drawn[problem.feasible(drawn)]
     _, first = np.unique(fits, axis=0, return_index=True)
-    rows = fits[np.sort(first)][:count]
+    rows = fits[np.sort(first)]
     if len(rows) < count:
         raise NasError(
             f"only {len(rows)} of {DRAWN:,} random arrangements meet the budget, {count} are wanted; loosen it, or ask "
             "for fewer with --arrangements"
         )
-    return [problem.arrangement(row) for row in rows]
+    latency = problem.cost(rows).latency_ms
+    inside = np.abs(latency / np.quantile(latency, CENTRE) - 1) <= BAND
+    near = np.flatnonzero(inside)[: 2 * count // 3]
+    rest = np.setdiff1d(np.arange(len(rows)), near)[: count - len(near)]
+    return [problem.arrangement(row) for row in rows[np.concatenate([near, rest])]]
+
+
+def in_band(problem: Problem, chosen: Sequence[Arrangement]) -> list[bool]:
+    """Which of ``arrangements`` are within one band of latency; its centre is the median of the first two thirds."""
+    latency = problem.cost(np.stack([problem.indices_of(a) for a in chosen])).latency_ms
+    centre = float(np.median(latency[: max(1, 2 * len(chosen) // 3)]))
+    return [bool(abs(value / centre - 1) <= 2 * BAND) for value in latency]
 
 
 def collect(
@@ -75,23 +91,98 @@ def collect(
     return {a.key: known[a.key] for a in chosen}
 
 
-def conclude(out: Path, scores: Sequence[float], truth: Sequence[float], identity: dict[str, Any]) -> Agreement:
-    """Compare, and write ``rank.json``: what every later search of the run shows beside its answer."""
-    found = agreement(scores, truth)
-    facts = {**asdict(found), "identity": identity, "scores": list(scores), "alone": list(truth)}
+def conclude(
+    out: Path,
+    scores: Sequence[float],
+    truth: Sequence[float],
+    identity: dict[str, Any],
+    *,
+    inside: Sequence[bool] | None = None,
+    second: Sequence[float | None] | None = None,
+    same_clips: bool = False,
+) -> Evidence:
+    """Compare, and write ``rank.json``: what every later search of the run shows beside its answer.
+
+    Args:
+        inside: which are in the band; all by default. second: truths by another seed, where there are any.
+        same_clips: whether the truth was scored on the clips of the scores, for want of others.
+    """
+    inside = [True] * len(scores) if inside is None else list(inside)
+    second = [None] * len(scores) if second is None else list(second)
+    rows = [row for row, within in zip(zip(scores, truth, second, strict=True), inside, strict=True) if within]
+    near = band(*([row[i] for row in rows] for i in range(3)))  # type: ignore[arg-type]
+    found = Evidence(agreement(scores, truth), near, same_clips)
+    facts = {**found.to_json(), "identity": identity, "scores": list(scores), "alone": list(truth), "second": second}
     write_whole(out / FILE, json.dumps(facts, indent=1))
     return found
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How well a run's scores order arrangements.
+
+    Attributes:
+        overall: of all. near: within a band of latency, which is what a search uses. same_clips: see ``conclude``.
+    """
+
+    overall: Agreement
+    near: Band
+    same_clips: bool
+
+    @property
+    def told_from_chance(self) -> bool:
+        return self.overall.told_from_chance
+
+    @property
+    def sentence(self) -> str:
+        """One line for people: the band first."""
+        shared = "; scores and truth share their clips, there are no others" if self.same_clips else ""
+        return f"{self.near.sentence}; overall {self.overall.sentence}{shared}"
+
+    def to_json(self) -> dict[str, Any]:
+        """With ``None`` for what is not known: strict JSON has no other word."""
+        near = {name: value if np.isfinite(value) else None for name, value in vars(self.near).items()}
+        told = {"band_tau": near["tau"], "band_ceiling": near["ceiling"], "top_regret": near["regret"]}
+        counts = {"in_band": self.near.count, "trained_twice": self.near.twice, "same_clips": self.same_clips}
+        return {**told, **counts, **asdict(self.overall), "told_from_chance": self.told_from_chance}
+
+
+class _Facts(BaseModel):
+    """``rank.json``, as far as a search reads it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    identity: dict[str, Any]
+    band_tau: float | None
+    band_ceiling: float | None
+    top_regret: float | None
+    in_band: int
+    trained_twice: int
+    same_clips: bool
+    tau: float
+    low: float
+    high: float
+    chance: float
+    count: int
+
+    def evidence(self) -> Evidence:
+        unknown = float("nan")
+        tau, ceiling, regret = (
+            unknown if v is None else v for v in (self.band_tau, self.band_ceiling, self.top_regret)
+        )
+        overall = Agreement(self.tau, self.low, self.high, self.chance, self.count)
+        return Evidence(overall, Band(tau, ceiling, regret, self.in_band, self.trained_twice), self.same_clips)
 
 
 def sentence(out: Path, identity: dict[str, Any]) -> str:
     """The evidence in one line: what was found for this supernet and scoring, or that nobody has looked."""
     try:
-        facts = json.loads((out / FILE).read_text())
-        if facts["identity"] != identity:
-            return NOT_CHECKED.format(run=out)
-        found = Agreement(*(facts[name] for name in ("tau", "low", "high", "chance", "count")))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        facts = _Facts.model_validate_json((out / FILE).read_bytes())
+    except (OSError, ValidationError):
         return NOT_CHECKED.format(run=out)
+    if facts.identity != identity:
+        return NOT_CHECKED.format(run=out)
+    found = facts.evidence()
     return found.sentence + ("" if found.told_from_chance else ADVICE)
 
 

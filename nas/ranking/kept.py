@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nas.files import write_whole
 from nas.quality import Paired, Score
 from nas.ranking.scoring import Scorer
 from search_spaces.arrangement import Arrangement
@@ -66,10 +65,7 @@ class Kept(Paired):
             return  # nothing new
         rows = {key: {**vars(score), "samples": score.samples.tolist()} for key, score in self._known.items()}
         facts: dict[str, Any] = {"identity": self._identity, "scores": rows}
-        handle, partial = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-        with os.fdopen(handle, "w") as file:
-            json.dump(facts, file)
-        os.replace(partial, self._path)
+        write_whole(self._path, json.dumps(facts))
 
 
 def _read(path: Path, identity: dict[str, str]) -> dict[str, _Row]:

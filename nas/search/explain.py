@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from latency_tables.budget import Budget
 from latency_tables.optimum import extremes
 from nas.search.problem import Indices, Problem
-from nas.search.study import Evaluation
+from nas.search.studies import Evaluation
 from nas.search.surrogate import Features, Posterior, exact_front
 from search_spaces.arrangement import Arrangement
 

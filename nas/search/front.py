@@ -13,7 +13,7 @@ import numpy as np
 
 from nas.errors import NasError
 from nas.files import whole
-from nas.search.study import Evaluation
+from nas.search.studies import Evaluation
 from search_spaces.arrangement import Arrangement
 
 FRONT_FILE = "front.csv"

@@ -19,8 +19,9 @@ from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler
 
 PROPOSALS = 8  # tries of the inner sampler before its last proposal is repaired
+STARTUP = 10  # random trials before TPE begins: Optuna's own number
 RESTARTS = 8  # of a repair that came to a dead end, from random arrangements
-POPULATION = 20  # small populations won on placement problems of this size; see benchmarks/search_regret.py
+POPULATION = 6  # of a generation; the best of 6, 10 and 20 by benchmarks/search_regret.py
 
 
 class SpaceExhausted(Exception):
@@ -62,11 +63,10 @@ class FeasibleSampler(BaseSampler):
                 self._inner.sample_relative(study, trial, dict(self._problem.categorical))
             return dict(fixed)
         seen = ledger_of(study, self._problem).taken
-        proposal = self._propose(study, trial)
-        for _ in range(self._proposals - 1):
+        for _ in range(self._proposals):
+            proposal = self._propose(study, trial)
             if tuple(proposal.tolist()) not in seen and self._problem.feasible(proposal)[0]:
                 return self._problem.params(proposal)
-            proposal = self._propose(study, trial)
         return self._problem.params(repair(self._problem, proposal, seen, self._rng))
 
     def _propose(self, study: optuna.Study, trial: FrozenTrial) -> Indices:
@@ -137,12 +137,14 @@ def _descend(problem: Problem, start: Indices, seen: Container[Choice], rng: np.
     return None
 
 
-def _nsga2(problem: Problem, seed: int) -> BaseSampler:
-    return FeasibleSampler(NSGAIISampler(population_size=POPULATION, seed=seed), problem, seed, breeds=True)
+def nsga2(problem: Problem, seed: int, population: int = POPULATION) -> BaseSampler:
+    """Evolution by NSGA-II (Deb et al., IEEE TEVC 2002), hand-made designs in its first generation."""
+    return FeasibleSampler(NSGAIISampler(population_size=population, seed=seed), problem, seed, breeds=True)
 
 
-def _tpe(problem: Problem, seed: int) -> BaseSampler:
-    return FeasibleSampler(TPESampler(multivariate=True, seed=seed), problem, seed)
+def tpe(problem: Problem, seed: int, startup: int = STARTUP) -> BaseSampler:
+    """A tree-structured Parzen estimator, multivariate, after so many random trials."""
+    return FeasibleSampler(TPESampler(multivariate=True, n_startup_trials=startup, seed=seed), problem, seed)
 
 
 def _random(problem: Problem, seed: int) -> BaseSampler:
@@ -164,8 +166,8 @@ def _gp(problem: Problem, seed: int) -> BaseSampler:
 
 SAMPLERS: dict[str, Callable[[Problem, int], BaseSampler]] = {
     "surrogate": _surrogate,
-    "nsga2": _nsga2,
-    "tpe": _tpe,
+    "nsga2": nsga2,
+    "tpe": tpe,
     "value": _value,
     "gp": _gp,
     "random": _random,
@@ -177,8 +179,30 @@ SAMPLERS: dict[str, Callable[[Problem, int], BaseSampler]] = {
 NEED_WHOLE_SCORES = frozenset({"nsga2", "gp"})
 
 
-def make_sampler(name: str, problem: Problem, seed: int) -> BaseSampler:
-    """A sampler by name; made anew for every trial from a seed of its own, so that a resumed study goes on exactly."""
+def population_of(name: str, trials: int, wanted: int | None = None) -> int:
+    """The population of an evolutionary sampler: the one that is wanted, else ``POPULATION`` or all of a few trials.
+
+    Raises:
+        NasError: if one is wanted of which no second generation would come.
+    """
+    if wanted is None:
+        return max(2, min(POPULATION, trials))
+    if name == "nsga2" and not 2 <= wanted <= trials:
+        raise NasError(
+            f"search.population must be 2 or more and at most the trials, or nothing is bred; it is {wanted}, with "
+            f"{trials} trials: give more --trials, or a smaller population"
+        )
+    return wanted
+
+
+def make_sampler(name: str, problem: Problem, seed: int, population: int = POPULATION) -> BaseSampler:
+    """A sampler by name; made anew for every trial from a seed of its own, so that a resumed study goes on exactly.
+
+    Args:
+        population: of an evolutionary one.
+    """
     if name not in SAMPLERS:
         raise NasError(f"search.sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
+    if SAMPLERS[name] is nsga2:
+        return nsga2(problem, seed, population)
     return SAMPLERS[name](problem, seed)

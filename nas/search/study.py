@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import CategoricalDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.console import say
@@ -31,69 +28,29 @@ from nas.search.ledger import (
     SAMPLES,
     Ledger,
     ledger_of,
-    loss_of,
 )
 from nas.search.problem import Problem
-from nas.search.records import LABELS, Choice, damage
-from nas.search.samplers import SpaceExhausted, make_sampler
-from nas.search.storage import DRAFT, Drafting, open_storage, shown
+from nas.search.records import Choice
+from nas.search.samplers import SpaceExhausted, make_sampler, population_of
+from nas.search.storage import DRAFT, Drafting, open_storage
+from nas.search.studies import (
+    Details,
+    Evaluation,
+    Identity,
+    Known,
+    Scored,
+    evaluation_of,
+    evaluations,
+    known_scores,
+    open_study,
+    refuse_other,
+)
 from search_spaces.arrangement import Arrangement
 
 POLL = (0.02, 0.5)  # seconds between looks at others' trials once nothing is left to claim: doubled from first to last
 PATIENCE = 10.0  # seconds of that before it is said
 RETRY_OF = "retry_of"  # user attribute: number of the lost trial whose arrangement this one runs again
 ASKED_FOR = "asked_for"  # user attribute of a retry: whether somebody had asked for the lost trial
-
-Identity = Mapping[str, str]
-Details = Mapping[str, Mapping[str, str]]
-
-
-class Scored(Protocol):
-    """What the search needs of a quality score; lower is better."""
-
-    @property
-    def loss(self) -> float: ...
-    @property
-    def stderr(self) -> float: ...
-    @property
-    def velocity_loss(self) -> float: ...
-    @property
-    def motion_loss(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One finished trial, as the report and ``front.csv`` show it. Losses unitless, latency in ms, memory in MB.
-
-    Attributes:
-        objectives: what the study minimises beside the loss, in the problem's order.
-        clips: 0 if it was scored whole; else the losses it was scored on before it was beaten, and ``loss`` is an
-            estimate.
-    """
-
-    trial: int
-    choice: tuple[int, ...]
-    arrangement: Arrangement
-    origin: str
-    loss: float
-    loss_stderr: float
-    velocity_loss: float
-    motion_loss: float
-    latency_ms: float
-    peak_mb: float
-    weights_mb: float
-    parameters: int
-    feasible: bool
-    objectives: tuple[float, ...] = ()
-    clips: int = 0
-
-    @property
-    def pruned(self) -> bool:
-        return self.clips > 0
-
-    @property
-    def is_reference(self) -> bool:
-        return self.origin.startswith(REFERENCE)
 
 
 def search(
@@ -115,6 +72,7 @@ def search(
     halving: bool = False,
     together: int = 1,
     left_out: Callable[[str], None] | None = None,
+    population: int | None = None,
 ) -> list[Evaluation]:
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
@@ -142,17 +100,20 @@ def search(
             Hand-made designs, and what somebody enqueued, are scored whole.
         together: arrangements that a worker proposes and scores at a time.
         left_out: called with a line for each arrangement that was given up; said with ``tell`` by default.
+        population: of an evolutionary sampler; by default its best on problems of this size.
 
     Raises:
         NasError: if the study is another's, or the storage cannot be read.
     """
     if isinstance(where, Path):
         where.parent.mkdir(parents=True, exist_ok=True)
+    asked = _Asked(
+        score, gradual, halving and gradual is not None, together, population_of(sampler, trials, population)
+    )
     storage = open_storage(where, tell)
     with closing(storage):
         study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
         with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
-            asked = _Asked(score, gradual, halving and gradual is not None, together)
             worker = _Worker(study, problem, asked, sampler, seed, trials, keeper, tell)
             if worker.ledger.damaged:
                 numbers = ", ".join(map(str, worker.ledger.damaged[:5])) + (", ..." * (len(worker.ledger.damaged) > 5))
@@ -166,7 +127,7 @@ def search(
                     check()
                 if time.monotonic() - looked > 1.0:
                     looked = time.monotonic()
-                    _refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
+                    refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
                 found = worker.step()
                 if found is None:
                     if worker.ledger.done < trials:
@@ -193,6 +154,7 @@ class _Asked:
     gradual: Gradual | None
     halving: bool
     together: int
+    population: int
 
 
 class _Worker:
@@ -289,7 +251,8 @@ class _Worker:
         with self._storage.drafting(ledger.trials, user_attrs, system_attrs) as drafted:
             try:
                 # A sampler of its own for each trial: a resumed study proposes what the uninterrupted one would have.
-                self.study.sampler = make_sampler(self._sampler, self.problem, seed=self._seed_of(ledger))
+                seed = self._seed_of(ledger)
+                self.study.sampler = make_sampler(self._sampler, self.problem, seed, self._asked.population)
                 trial = self.study.ask(dict(self.problem.distributions))
             except SpaceExhausted:
                 self._exhausted = True
@@ -421,7 +384,7 @@ class _Worker:
                 self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
                 return None
         trial.values, trial.state = values, state
-        return _evaluation(trial, self.problem)
+        return evaluation_of(trial, self.problem)
 
     def _whole_score(self, trial: FrozenTrial) -> tuple[list[float], dict[str, Any]]:
         """Values of a trial, and what its score is made of."""
@@ -439,7 +402,7 @@ class _Worker:
         score: dict[str, Any] = {name: float(part) for name, part in parts.items()}
         gradual = self._asked.gradual
         if self._asked.halving and gradual is not None:  # loss by loss, as a part of them is compared
-            kept = result.samples if isinstance(result, _Known) else gradual.samples(arrangement)
+            kept = result.samples if isinstance(result, Known) else gradual.samples(arrangement)
             score[SAMPLES] = stored(np.asarray(kept))
         return [float(result.loss), *map(float, self.problem.objective_costs(choice)[0])], score
 
@@ -462,154 +425,3 @@ class _Worker:
 def _asked_for(trial: FrozenTrial) -> bool:
     """Whether somebody wants this very score: a design by hand, or enqueued; a retry is what its lost trial was."""
     return bool(trial.user_attrs.get(ASKED_FOR, "fixed_params" in trial.system_attrs))
-
-
-# Studies -----------------------------------------------------------------------------------------------
-
-
-def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
-    """Every scored trial of the study, pruned ones included, in the order of their numbers."""
-    return [_evaluation(trial, problem) for trial in ledger_of(study, problem).trials if loss_of(trial) is not None]
-
-
-def _evaluation(trial: FrozenTrial, problem: Problem) -> Evaluation:
-    attributes = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
-    choice = problem.indices(trial.params)
-    loss = loss_of(trial)
-    assert loss is not None
-    return Evaluation(
-        trial=trial.number,
-        choice=tuple(int(i) for i in choice),
-        arrangement=problem.arrangement(choice),
-        origin=attributes["origin"],
-        loss=loss,
-        loss_stderr=attributes["loss_stderr"],
-        velocity_loss=attributes.get("velocity_loss", float("nan")),
-        motion_loss=attributes.get("motion_loss", float("nan")),
-        latency_ms=float(problem.cost(choice).latency_ms[0]),
-        peak_mb=attributes["peak_mb"],
-        weights_mb=attributes["weights_mb"],
-        parameters=attributes["parameters"],
-        feasible=attributes["feasible"],
-        objectives=tuple(map(float, problem.objective_costs(choice)[0])),
-        clips=attributes.get("clips", 0),
-    )
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A score read back from a storage."""
-
-    loss: float
-    stderr: float
-    velocity_loss: float
-    motion_loss: float
-    samples: tuple[float, ...] = ()
-
-
-def known_scores(study: optuna.Study, problem: Problem) -> dict[str, Scored]:
-    """Arrangement key -> score, from every study of the same identity in the storage of this one."""
-    found: dict[str, Scored] = {}
-    storage, identity = study._storage, study.user_attrs.get("identity")
-    for other in storage.get_all_studies():
-        if other.user_attrs.get("identity") != identity:
-            continue
-        for trial in storage.get_all_trials(other._study_id, deepcopy=False, states=(TrialState.COMPLETE,)):
-            if damage(trial, problem, objectives=len(other.directions) - 1):
-                continue
-            have = {**trial.user_attrs, **trial.user_attrs["score"]}
-            stderr, velocity, motion = (
-                float(have.get(name, math.nan)) for name in ("loss_stderr", "velocity_loss", "motion_loss")
-            )
-            found[have["key"]] = _Known(trial.values[0], stderr, velocity, motion, tuple(have.get(SAMPLES, ())))
-    return found
-
-
-def name_of(problem: Problem, study_name: str = "search") -> str:
-    """A study's name states its limits: ``search latency_ms=120 memory_mb=900``."""
-    budget = problem.budget
-    limits = [f"{name}={value:.9g}" for name, value in budget.given.items()]
-    if budget.margin and budget.latency_ms is not None:
-        limits.append(f"margin={budget.margin:.4g}")
-    if problem.objectives != ("latency_ms",):
-        limits.append(f"objectives={'+'.join(problem.objectives)}")
-    return " ".join([study_name, *limits])
-
-
-def open_study(
-    where: Path | str,
-    identity: Identity,
-    problem: Problem,
-    *,
-    storage: BaseStorage | None = None,
-    study_name: str = "search",
-    details: Details | None = None,
-) -> optuna.Study:
-    """The study of the problem's budget, created if need be; refused if it is of something else.
-
-    A journal file belongs to one run, so all of its studies must be of the same identity; a database may hold others'.
-
-    Raises:
-        NasError: if the identity differs, or the storage cannot be read.
-    """
-    storage = storage if storage is not None else open_storage(where)
-    name = name_of(problem, study_name)
-    there = storage.get_all_studies()
-    for other in there:
-        if isinstance(where, Path) or other.study_name == name:
-            _refuse_other(where, other.user_attrs, identity, details)
-    settings = {"study_name": name, "storage": storage, "sampler": optuna.samplers.RandomSampler(seed=0)}  # a stand-in
-    if name in [other.study_name for other in there]:
-        study = optuna.load_study(**settings)
-        _refuse_labels(where, study)
-    else:
-        directions = ["minimize"] * (1 + len(problem.objectives))
-        study = optuna.create_study(directions=directions, load_if_exists=True, **settings)
-    if "identity" not in study.user_attrs:
-        if details:
-            study.set_user_attr("details", {part: dict(rows) for part, rows in details.items()})
-        study.set_user_attr(LABELS, {position: list(labels) for position, labels in problem.labels.items()})
-        study.set_user_attr("identity", dict(identity))
-    return study
-
-
-def _refuse_labels(where: Path | str, study: optuna.Study) -> None:
-    """Refuse a study of version 0.1, which kept every option's label in every trial."""
-    first = next((t for t in study.get_trials(deepcopy=False) if t.distributions), None)
-    if first is not None and any(isinstance(d, CategoricalDistribution) for d in first.distributions.values()):
-        name = str(where) if isinstance(where, Path) else shown(where)
-        raise NasError(
-            f"{name}: {study.study_name!r} is a study of version 0.1, which this version does not read; search in a "
-            "new run folder, or give the study another name with --study"
-        )
-
-
-def _refuse_other(
-    where: Path | str, attributes: Mapping[str, Any], identity: Identity, details: Details | None
-) -> None:
-    """Refuse a study whose scores or costs come from something else, naming what differs."""
-    known, before = attributes.get("identity", identity), attributes.get("details")
-    known, before = (found if isinstance(found, Mapping) else {} for found in (known, before))
-    changed = [name for name in sorted({*known, *identity}) if known.get(name) != identity.get(name)]
-    if not changed:
-        return
-    what = "; ".join(
-        f"{name} was {known.get(name)}, is {identity.get(name)}"
-        + difference(before.get(name, {}), (details or {}).get(name, {}))
-        for name in changed
-    )
-    if isinstance(where, Path):
-        name, remedy = str(where), "or move the journal away to search again"
-    else:
-        name, remedy = shown(where), "or give the study another name with --study"
-    raise NasError(f"{name} holds a study of something else: {what}. Search in a new run folder, {remedy}")
-
-
-def difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
-    """Which parts of two versions differ, the first few by name."""
-    if not before or not now:
-        return ""
-    changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    few = ", ".join(f"{key} was {before.get(key, 'not there')}, is {now.get(key, 'not there')}" for key in changed[:2])
-    more = f" and {len(changed) - 2} more of {len(now)}" if len(changed) > 2 else ""
-    return f" ({few}{more})" if changed else ""

@@ -96,10 +96,6 @@ class Features:
         return changes
 
 
-def _unseen(choice: Indices, taken: Container[Choice]) -> bool:
-    return tuple(choice.tolist()) not in taken
-
-
 @dataclass
 class Moments:
     """All that a fit needs of the observations: it stays as small, and as quick, however many there are.
@@ -192,6 +188,18 @@ def _features_of(problem: Problem) -> Features:
     return _FEATURES[problem.costs]
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """A front of evaluations: latencies rise, losses fall; and the worst loss within the budget."""
+
+    latency_ms: Floats
+    loss: Floats
+    worst: float
+
+
+_NOTHING = _Steps(np.empty(0), np.empty(0), -math.inf)
+
+
 class SurrogateSampler(BaseSampler):
     """Search by an additive-plus-neighbours model of quality, maximised by dynamic programming.
 
@@ -229,38 +237,57 @@ class SurrogateSampler(BaseSampler):
         if not len(front.choices):  # no option of some position keeps to the memory limit by itself
             return self._random_params(study, trial)
         fits = self._problem.feasible(front.choices)
-        fits &= np.array([_unseen(choice, ledger.taken) for choice in front.choices])
+        fits &= np.array([tuple(choice) not in ledger.taken for choice in front.choices.tolist()])
         if not fits.any():
             return self._problem.params(self._beside(front, weights, ledger.taken))
-        choices = np.unique(front.choices[fits], axis=0)
-        models = np.stack([posterior.draw(self._rng) for _ in range(DRAWS)], axis=1)
-        gains = self._gains(choices, self._features(choices) @ models, posterior, ledger)
+        choices, latency = front.choices[fits], front.latency_ms[fits]
+        models = posterior.mean[:, None] + posterior.root @ self._rng.standard_normal((len(weights), DRAWS))
+        gains = self._gains(latency, self._features(choices) @ models, posterior, ledger)
         return self._problem.params(choices[np.argmax(gains)])
 
-    def _gains(self, choices: Indices, quality: Floats, posterior: Posterior, ledger: Ledger) -> Floats:
+    def _gains(self, costs: Floats, quality: Floats, posterior: Posterior, ledger: Ledger) -> Floats:
         """How much area each of K choices is expected to add under the front of what was evaluated, shape (K,).
 
         Args:
-            quality: (K, D) losses by D drawn models.
+            costs: (K,) latencies in ms. quality: (K, D) losses by D drawn models.
         """
-        costs = self._problem.cost(choices).latency_ms
-        rows = [*ledger.observed, *ledger.recent]
-        known = np.array([choice for choice, _ in rows], dtype=np.int64).reshape(-1, choices.shape[1])
-        losses = (np.array([loss for _, loss in rows]) - posterior.offset) / posterior.unit
-        fits = self._problem.feasible(known) if len(known) else np.zeros(0, dtype=np.bool_)
-        if not fits.any():
+        steps = self._steps(ledger)
+        if not len(steps.latency_ms):
             return -quality.mean(1)
-        latency, losses = self._problem.cost(known[fits]).latency_ms, losses[fits]
-        order = np.lexsort((losses, latency))
-        latency, lowest = latency[order], np.minimum.accumulate(losses[order])
-        steps = np.concatenate([[True], lowest[1:] < lowest[:-1]])
-        latency, lowest = latency[steps], lowest[steps]
+        latency, lowest = steps.latency_ms, (steps.loss - posterior.offset) / posterior.unit
+        worst = (steps.worst - posterior.offset) / posterior.unit
         # The best known loss is a staircase: the worst before its first step, the last one up to the dearest choice.
         starts, stops = np.concatenate([[-np.inf], latency]), np.concatenate([latency, [max(latency[-1], costs.max())]])
-        levels = np.concatenate([[losses.max()], lowest])
+        levels = np.concatenate([[worst], lowest])
         widths = np.maximum(stops - np.maximum(starts, costs[:, None]), 0.0)
         widths[:, -1] += 1e-6 * max(float(np.ptp(costs)), 1e-9)  # the dearest, too, is worth a lower loss
-        return sum((widths[:, [k]] * np.maximum(level - quality, 0.0)).mean(1) for k, level in enumerate(levels))
+        gains = np.zeros(len(costs))
+        for width, level in zip(widths.T, levels, strict=True):
+            gains += width * np.maximum(level - quality, 0.0).mean(1)
+        return gains
+
+    def _steps(self, ledger: Ledger) -> _Steps:
+        """The front of all that was evaluated within the budget; what is settled is looked at once."""
+        key = "front of the surrogate"
+        count, known = ledger.memo.get(key, (0, _NOTHING))
+        known = self._with(known, ledger.observed[count:])
+        ledger.memo[key] = (len(ledger.observed), known)
+        return self._with(known, ledger.recent)
+
+    def _with(self, steps: _Steps, rows: Sequence[tuple[Choice, float]]) -> _Steps:
+        if not rows:
+            return steps
+        choices = np.array([choice for choice, _ in rows], dtype=np.int64)
+        costs = self._problem.cost(choices)
+        fits = self._problem.budget.feasible(costs)
+        if not fits.any():
+            return steps
+        latency = np.concatenate([steps.latency_ms, costs.latency_ms[fits]])
+        loss = np.concatenate([steps.loss, np.array([value for _, value in rows])[fits]])
+        order = np.lexsort((loss, latency))
+        lowest = np.minimum.accumulate(loss[order])
+        kept = order[np.concatenate([[True], lowest[1:] < lowest[:-1]])]
+        return _Steps(latency[kept], loss[kept], max(steps.worst, float(loss.max())))
 
     def _beside(self, front: Front, weights: Floats, taken: Container[Choice]) -> Indices:
         """The drawn model's best unseen choice that differs from a front's point at one position."""
@@ -269,7 +296,7 @@ class SurrogateSampler(BaseSampler):
         order = np.argsort(self._features.near(best, around, weights), kind="stable")
         for start in range(0, len(around), NEAR):
             some = around[order[start : start + NEAR]]
-            found = next((row for row in some[self._problem.feasible(some)] if _unseen(row, taken)), None)
+            found = next((row for row in some[self._problem.feasible(some)] if tuple(row.tolist()) not in taken), None)
             if found is not None:
                 return found
         return best
@@ -350,9 +377,12 @@ def exact_front(problem: Problem, features: Features, weights: Floats, grid: int
         nothing = idle[here.idle] + own[0] if here.idle is not None else nowhere.copy()
         held, first = nowhere.copy(), span * 0
         if len(here.layers):
-            # Of the options in one bin the best is enough: bins are fewer than options where positions are rich.
+            # Of the options in one bin the best is enough, and of the bins those that beat all cheaper ones.
             best = here.order[np.lexsort((own[here.order], here.bin_of))[here.starts]]
-            reach = padded[here.sources] + own[best, None]
+            lowest = np.minimum.accumulate(own[best])
+            better = np.concatenate([[True], lowest[1:] < lowest[:-1]])
+            best = best[better]
+            reach = padded[here.sources[better]] + own[best, None]
             which = reach.argmin(0)
             held, first = reach[which, span], best[which]
         back.append((apart, after, first))
