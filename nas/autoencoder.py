@@ -184,8 +184,8 @@ def load_model(folder: Path, source: str, config: dict[str, Any]) -> Any:
 
 def _unknown(source: str, kind: Any) -> str:
     return (
-        f"{source}: holds a {kind or 'model of no stated kind'}, and how its latents are scaled is not known here; "
-        f"give one of {', '.join(KINDS)}"
+        f"{source}: holds a {kind or 'model of no stated kind'}, not an autoencoder known here: nothing says how its "
+        f"latents are scaled; give one of {', '.join(KINDS)}"
     )
 
 

@@ -284,7 +284,7 @@ def test_an_autoencoder_without_known_statistics_is_one_line(tmp_path: Path) -> 
         ({"scaling_factor": 0.0}, "zero or not finite"),
         (
             {"_class_name": "AutoencoderOobleck"},
-            "scaled is not known here; give one of AutoencoderKL",
+            "not an autoencoder known here: .*; give one of AutoencoderKL",
         ),
         ({"_class_name": None}, "model of no stated kind"),
     ):
