@@ -153,15 +153,21 @@ def convert(
 
 def numeric_error(
     path: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...]
-) -> dict[str, float | None]:
-    """Error of the saved package against the module, ``fp32`` and ``fp16``; ``None`` is not finite.
+) -> dict[str, float | str | None]:
+    """Error of the saved package against the module, ``fp32`` and ``fp16``.
+
+    ``None`` is not finite; or not known, where ``reason`` says which operation the evaluator lacks.
 
     Raises:
         WorkloadError: if it computes something else in float32 arithmetic.
     """
     from device_profiler.evaluator.check import check_package
+    from device_profiler.evaluator.types import UnknownOperation
 
-    found = check_package(path, module, inputs, names)
+    try:
+        found = check_package(path, module, inputs, names)
+    except UnknownOperation as unknown:
+        return {"fp32": None, "fp16": None, "reason": one_line(unknown)}
     if not found.error_fp32 <= EVALUATED_TOLERANCE:
         raise WorkloadError(one_line(found.problem(EVALUATED_TOLERANCE, None)))
     both = {"fp32": found.error_fp32, "fp16": found.error_fp16}
