@@ -61,8 +61,8 @@ Measured = dict[tuple[str, int], dict[str, Record]]  # (device, which time) -> w
 def measure(quick: bool) -> Measured:
     """Every device twice, the second time after all others, so that the machine's day is part of the difference."""
     from device_profiler.device import Device
-    from device_profiler.measure import Limits
     from device_profiler.profile import operator_workload, profile_workloads
+    from device_profiler.samples import Limits
 
     limits = Limits(min_rounds=5, max_rounds=10, seconds=5.0) if quick else Limits()
     found: Measured = {}

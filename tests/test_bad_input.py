@@ -15,10 +15,10 @@ from training_fixtures import clips, short, tiny
 
 from latency_tables.header import Header
 from latency_tables.table import Table, table_path
-from nas.checkpoint import sole_writer
 from nas.cli import main
 from nas.config import resolve, store
-from nas.trainer import train
+from nas.supernet.stage import train
+from nas.training.checkpoint import sole_writer
 from search_spaces.space import Space
 
 SETTINGS = ["--set", "data.source=moving_shapes", "--set", "train.threads=1"]
@@ -159,7 +159,7 @@ def test_a_run_with_a_budget_that_nothing_meets_stops_before_training(
         made.append([replace(next(iter(made)), key=key) for key in ends])
         made.save(table_path(table_dir, "host_cpu", "onnxruntime"))
 
-    monkeypatch.setattr("nas.run.profile_space", measured)
+    monkeypatch.setattr("nas.run.job.profile_space", measured)
     line = shell.refused("run", "tiny", "--out", out, *SETTINGS, "--set", "search.latency_ms=1", code=1)
     assert "nearest feasible budget" in line
     assert not (out / "supernet").exists()

@@ -21,7 +21,7 @@ from device_profiler.evaluator.operations import OPERATIONS
 from device_profiler.evaluator.package import Package, PackageError
 from device_profiler.lowering import lower
 from device_profiler.lowering.coreml import lower as lower_coreml
-from device_profiler.lowering.coreml import quiet
+from device_profiler.quiet import quiet
 from device_profiler.subject import Subject
 from nas.export.compress import compress
 from search_spaces.workload import Workload

@@ -20,9 +20,10 @@ from device_profiler import profile as profiling
 from device_profiler.device import Device
 from device_profiler.fleet import profile_fleet, serve
 from device_profiler.lowering import default_lowerings, lower
-from device_profiler.measure import Limits, Progress
+from device_profiler.measure import Progress
 from device_profiler.profile import profile
 from device_profiler.runtimes import RUNTIMES
+from device_profiler.samples import Limits
 from device_profiler.subject import Subject, reference_subject
 from latency_tables.table import Table, table_path
 from nas.cli import main

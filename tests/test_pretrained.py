@@ -16,13 +16,13 @@ from safetensors.torch import load_file, save_file
 from test_init import save_unet
 from tuning_fixtures import make_model
 
-from nas.autoencoder import VideoAutoencoder
 from nas.cli import main
 from nas.errors import NasError
+from nas.model.pipeline import load_pipeline
+from nas.pretrained.autoencoder import VideoAutoencoder
 from nas.pretrained.files import rank_weights
-from nas.sample import load_pipeline
-from nas.text import TextEncoder
-from nas.weights import load_unet
+from nas.pretrained.text import TextEncoder
+from nas.pretrained.unet import load_unet
 
 NAME = "diffusion_pytorch_model"
 SHARDED = 20_000  # bytes

@@ -6,15 +6,11 @@ one tiles weights; ``jit.trace`` fails with numpy >= 2.4). Nothing here needs a 
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
-import logging
 import math
 import shutil
-import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +19,7 @@ import numpy as np
 from device_profiler.child import classify
 from device_profiler.errors import WORKLOAD_ERRORS, Unsupported, WorkloadError, one_line
 from device_profiler.lowering.liveness import Step, live_peak_bytes
+from device_profiler.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -223,20 +220,3 @@ def _bytes(var: Any) -> int:
 
     shape = [int(size) for size in var.shape]
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(nptype_from_builtin(var.dtype)).itemsize
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """coremltools tells of versions it was not tested with and draws progress bars; errors still come through."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.filterwarnings("ignore", module="coremltools.*|torch.*|sklearn.*|xgboost.*")
-            warnings.filterwarnings("ignore", message="Implicitly cleaning up", category=ResourceWarning)
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*overflow encountered in cast.*", category=RuntimeWarning)
-            yield
-    finally:
-        logger.setLevel(level)
