@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from device_profiler.threads import OURS, SHARED, share_cores
+from search_spaces.planning import load_plan
 
 QUIET_RATIO, BUSY_RATIO = 1.05, 3.0
 NAMES = (OURS, *SHARED, "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
@@ -28,7 +29,7 @@ def serve() -> None:
     """One step of the deepest path for every line read; answers with its seconds."""
     import torch
 
-    from nas.supernet import Supernet
+    from nas.supernet.supernet import Supernet
     from search_spaces.space import Space
 
     torch.manual_seed(0)
@@ -37,7 +38,7 @@ def serve() -> None:
     frames, channels, height, width = space.latent_shape("training")
     noisy = torch.randn(CLIPS * frames, channels, height, width)
     context = torch.randn(CLIPS, space.text.tokens, space.text.dim)
-    path = space.largest()
+    path = load_plan(space).largest()
     for _ in sys.stdin:
         start = time.perf_counter()
         supernet(noisy, torch.full((CLIPS,), 500.0), context, frames, path).square().mean().backward()

@@ -140,9 +140,9 @@ def together(device: str) -> dict[str, float]:
     """Time of scoring arrangements in one pass, over the time one by one; medians, interleaved."""
     from nas.config import DataConfig, QualityConfig
     from nas.data import open_data
-    from nas.quality import Quality
-    from nas.supernet import Supernet
-    from nas.text import TextEncoder
+    from nas.pretrained.text import TextEncoder
+    from nas.supernet.quality import Quality
+    from nas.supernet.supernet import Supernet
     from search_spaces.space import Space
 
     space = Space.load("tiny")

@@ -25,7 +25,8 @@ from typing import Any
 from device_profiler.device import Device
 from device_profiler.fleet import group_size, profile_fleet, serve
 from device_profiler.lowering import Lowered, default_lowerings, lower
-from device_profiler.runtimes import RUNTIMES, Execution, Facts
+from device_profiler.runtimes import RUNTIMES
+from device_profiler.runtimes.contract import Execution, Facts
 from device_profiler.subject import Subject, reference_subject
 from search_spaces.space import Space
 

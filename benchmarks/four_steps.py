@@ -34,12 +34,12 @@ from nas.data.shapes import Cast
 from nas.errors import AnswerIsNo
 from nas.evaluate import EvaluateConfig, measure, sample_many
 from nas.evaluate.classifier import accuracies, chance, classifier_features, prompts, trained_classifier
-from nas.finetune import finetune
-from nas.finetune.config import AdversarialConfig, FinetuneConfig, JointConfig
-from nas.model import VideoUNet
-from nas.pipeline import TextToVideoPipeline, save_pipeline
-from nas.sample import load_pipeline, to_uint8, write_contact_sheet
-from nas.text import TextEncoder
+from nas.media import to_uint8, write_contact_sheet
+from nas.model.network import VideoUNet
+from nas.model.pipeline import TextToVideoPipeline, load_pipeline, save_pipeline
+from nas.pretrained.text import TextEncoder
+from nas.recipes import finetune
+from nas.recipes.config import AdversarialConfig, FinetuneConfig, JointConfig
 from search_spaces.space import Space
 
 HERE = Path(__file__).parent

@@ -34,11 +34,11 @@ def choose() -> Any:
     from latency_tables.lookup import find_table
     from latency_tables.plan import Plan as TablePlan
     from latency_tables.table import Table
-    from search_spaces.plan import Plan
+    from search_spaces.planning import load_plan
     from search_spaces.space import Space
 
     space, rng = Space.load(SPACE), np.random.default_rng(0)
-    plan = Plan.load(space)
+    plan = load_plan(space)
     blocks = {variant.block for position in space.positions for variant in position.variants}
     while True:
         arrangement = space.sample(rng)
@@ -54,7 +54,7 @@ def small_text(folder: Path) -> str:
     """A CLIP text model of the space's width and length, one layer deep."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from nas.text import word_tokenizer
+    from nas.pretrained.text import word_tokenizer
 
     tokenizer = word_tokenizer(["a cat runs"], 77)
     ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -75,9 +75,8 @@ def small_autoencoder(folder: Path) -> str:
 def build(folder: Path) -> dict[str, Any]:
     import torch
 
-    from nas.build import build_anew
-    from nas.pipeline import SHARD
-    from nas.sample import load_pipeline
+    from nas.model.build import build_anew
+    from nas.model.pipeline import SHARD, load_pipeline
 
     arrangement, latency_ms, expected = choose()
     arrangement.save(folder / "arrangement.yaml")
@@ -103,7 +102,8 @@ def build(folder: Path) -> dict[str, Any]:
 def forward(folder: Path, shape: tuple[int, int, int]) -> dict[str, Any]:
     import torch
 
-    from nas.sample import latent_shape, load_pipeline
+    from nas.model.pipeline import load_pipeline
+    from search_spaces.space import latent_shape
 
     unet = load_pipeline(folder / "model").unet.eval()
     frames, height, width = latent_shape(unet.space, *shape)

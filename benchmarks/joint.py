@@ -25,8 +25,8 @@ from four_steps import BASE, DATA, GUIDANCE, Judge, cached, fresh_model, tuned
 
 from nas.config import DataConfig
 from nas.evaluate.classifier import chance
-from nas.finetune.config import FinetuneConfig
-from nas.sample import load_pipeline
+from nas.model.pipeline import load_pipeline
+from nas.recipes.config import FinetuneConfig
 
 TWO = DATA.model_copy(
     update={"max_objects": 2, "kinds": ("square", "cross"), "directions": ("left", "right"), "radius": (0.2, 0.26)}

@@ -17,7 +17,7 @@ from pathlib import Path
 from device_profiler.device import Device
 from device_profiler.lowering import default_lowerings
 from device_profiler.profile import measure_workloads
-from device_profiler.runtimes import load_runtime_class
+from device_profiler.runtimes.contract import load_runtime_class
 from search_spaces.space import Space
 
 

@@ -19,8 +19,9 @@ import numpy as np
 
 from device_profiler.additivity import LIMITS, kendall_tau, random_networks
 from device_profiler.device import Device
-from device_profiler.measure import Progress, RunLog
+from device_profiler.measure import Progress
 from device_profiler.profile import measure_workloads
+from device_profiler.samples import RunLog
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
 from latency_tables.plan import Plan

@@ -103,7 +103,7 @@ def evaluated(jobs: list[Job]) -> dict[str, Any]:
                 print(f"{found.status}: {found}  {label}")
                 continue
             errors = found.stats["numeric_error"]
-            shown = {key: float("inf") if error is None else float(error) for key, error in errors.items()}
+            shown = {key: float("inf") if errors[key] is None else float(errors[key]) for key in ("fp32", "fp16")}
             print(f"{shown['fp32']:9.1e} {shown['fp16']:9.1e} {found.stats['seconds']:8.1f}  {label}")
             for key, error in shown.items():
                 worst[f"max_error_{key}"] = max(worst[f"max_error_{key}"], (error, label))

@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 
 from device_profiler.device import Device
-from device_profiler.measure import Limits, Progress
+from device_profiler.measure import Progress
 from device_profiler.profile import profile
+from device_profiler.samples import Limits
 from search_spaces.space import Space
 
 TARGET = 1.2

@@ -24,15 +24,15 @@ import yaml
 
 from nas.data import open_data
 from nas.data.clip import images_of
-from nas.finetune.loop import Loop
-from nas.flow import Diffusion
+from nas.pretrained.text import TextEncoder
+from nas.pretrained.unet import load_unet
 from nas.prune import prune_unet
 from nas.prune.config import PruneSettings
 from nas.prune.images import Images
 from nas.prune.recover import Recover
-from nas.text import TextEncoder
-from nas.weights import load_unet
-from search_spaces.backbones import build_backbone
+from nas.tasks.noise import Diffusion
+from nas.training.loop import Loop
+from search_spaces.families import build_backbone
 from search_spaces.space import Space
 
 WIDE = {
@@ -125,7 +125,7 @@ def one_seed(folder: Path, seed: int, args: argparse.Namespace) -> dict[str, flo
         ("new, data alone", False, 0.0),
     ):
         torch.manual_seed(seed + 1)
-        unet: Any = load_unet(told["unet"]) if inherits else build_backbone(space)
+        unet: Any = load_unet(told["unet"]) if inherits else build_backbone(space.backbone)
         asked = settings(args.steps, args.threads, seed, distillation=distillation)
         started = time.perf_counter()
         trained(whole, unet, asked, images, folder / name.replace(" ", "_"))

@@ -47,13 +47,13 @@ from latency_tables.lookup import load_table
 from latency_tables.plan import Plan
 from nas.config import QualityConfig, RunConfig, resolve
 from nas.data import open_data
-from nas.quality import Quality
+from nas.pretrained.text import TextEncoder
 from nas.ranking.agreement import kendall_tau, top_regret
 from nas.ranking.alone import train_alone
-from nas.supernet import Supernet
-from nas.text import TextEncoder
-from nas.trained import load_supernet
-from nas.trainer import Trainer, train
+from nas.supernet.quality import Quality
+from nas.supernet.stage import Trainer, train
+from nas.supernet.supernet import Supernet
+from nas.supernet.trained import load_supernet
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 

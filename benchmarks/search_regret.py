@@ -53,7 +53,7 @@ from nas.search.samplers import SAMPLERS, FeasibleSampler
 from nas.search.studies import Evaluation
 from nas.search.study import search
 from search_spaces.arrangement import Arrangement
-from search_spaces.plan import Plan
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 HERE = Path(__file__).parent / "data"
@@ -93,8 +93,9 @@ class Scored:
 def enumerate_truth(run: Path) -> None:
     """Score every arrangement of the sub-space on the run's supernet; some minutes."""
     from nas.config import load
-    from nas.run import commit, load_table
-    from nas.scores import open_quality
+    from nas.ranking.scores import open_quality
+    from nas.run.folder import commit
+    from nas.run.job import load_table
 
     config = load(run)
     quality, steps = open_quality(config, run)
@@ -118,7 +119,7 @@ def enumerate_truth(run: Path) -> None:
 
 def load_problem() -> tuple[Problem, dict[tuple[int, ...], float]]:
     space = Space.load(SPACE)
-    costs = CostModel(TablePlan.from_json(Plan.load(space).to_json()), Table.load(TABLE))
+    costs = CostModel(TablePlan.from_json(load_plan(space).to_json()), Table.load(TABLE))
     budget = Budget(latency_ms=RATIO * costs.backbone_latency_ms)
     truth = {}
     for line in TRUTH.read_text().splitlines()[2:]:

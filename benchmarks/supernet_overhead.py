@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from nas.config import TrainConfig
-from nas.flow import mix, velocity
-from nas.optimizers import build_optimizer
-from nas.supernet import Supernet
+from nas.supernet.supernet import Supernet
+from nas.tasks.noise import mix, velocity
+from nas.training.optimizers import build_optimizer
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 

@@ -61,8 +61,8 @@ Measured = dict[tuple[str, int], dict[str, Record]]  # (device, which time) -> w
 def measure(quick: bool) -> Measured:
     """Every device twice, the second time after all others, so that the machine's day is part of the difference."""
     from device_profiler.device import Device
-    from device_profiler.measure import Limits
     from device_profiler.profile import operator_workload, profile_workloads
+    from device_profiler.samples import Limits
 
     limits = Limits(min_rounds=5, max_rounds=10, seconds=5.0) if quick else Limits()
     found: Measured = {}
@@ -214,6 +214,9 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=20, help="random sets of rows")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     args = parser.parse_args()
+    if args.stored and not STORED.is_file():
+        print(f"no {STORED}; measure once with --store", file=sys.stderr)
+        return 2
     found = stored() if args.stored else measure(args.quick)
     if args.store:
         store(found)

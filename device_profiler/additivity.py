@@ -13,8 +13,9 @@ import numpy as np
 
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError
-from device_profiler.measure import Limits, OnProgress, RunLog
+from device_profiler.measure import OnProgress
 from device_profiler.profile import CACHE, measure_workloads, note_run, profile, table_to_go_on_with
+from device_profiler.samples import Limits, RunLog
 from latency_tables.correction import MIN_NETWORKS, Correction, fit_correction, interval_of
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
@@ -22,7 +23,7 @@ from latency_tables.plan import Plan as CostPlan
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
-from search_spaces.plan import Plan
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def check_additivity(
     if keep is not None:
         keep(records)
     table = Table(Header(target.name, target.runtime, precision=target.precision), records)
-    model = CostModel(CostPlan.from_json(Plan.load(loaded).to_json()), table, method=method)
+    model = CostModel(CostPlan.from_json(load_plan(loaded).to_json()), table, method=method)
     for part in model.rows.values():
         if not part.ok:
             raise ProfileError(

@@ -2,45 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from device_profiler.device import BYTES_PER_ELEMENT, Device
 from device_profiler.errors import OutOfMemory
 from device_profiler.lowering.forms import split
+from search_spaces.blocks.attention import attention_of
 from search_spaces.ends import decoder_peak_elements
 from search_spaces.workload import Workload
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One attention: ``groups`` independent ones of ``queries`` against ``keys``, for each of ``heads``."""
-
-    groups: int
-    heads: int
-    queries: int
-    keys: int
-
-
-def has_attention(workload: Workload) -> bool:
-    """Whether the workload holds attention, so that it has a fused and a decomposed form."""
-    return workload.block in ("backbone", "network", "spatial") or "Attention" in workload.block
-
-
-def attention_of(workload: Workload) -> Attention | None:
-    """The attention of one of the four attention blocks; None for any other workload."""
-    pixels = workload.height * workload.width
-    heads = dict(workload.params).get("heads", 1)
-    frames, batch, text = workload.frames, workload.batch, workload.context_tokens
-    shapes = {
-        "SelfAttention1D": (batch * pixels, frames, frames),
-        "SelfAttention3D": (batch, frames * pixels, frames * pixels),
-        "CrossAttention1D": (batch * pixels, frames, text),
-        "CrossAttention3D": (batch, frames * pixels, text),
-    }
-    if workload.block not in shapes:
-        return None
-    groups, queries, keys = shapes[workload.block]
-    return Attention(groups, heads, queries, keys)
 
 
 def predicted_peak_mb(workload: Workload, lowering: str) -> float:

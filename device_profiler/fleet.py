@@ -29,14 +29,17 @@ from device_profiler import profile as profiling
 from device_profiler.device import Device
 from device_profiler.errors import ProfileError
 from device_profiler.fleet_network import connect, need_dask, own_interface
-from device_profiler.measure import Job, Progress, RunLog, append_samples, failure, silent
+from device_profiler.measure import Progress, silent
+from device_profiler.rows import failure
+from device_profiler.samples import Job, RunLog, append_samples
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
 from search_spaces.writing import write_whole
 
 if TYPE_CHECKING:
-    from device_profiler.measure import Limits, OnProgress
+    from device_profiler.measure import OnProgress
+    from device_profiler.samples import Limits
 
 GROUP = 8  # workloads of one task at most: enough to interleave, few enough to be measured again
 TURNS = 2  # tasks a worker should get at least: with fewer the others wait for whoever has the last one

@@ -23,8 +23,9 @@ from search_spaces.space import Space
 from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
-    from device_profiler.measure import Limits, OnProgress, RunLog
-    from device_profiler.runtimes import Runtime
+    from device_profiler.measure import OnProgress
+    from device_profiler.runtimes.contract import Runtime
+    from device_profiler.samples import Limits, RunLog
     from device_profiler.subject import Subject
 
 CACHE = ".cache"
@@ -246,7 +247,7 @@ def wanted_rows(
 ) -> list[Wanted]:
     """The rows that a table of the device should have for these workloads."""
     from device_profiler.lowering import default_lowerings
-    from device_profiler.runtimes import load_runtime_class
+    from device_profiler.runtimes.contract import load_runtime_class
 
     toolkit = load_runtime_class(device).toolkit
     names = tuple(lowerings) or device.lowerings
@@ -281,7 +282,7 @@ def _origin(given: str | Path | Space | None, loaded: Space) -> str:
 
 
 def _open(device: Device) -> Runtime:
-    from device_profiler.runtimes import open_runtime
+    from device_profiler.runtimes.contract import open_runtime
 
     runtime = open_runtime(device)
     runtime.check()
@@ -304,7 +305,7 @@ def _fill(
     missing = missing_rows(table, wanted, retry)
     if table is not None and not missing:
         return table
-    from device_profiler.measure import RunLog
+    from device_profiler.samples import RunLog
 
     runtime = _open(device)
     missing = missing_rows(table, wanted, retry, runtime.source)
@@ -445,7 +446,9 @@ def _records(
     import numpy as np
 
     from device_profiler.lowering import Lowered, lower_all
-    from device_profiler.measure import Job, Limits, Progress, failure, measure, silent
+    from device_profiler.measure import Progress, measure, silent
+    from device_profiler.rows import failure
+    from device_profiler.samples import Job, Limits
     from device_profiler.subject import reference_subject
 
     if limits is None:

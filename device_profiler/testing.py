@@ -20,8 +20,9 @@ import pytest
 from device_profiler.device import Device
 from device_profiler.errors import WorkloadError
 from device_profiler.lowering import Lowered, default_lowerings, lower
-from device_profiler.measure import Job, Limits, RunLog, measure
-from device_profiler.runtimes import Runtime, open_runtime
+from device_profiler.measure import measure
+from device_profiler.runtimes.contract import Runtime, open_runtime
+from device_profiler.samples import Job, Limits, RunLog
 from device_profiler.subject import Subject, reference_subject
 
 QUICK = Limits(warmup=1, min_rounds=2, max_rounds=2, visit_ms=1.0, max_repeats=2, timeout_s=600.0, seconds=5.0)

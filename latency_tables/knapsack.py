@@ -297,8 +297,8 @@ def _sweep(
             return None, whole
         if len(states) > _SEEN * beam:
             whole = False
-            near = np.argpartition(bound, _SEEN * beam - 1)[: _SEEN * beam]
-            states, parent, chosen, bound = states[near], parent[near], chosen[near], bound[near]
+            seen = np.argpartition(bound, _SEEN * beam - 1)[: _SEEN * beam]
+            states, parent, chosen, bound = states[seen], parent[seen], chosen[seen], bound[seen]
         first = _undominated(states)
         if len(first) > beam:
             whole = False

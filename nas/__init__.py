@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 # diffusers looks a saved pipeline's parts up by package and class name; they are imported only when asked for.
-_PARTS = {"VideoUNet": "nas.model", "TextToVideoPipeline": "nas.pipeline"}
+_PARTS = {"VideoUNet": "nas.model.network", "TextToVideoPipeline": "nas.model.pipeline"}
 
 
 def __getattr__(name: str) -> Any:

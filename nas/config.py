@@ -94,9 +94,9 @@ class TrainConfig(Settings):
 
     Attributes:
         steps: optimiser steps in all. warmup_steps: of them, first, on the backbone alone (the empty arrangement).
-        paths: how the arrangements of a step are drawn; see `nas.paths`. `sandwich` trains three a step and ranks best
-            (benchmarks/rank_correlation.py); `within_budget` draws uniformly among those that meet the limits of
-            `search`, by the device's table in the run folder.
+        paths: how the arrangements of a step are drawn; see `nas.supernet.paths`. `sandwich` trains three a step and
+            ranks best (benchmarks/rank_correlation.py); `within_budget` draws uniformly among those that meet the
+            limits of `search`, by the device's table in the run folder.
         clips, images: videos and single frames a step; the loss is their mean, weighted by `image_share`. Images pass
             no temporal layer, so they take part only while the spatial layers and the text encoder train: in the
             warm-up, and after it where `spatial_rate` is above 0.
@@ -107,8 +107,8 @@ class TrainConfig(Settings):
         timestep_mean, timestep_std: of the logit-normal noise level (Esser et al., arXiv 2403.03206, section 3.1).
         ema_decay: of the averaged weights that are scored and built.
         prediction: what the network learns: the `velocity` of flow matching, or, for Stable Diffusion's own weights,
-            `epsilon` or `v` on its schedule; see `nas.flow`.
-        init: a diffusers UNet (hub id or folder) that the spatial backbone starts from; see `nas.weights`.
+            `epsilon` or `v` on its schedule; see `nas.tasks.noise`.
+        init: a diffusers UNet (hub id or folder) that the spatial backbone starts from; see `nas.pretrained.unet`.
         precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of the gradient.
         optimizer: AdamW, fused where the device has it, or with its state in 8 bits (torchao).
         activation_checkpoints: compute activations again on the way back instead of keeping them.

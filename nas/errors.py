@@ -1,5 +1,7 @@
 """The errors of this package: a sentence for the user, shown without a traceback; and sentences for the system's."""
 
+from __future__ import annotations
+
 import errno
 
 
@@ -25,7 +27,6 @@ def explain(error: Exception) -> str | None:
 
 def _of_the_system(error: OSError) -> str:
     """What the system refused, and what to do: none of it is a fault of ours."""
-    from nas.files import why_full
 
     path = f"{error.filename}: " if error.filename else ""
     full = why_full(error)
@@ -40,3 +41,22 @@ def _of_the_system(error: OSError) -> str:
     if error.errno == errno.ENOMEM:
         return "there is not enough memory for this; take smaller clips or batches, or a larger machine"
     return f"{path}{(error.strerror or 'not usable').lower()}; check the path"
+
+
+FULL = {
+    errno.ENOSPC: ("the disk is full", "free some space"),
+    errno.EDQUOT: ("your share of the disk (quota) is used up", "free some space"),
+    errno.EFBIG: ("the file is larger than the file system or ulimit -f allows", "write to another disk, or raise it"),
+}
+_SAID = {  # safetensors has no errno in its errors
+    "No space left": errno.ENOSPC,
+    "quota exceeded": errno.EDQUOT,
+    "File too large": errno.EFBIG,
+}
+
+
+def why_full(error: BaseException) -> tuple[str, str] | None:
+    """What is used up and the remedy, where an error says that nothing more can be written; None where it does not."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return FULL[error.errno]
+    return next((FULL[code] for words, code in _SAID.items() if words in str(error)), None)

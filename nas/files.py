@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from latency_tables.files import lock, tell_unlocked
-from nas.errors import NasError
+from nas.errors import NasError, why_full
 from search_spaces import reading
 from search_spaces.reading import UnreadableError, parse_json, parse_yaml
 from search_spaces.writing import folder_beside, is_partial, partial_name, sweep, whole, write_whole
@@ -20,24 +20,6 @@ __all__ += ["read_json", "read_text", "read_yaml", "sole_writer", "sweep", "sync
 
 LOCK = ".lock"
 MAX_MB = 256.0  # of a text file: what a year of training logs is not
-
-FULL = {
-    errno.ENOSPC: ("the disk is full", "free some space"),
-    errno.EDQUOT: ("your share of the disk (quota) is used up", "free some space"),
-    errno.EFBIG: ("the file is larger than the file system or ulimit -f allows", "write to another disk, or raise it"),
-}
-_SAID = {  # safetensors has no errno in its errors
-    "No space left": errno.ENOSPC,
-    "quota exceeded": errno.EDQUOT,
-    "File too large": errno.EFBIG,
-}
-
-
-def why_full(error: BaseException) -> tuple[str, str] | None:
-    """What is used up and the remedy, where an error says that nothing more can be written; None where it does not."""
-    if isinstance(error, OSError) and error.errno in FULL:
-        return FULL[error.errno]
-    return next((FULL[code] for words, code in _SAID.items() if words in str(error)), None)
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from latency_tables.files import lock, tell_unlocked
-from nas.errors import NasError
-from nas.files import folder_beside, only_leftovers, sync, why_full
+from nas.errors import NasError, why_full
+from nas.files import folder_beside, only_leftovers, sync
 
 MADE_BY = "temporal-nas"  # the line that our videos and pictures carry
 OLD = ".old"  # of a folder that is being replaced where two cannot be exchanged

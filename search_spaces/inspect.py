@@ -10,7 +10,8 @@ from textwrap import wrap
 from typing import Any
 
 from search_spaces.errors import SpaceError
-from search_spaces.plan import Plan, PlanEnd, compute, plan_path
+from search_spaces.plan import Plan, PlanEnd
+from search_spaces.planning import compute, load_plan, plan_path
 from search_spaces.space import SPACES, Position, Space, list_spaces
 
 
@@ -117,7 +118,7 @@ def summary(space: str | Path | Space) -> SpaceSummary:
         SpaceError: if there is no such space, or it is wrong.
     """
     space = Space.load(space)
-    plan = Plan.load(space)
+    plan = load_plan(space)
     clip = space.clip()
     return SpaceSummary(
         name=space.name,
@@ -160,7 +161,7 @@ def check(space: str | Path | Space) -> list[str]:
     """
     space = Space.load(space)
     if find_spec("torch") is None:
-        Plan.load(space)
+        load_plan(space)
         return []
     return [*_block_problems(space), *_plan_problems(space)]
 
@@ -200,7 +201,7 @@ def _plan_problems(space: Space) -> Iterator[str]:
     path = plan_path(space) if space.source else None
     if path is None or not path.exists():
         return
-    remedy = "run python -m search_spaces.plan" if path.parent == SPACES else f"remove {path}"
+    remedy = "run python -m search_spaces.planning" if path.parent == SPACES else f"remove {path}"
     try:
         stored = Plan.read(path).to_json()
     except SpaceError as error:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from search_spaces.arrangement import Arrangement
-from search_spaces.backbones import backbone_forward, build_backbone, build_part
 from search_spaces.blocks import block_spec, build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
+from search_spaces.families import backbone_forward, build_backbone, build_part
 from search_spaces.space import Space
 from search_spaces.workload import Workload
 
@@ -37,7 +36,7 @@ class VideoNetwork(nn.Module):
         super().__init__()
         space.check(arrangement)
         self.arrangement = arrangement
-        self.unet = build_backbone(space)
+        self.unet = build_backbone(space.backbone)
         self.temporal = nn.ModuleDict(
             {
                 module_name(position.name): nn.ModuleList(
@@ -46,7 +45,7 @@ class VideoNetwork(nn.Module):
                 for position in space.positions
             }
         )
-        self._run: Callable[..., Tensor] = backbone_forward(space)
+        self._run: Callable[..., Tensor] = backbone_forward(space.backbone)
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int) -> Tensor:
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
@@ -139,7 +138,7 @@ def _spatial_part(workload: Workload, space: Space | None) -> nn.Module:
     prefix, name = f"{space.backbone_id}.", workload.name
     if not name.startswith(prefix):
         raise SpaceError(f"{workload.base} names {name}, but the backbone passed is {space.backbone_id}")
-    return build_part(space, name.removeprefix(prefix))
+    return build_part(space.backbone, name.removeprefix(prefix))
 
 
 def _whole_network(workload: Workload, space: Space | None, arrangement: Arrangement | None) -> VideoNetwork:
@@ -162,78 +161,3 @@ def _fill_zeros(module: nn.Module) -> None:
         for parameter in module.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.02)
-
-
-def trace_plan(space: Space) -> Plan:
-    """Compute a space's plan from the real modules on the meta device: shapes and counts, no weights, no memory.
-
-    Raises:
-        SpaceError: if the backbone's feature maps are not where and what its layout says.
-    """
-    frames, channels, height, width = space.latent_shape()
-    clip = space.clip()
-    seen: dict[str, Sequence[int]] = {}
-    points: list[Point] = []
-
-    def watch(name: str, x: Tensor, skips: Sequence[tuple[str, Tensor]]) -> None:
-        seen[name] = tuple(x.shape)
-        kind = "position" if name in {position.name for position in space.positions} else "backbone"
-        points.append(Point(name, kind, tuple((skip, tensor.numel()) for skip, tensor in skips)))
-
-    with torch.device("meta"), torch.no_grad():
-        unet = build_backbone(space)
-        x, timestep = torch.empty(frames, channels, height, width), torch.empty(1)
-        context = torch.empty(1, space.text.tokens, space.text.dim)
-        backbone_forward(space)(unet, x, timestep, context, frames, lambda name, x: x, watch)
-        for position in space.positions:
-            expected = space.position_shape(position)
-            if seen.get(position.name) != expected:
-                raise SpaceError(
-                    f"{position.name}: the layout of backbone {space.backbone.name} promises {expected} (T, C, H, W), "
-                    f"but the module gives {seen.get(position.name)}; correct the layout"
-                )
-        counts = {
-            key: _count(build_block(key[1], key[0], space.text.dim))
-            for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
-        }
-
-        encoder, _ = build_text_encoder(space.text.encoder, space.text.tokens, space.text.dim)
-        encoder_parameters, decoder = _count(encoder), None
-        one_call = space.decoder_workload("fp32")
-        if one_call is not None:
-            decoder = PlanEnd(one_call.base, _count(build_decoder(one_call.name)), space.decoder_calls())
-
-    def layers(position_name: str) -> tuple[PlanLayer, ...]:
-        position = space.position(position_name)
-        return tuple(
-            PlanLayer(variant, space.workload(position, variant, "fp32").base, counts[position.channels, variant])
-            for variant in position.variants * (position.max_layers > 0)
-        )
-
-    return Plan(
-        space=space.name,
-        fingerprint=space.fingerprint,
-        clip={"name": "deployment", **vars(clip), "latent": [frames, channels, height, width]},
-        backbone_name=space.backbone_id,
-        backbone_workload=space.backbone_workload("fp32").base,
-        backbone_parameters=_count(unet),
-        positions=tuple(
-            PlanPosition(
-                position.name,
-                position.channels,
-                frames,
-                height // position.downscale,
-                width // position.downscale,
-                position.max_layers,
-                layers(position.name),
-            )
-            for position in space.positions
-        ),
-        points=tuple(points),
-        text_encoder=PlanEnd(space.text_encoder_workload("fp32").base, encoder_parameters),
-        decoder=decoder,
-    )
-
-
-def _count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

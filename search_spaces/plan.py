@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError, unknown
 from search_spaces.reading import UnreadableError, parse_json, read_text
-from search_spaces.space import MAX_LAYERS, SPACES, Space, list_spaces
+from search_spaces.space import MAX_LAYERS
 from search_spaces.variant import Variant
 from search_spaces.writing import write_whole
 
@@ -88,38 +88,6 @@ class Plan:
     decoder: PlanEnd | None = None
 
     @classmethod
-    def load(cls, space: str | Path | Space) -> Plan:
-        """The plan of a space: the committed one, the one cached beside a user's YAML, or (with torch) a new one.
-
-        A new plan of a user's space is written as ``<name>.plan.json`` beside the YAML, where the folder allows it.
-
-        Raises:
-            SpaceError: if the space is wrong, or a committed plan does not fit its space.
-        """
-        space = Space.load(space)
-        if space.source is None:
-            shipped = Space.load(space.name) if space.name in list_spaces() else None
-            if shipped is not None and shipped.fingerprint == space.fingerprint:
-                return cls.load(shipped)
-            return compute(space)
-        path = plan_path(space)
-        if path.exists():
-            plan = cls.read(path)
-            if plan.fingerprint == space.fingerprint:
-                return plan
-            if path.parent == SPACES:
-                raise SpaceError(
-                    f"{path.name} was computed from definition {plan.fingerprint}, but {space.name}.yaml is "
-                    f"{space.fingerprint}; run python -m search_spaces.plan"
-                )
-        plan = compute(space)
-        try:
-            plan.save(path)
-        except OSError:
-            pass  # a read-only folder costs the next call some seconds, nothing else
-        return plan
-
-    @classmethod
     def read(cls, path: str | Path) -> Plan:
         """Read one file.
 
@@ -146,7 +114,7 @@ class Plan:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise SpaceError(
-                f"is no plan of schema {SCHEMA} ({where}: {first['msg']}); write it again: python -m search_spaces.plan"
+                f"is no plan of schema {SCHEMA} ({where}: {first['msg']}); run python -m search_spaces.planning"
             ) from None
         ends = {"text_encoder": file.text_encoder, "decoder": file.decoder}
         return cls(
@@ -315,20 +283,6 @@ class _File(_Part):
 _POSITION_FIELDS = ("name", "channels", "frames", "height", "width", "max_layers")
 
 
-def plan_path(space: Space) -> Path:
-    """Where the plan of a loaded space lies: beside its YAML."""
-    if space.source is None:
-        raise SpaceError(f"space {space.name} was not loaded from a file, so its plan has no place")
-    return space.source.with_name(f"{space.source.stem}.plan.json")
-
-
-def compute(space: Space) -> Plan:
-    """Compute a plan from the real modules on torch's meta device: shapes and counts, no weights, no memory."""
-    from search_spaces.network import trace_plan
-
-    return trace_plan(space)
-
-
 def _dump(data: Mapping[str, Any]) -> str:
     """JSON with one line a leaf record, so that a reviewed diff names what changed."""
     lines: list[str] = []
@@ -347,15 +301,3 @@ def _dump(data: Mapping[str, Any]) -> str:
             rows.append(f'  {head}, "layers": [\n{layers}\n  ]}}')
         lines.append(f"{json.dumps(key)}: [\n" + ",\n".join(rows) + "\n]")
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def main() -> None:
-    """Rewrite the committed plan of every space of the package."""
-    for name in list_spaces():
-        space = Space.load(name)
-        path = compute(space).save(plan_path(space))
-        print(f"{path} {space.fingerprint}")
-
-
-if __name__ == "__main__":
-    main()

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.arrangement import Arrangement
-from search_spaces.backbones import Layout, backbone_spec
 from search_spaces.blocks import block_spec, complete
 from search_spaces.ends import decoder_spec, text_encoder_spec
 from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, unknown, whole
+from search_spaces.families import Backbone, backbone_spec
+from search_spaces.families.contract import Layout
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
@@ -103,19 +104,6 @@ class Text:
         """The fields; the encoder where it is not the small one that is trained along."""
         named = {} if self.encoder == SMALL else {"encoder": self.encoder}
         return {"tokens": self.tokens, "dim": self.dim, **named}
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A backbone's name and its whole configuration."""
-
-    name: str
-    config: Mapping[str, Any] = field(hash=False)
-
-    @property
-    def layout(self) -> Layout:
-        """Its input channels, text width and places."""
-        return backbone_spec(self.name).layout(self.config)
 
 
 @dataclass(frozen=True)
@@ -338,12 +326,6 @@ class Space:
     def empty(self) -> Arrangement:
         """No temporal layer anywhere: the bare image backbone."""
         return self.arrange({})
-
-    def largest(self) -> Arrangement:
-        """The arrangement with most parameters: every position full of its largest variant (the plan knows which)."""
-        from search_spaces.plan import Plan
-
-        return Plan.load(self).largest()
 
     def sample(self, rng: Generator) -> Arrangement:
         """A random arrangement: at each position first a number of layers, then each layer, all uniform.
@@ -686,3 +668,24 @@ def _mapping(
     if missing:
         raise SpaceError(f"{at} lacks {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
     return dict(data)
+
+
+def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Latent frames, height and width of a clip in pixels.
+
+    Raises:
+        NasError: naming what a length or a side must divide by, and the nearest that does.
+    """
+    time, side = space.autoencoder.time, space.autoencoder.space
+    down = max((position.downscale for position in space.positions), default=1) * side
+    if space.autoencoder.causal and not space.autoencoder.divides(frames):
+        near = 1 + max(0, round((frames - 1) / time)) * time
+        raise SpaceError(
+            f"frames must be 1 + a multiple of {time} for this model, but is {frames}; the nearest is {near}"
+        )
+    unit = 1 if space.autoencoder.causal else time
+    for name, value, by in (("frames", frames, unit), ("height", height, down), ("width", width, down)):
+        if value < 1 or value % by:
+            near = max(by, round(value / by) * by)
+            raise SpaceError(f"{name} must be a multiple of {by} for this model, but is {value}; the nearest is {near}")
+    return space.autoencoder.latent_frames(frames), height // side, width // side

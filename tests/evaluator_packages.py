@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from device_profiler.evaluator.package import Package
-from device_profiler.lowering.coreml import convert, quiet
+from device_profiler.lowering.coreml import convert
+from device_profiler.quiet import quiet
 
 
 def converted(

@@ -17,7 +17,8 @@ from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory, ProfileError
 from device_profiler.fleet import serve
 from device_profiler.lowering import Lowered
-from device_profiler.runtimes import RUNTIMES, Execution, Facts
+from device_profiler.runtimes import RUNTIMES
+from device_profiler.runtimes.contract import Execution, Facts
 
 RUNTIME = "fleet_worker:Scripted"
 

@@ -78,7 +78,7 @@ def save_text(folder: Path, seed: int = 0, width: int = 16) -> str:
     """A small CLIP text model with its tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from nas.text import word_tokenizer
+    from nas.pretrained.text import word_tokenizer
 
     tokenizer = word_tokenizer([" ".join(WORDS)], 8)
     torch.manual_seed(seed)

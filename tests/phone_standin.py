@@ -19,8 +19,9 @@ from profiler_fakes import small
 
 from device_profiler.device import Device, Phone
 from device_profiler.lowering import Lowered, lower
-from device_profiler.measure import Job, Limits, RunLog, measure
+from device_profiler.measure import measure
 from device_profiler.runtimes.coreml import CoreMLRuntime
+from device_profiler.samples import Job, Limits, RunLog
 from latency_tables.record import Record
 
 TOOLS = ("xcrun", "devicectl", "coremlcompiler")

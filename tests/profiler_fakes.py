@@ -13,8 +13,8 @@ import numpy as np
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory, SessionLost, TimedOut, Unsupported, WorkloadError
 from device_profiler.lowering import Lowered
-from device_profiler.measure import Job
-from device_profiler.runtimes import Execution, Facts
+from device_profiler.runtimes.contract import Execution, Facts
+from device_profiler.samples import Job
 from device_profiler.subject import Built, Subject
 from search_spaces.workload import Workload
 

@@ -5,7 +5,8 @@ import pytest
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError
-from search_spaces.picture import picture
+from search_spaces.families.unet.picture import picture
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
@@ -94,7 +95,7 @@ def test_sampling_is_seeded_valid_and_reaches_every_length(tiny):
 
 def test_a_mutation_changes_one_layer_of_one_position(tiny):
     rng = np.random.default_rng(0)
-    for start in (tiny.empty(), tiny.sample(rng), tiny.largest()):
+    for start in (tiny.empty(), tiny.sample(rng), load_plan(tiny).largest()):
         for _ in range(40):
             other = tiny.mutate(start, rng)
             tiny.check(other)

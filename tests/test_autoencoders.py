@@ -13,13 +13,14 @@ import yaml
 from autoencoder_fixtures import SMALL, small_autoencoder
 from latent_fixtures import SPACE, save_text, video_folder
 
-from nas.autoencoder import KINDS, VideoAutoencoder
-from nas.build import build_anew
-from nas.cache import CacheConfig, build_cache
 from nas.config import DataConfig
 from nas.data import open_data
+from nas.data.caching import CacheConfig, build_cache
 from nas.errors import NasError
-from nas.sample import load_pipeline, sample_video
+from nas.model.build import build_anew
+from nas.model.pipeline import load_pipeline
+from nas.model.sample import sample_video
+from nas.pretrained.autoencoder import KINDS, VideoAutoencoder
 from search_spaces.errors import SpaceError
 from search_spaces.space import Space
 

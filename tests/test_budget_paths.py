@@ -13,8 +13,8 @@ from search_problems import tiny_problem
 
 from latency_tables.budget import Budget
 from nas.errors import NasError
-from nas.paths import WithinBudget
 from nas.search.problem import Problem
+from nas.search.within import WithinBudget
 
 
 def tight(share: float) -> Problem:
@@ -88,7 +88,7 @@ def test_a_budget_that_nothing_meets_is_refused() -> None:
 
 def test_training_without_a_table_says_what_to_do(tmp_path: Path) -> None:
     from nas.config import resolve
-    from nas.run import train_supernet
+    from nas.run.job import train_supernet
 
     config = resolve("tiny", None, None, ["train.paths=within_budget", "data.source=moving_shapes"])
     with pytest.raises(NasError, match="nas profile"):

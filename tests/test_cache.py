@@ -15,18 +15,18 @@ import torch
 from latent_fixtures import save_allegro, save_image_autoencoder, save_text, small_space, video_folder, write_video
 from training_fixtures import losses, short
 
-from nas.autoencoder import VideoAutoencoder, tiled
-from nas.cache import CacheConfig, Progress, build_cache
-from nas.checkpoint import sole_writer
 from nas.config import DataConfig
 from nas.data import open_data
 from nas.data.cached import CachedLatents, LatentCache, read_index
+from nas.data.caching import CacheConfig, Progress, build_cache
 from nas.data.frames import FrameSpec, cached_frames
 from nas.data.videos import as_video
 from nas.errors import NasError
-from nas.text import TextEncoder
-from nas.trained import load_supernet
-from nas.trainer import train
+from nas.pretrained.autoencoder import VideoAutoencoder, tiled
+from nas.pretrained.text import TextEncoder
+from nas.supernet.stage import train
+from nas.supernet.trained import load_supernet
+from nas.training.checkpoint import sole_writer
 from search_spaces.space import Space
 
 
@@ -151,7 +151,7 @@ def test_a_video_that_changed_is_encoded_again(shop: dict[str, Any], tmp_path: P
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from nas.cache import CacheConfig, build_cache
+from nas.data.caching import CacheConfig, build_cache
 from nas.config import DataConfig
 from search_spaces.space import Space
 space, autoencoder, text, videos, out = sys.argv[1:]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from latent_fixtures import save_allegro, save_text, small_space, video_folder, write_video
 
-from nas.cache import CacheConfig, build_cache
 from nas.config import DataConfig
 from nas.data.cached import LatentCache, read_index
+from nas.data.caching import CacheConfig, build_cache
 from nas.errors import NasError
 
 

@@ -8,14 +8,14 @@ import pytest
 from latent_fixtures import save_allegro, save_text, small_space, video_folder
 from training_fixtures import short
 
-from nas.cache import CacheConfig, build_cache
 from nas.config import DataConfig, resolve
 from nas.data import open_data
+from nas.data.caching import CacheConfig, build_cache
 from nas.data.lengths import check_lengths, fits, words_fit
 from nas.errors import NasError
-from nas.run import train_supernet
-from nas.text import word_tokenizer
-from nas.trainer import train
+from nas.pretrained.text import word_tokenizer
+from nas.run.job import train_supernet
+from nas.supernet.stage import train
 from search_spaces.space import Space
 
 LONG = "a ball " * 20
@@ -50,7 +50,7 @@ def test_training_refuses_before_anything_is_decoded(videos: Path, tmp_path: Pat
 
 
 def test_the_cache_refuses_before_anything_is_encoded(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("nas.cache.cached_frames", never)
+    monkeypatch.setattr("nas.data.caching.cached_frames", never)
     config = CacheConfig(save_allegro(tmp_path / "allegro"), save_text(tmp_path / "text"))
     with pytest.raises(NasError, match=r"captions.csv:4: a caption has 42 tokens, the text encoder takes 8"):
         build_cache(DataConfig(source="folder", path=videos), small_space(tmp_path), config, tmp_path / "cache")

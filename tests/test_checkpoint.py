@@ -11,8 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from nas.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint, save_checkpoint
 from nas.errors import NasError
+from nas.training.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint, save_checkpoint
 
 
 def made(value: float = 1.0) -> Checkpoint:

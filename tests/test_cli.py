@@ -9,7 +9,8 @@ import sys
 import pytest
 from typer.main import get_command
 
-from nas.cli import app, main
+from nas.cli import main
+from nas.cli.options import app
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from test_report import write_fake_run
 
-from device_profiler.measure import Job, RunLog, Sample, failure
+from device_profiler.rows import failure
+from device_profiler.samples import Job, RunLog, Sample
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
-from nas import compare
-from nas.compare import measure_chosen
 from nas.config import RunConfig, resolve
 from nas.report import write_report
+from nas.run import compare
+from nas.run.compare import measure_chosen
 from search_spaces.space import Space
 from search_spaces.workload import Workload
 

@@ -10,7 +10,7 @@ from phone_standin import QUICK, Behaviour, StandIn, artifacts, model_name, phon
 
 from device_profiler.errors import WorkloadError
 from device_profiler.lowering import Lowered
-from device_profiler.measure import RunLog
+from device_profiler.samples import RunLog
 
 __all__ = ["artifacts", "phones"]
 

@@ -12,8 +12,9 @@ from phone_standin import QUICK, artifacts, model_name, true_latency_ms
 from device_profiler import ProfileError
 from device_profiler.device import Device
 from device_profiler.lowering import Lowered
-from device_profiler.measure import Job, measure
+from device_profiler.measure import measure
 from device_profiler.runtimes.coreml import CoreMLRuntime
+from device_profiler.samples import Job
 from latency_tables.record import Record
 
 __all__ = ["artifacts"]

@@ -16,10 +16,10 @@ from latency_tables.correction import FORMS, Correction
 from latency_tables.cost import CostModel
 from latency_tables.distribution import distributions, feasible_share
 from latency_tables.optimum import Limits, optimum
-from nas.paths import WithinBudget
 from nas.search.samplers import SAMPLERS
 from nas.search.study import search
 from nas.search.surrogate import Features, exact_front
+from nas.search.within import WithinBudget
 
 TERMS = {"scale": 0.2, "offset": 5.0, "per_layer": -1.2}
 

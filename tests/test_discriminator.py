@@ -11,9 +11,9 @@ from torch import Tensor
 from tuning_fixtures import make_model
 
 from nas.errors import NasError
-from nas.finetune.discriminator import Encoder, Heads
-from nas.flow import Diffusion
-from nas.sample import load_pipeline
+from nas.model.pipeline import load_pipeline
+from nas.recipes.discriminator import Encoder, Heads
+from nas.tasks.noise import Diffusion
 
 
 @pytest.fixture(scope="module")

@@ -17,13 +17,13 @@ import pytest
 import torch
 from training_fixtures import DATA, losses, run, short, tiny
 
-from nas.checkpoint import list_checkpoints, load_checkpoint
 from nas.config import TrainConfig
 from nas.data import Dataset, open_data
-from nas.distributed import World
 from nas.errors import NasError
-from nas.launch import launch
-from nas.trained import Step
+from nas.training.checkpoint import list_checkpoints, load_checkpoint
+from nas.training.distributed import World
+from nas.training.launch import launch
+from nas.training.log import Step
 
 SETTINGS = [
     "data.source=moving_shapes",

@@ -19,17 +19,18 @@ from latency_tables.files import locked
 from latency_tables.header import Header
 from latency_tables.table import Table
 from latency_tables.terminal import plain
-from nas.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from nas.cli import main
 from nas.config import SearchConfig, load, resolve, store
-from nas.errors import NasError, explain
-from nas.files import append, held, only_leftovers, sole_writer, why_full, write_whole
+from nas.errors import NasError, explain, why_full
+from nas.files import append, held, only_leftovers, sole_writer, write_whole
 from nas.ranking.evidence import collect
 from nas.report.folder import read_run
 from nas.search.samplers import SAMPLERS
 from nas.settings import MAX_SEED, Settings, settle
-from nas.trainer import cut_metrics
+from nas.supernet.stage import cut_metrics
+from nas.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from search_spaces.plan import Plan
+from search_spaces.planning import load_plan
 from search_spaces.reading import MAX_DEPTH, UnreadableError, parse_json, parse_yaml
 from search_spaces.space import SPACES, Clip, Position, Space
 from search_spaces.variant import Variant
@@ -221,7 +222,7 @@ def test_a_space_made_of_stored_values_is_checked_as_a_files() -> None:
     ],
 )
 def test_a_plan_of_other_kinds_names_the_field(path: tuple[Any, ...], value: Any, where: str, tmp_path: Path) -> None:
-    plan = Plan.load("tiny").to_json()
+    plan = load_plan("tiny").to_json()
     holder = plan
     for key in path[:-1]:
         holder = holder[key]
@@ -349,7 +350,7 @@ def test_links_under_names_of_our_files_are_replaced_and_not_written_through(tmp
     ):
         (run / name).symlink_to(outside)
     write_whole(run / "rank.json", "{}")
-    from nas.run import write_json
+    from nas.run.folder import write_json
 
     write_json(run / "explain.json", {})
     cut_metrics(run / "metrics.jsonl", 3)

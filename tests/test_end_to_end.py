@@ -122,7 +122,7 @@ def test_the_parts_work_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureF
 def test_a_second_profile_with_nothing_to_do_measures_nothing_and_needs_no_torch(run: Path) -> None:
     code = f"""
 import sys
-from nas.costs import profile_space
+from nas.run.costs import profile_space
 from pathlib import Path
 found = profile_space("tiny", "host_cpu", Path({str(run / "table")!r}))
 assert found["new"] == 0, found

@@ -16,7 +16,7 @@ from search_spaces import ends
 from search_spaces.ends import DECODERS, build_decoder, build_text_encoder, decoder_spec
 from search_spaces.errors import SpaceError
 from search_spaces.network import build_module
-from search_spaces.plan import Plan
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 from search_spaces.testing import _RankMeter
 
@@ -38,7 +38,7 @@ def test_tiles_cover_the_clip() -> None:
 
 
 def test_the_plan_names_both_ends_and_the_tables_read_them() -> None:
-    plan = TablePlan.from_json(Plan.load("snapgen_v").to_json())
+    plan = TablePlan.from_json(load_plan("snapgen_v").to_json())
     assert plan.text_encoder is not None and plan.decoder is not None
     assert plan.text_encoder.parameters == 123_060_480  # CLIP ViT-L/14's text model
     assert (plan.decoder.workload, plan.decoder.calls) == ("decoder:allegro/t6/24x24/b1", 63)

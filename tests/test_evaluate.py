@@ -13,17 +13,17 @@ import torch
 from latent_fixtures import save_allegro, save_text, small_space, video_folder
 from tuning_fixtures import DATA, make_model, mini
 
-from nas.build import build_anew
-from nas.cache import CacheConfig, build_cache
 from nas.config import DataConfig, RunConfig, store
 from nas.data import open_data
+from nas.data.caching import CacheConfig, build_cache
 from nas.data.shapes import Cast, MovingShapes, Shape
 from nas.errors import NasError
 from nas.evaluate import EvaluateConfig, evaluate_model, keep, render, resolve_evaluate
 from nas.evaluate.classifier import ShapeClassifier, accuracies, chance, prompts, trained_classifier
 from nas.evaluate.frechet import frechet_distance, onnx_features
 from nas.evaluate.pixels import pixel_metrics
-from nas.sample import load_pipeline
+from nas.model.build import build_anew
+from nas.model.pipeline import load_pipeline
 from search_spaces.space import Clip
 
 EASY = DataConfig(

@@ -13,12 +13,15 @@ import torch
 from evaluator_packages import block_of, converted, evaluable, rewritten
 from torch import nn
 
+from device_profiler.errors import WorkloadError
 from device_profiler.evaluator.audit import audit
 from device_profiler.evaluator.check import check_package
 from device_profiler.evaluator.evaluate import Arithmetic, evaluate
+from device_profiler.evaluator.operations import OPERATIONS
 from device_profiler.evaluator.package import Package, PackageError
 from device_profiler.lowering import lower
-from device_profiler.lowering.coreml import quiet
+from device_profiler.lowering.coreml import lower as lower_coreml
+from device_profiler.quiet import quiet
 from device_profiler.subject import Subject
 from nas.export.compress import compress
 from search_spaces.workload import Workload
@@ -211,3 +214,15 @@ def test_a_lowering_says_how_far_its_package_is_from_the_module(workload: str, l
         lower(Subject(Workload.parse(workload)), "coreml", lowering, tmp_path, check=False).stats["numeric_error"]
         is None
     )
+
+
+def test_a_lowering_that_holds_an_unknown_operation_says_which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delitem(OPERATIONS, "tanh")
+    told = lower_coreml(nn.Tanh(), (torch.zeros(2, 8),), ("x",), "plain", "fp16", tmp_path)["numeric_error"]
+    assert told["fp32"] is None and "no evaluation is known of: tanh (1)" in told["reason"]
+
+
+def test_a_lowering_that_computes_something_else_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(OPERATIONS, "tanh", OPERATIONS["sigmoid"])
+    with pytest.raises(WorkloadError, match="float32 arithmetic is off by .*; the converter wrote another function"):
+        lower_coreml(nn.Tanh(), (torch.ones(2, 8),), ("x",), "plain", "fp16", tmp_path)

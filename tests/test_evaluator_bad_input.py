@@ -16,7 +16,7 @@ from torch import nn
 from device_profiler.evaluator.check import check_package
 from device_profiler.evaluator.evaluate import evaluate
 from device_profiler.evaluator.package import Package, PackageError
-from device_profiler.lowering.coreml import quiet
+from device_profiler.quiet import quiet
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from torch import nn
 
 from device_profiler.evaluator.check import check_package
 from device_profiler.evaluator.operations import OPERATIONS, Arguments
-from device_profiler.lowering.coreml import quiet
+from device_profiler.quiet import quiet
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 4)).astype(np.float32)

@@ -27,10 +27,10 @@ from nas.export.forms import best_forms
 from nas.export.metadata import PREFIX
 from nas.export.network import NAMES, bound_at, function_name, parse_shape
 from nas.export.packages import _peak_mb, _put
-from nas.model import VideoUNet
-from nas.pipeline import TextToVideoPipeline
-from nas.supernet import Supernet
-from nas.text import TextEncoder
+from nas.model.network import VideoUNet
+from nas.model.pipeline import TextToVideoPipeline
+from nas.pretrained.text import TextEncoder
+from nas.supernet.supernet import Supernet
 
 SMALL = (4, 16, 16)
 

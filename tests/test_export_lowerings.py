@@ -15,10 +15,10 @@ from latency_tables.plan import Plan
 from nas.export import export_model
 from nas.export.forms import BACKBONE, apply_lowerings, best_lowerings
 from nas.export.network import bound_at
-from nas.model import VideoUNet
-from nas.pipeline import TextToVideoPipeline, save_pipeline
-from nas.supernet import Supernet
-from nas.text import TextEncoder
+from nas.model.network import VideoUNet
+from nas.model.pipeline import TextToVideoPipeline, save_pipeline
+from nas.pretrained.text import TextEncoder
+from nas.supernet.supernet import Supernet
 
 DEVICE = "amd_epyc_zen5"
 

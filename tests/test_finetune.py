@@ -12,15 +12,15 @@ import pytest
 import torch
 from tuning_fixtures import config, make_model
 
-import nas.finetune.adversarial as adversarial_stage
-import nas.finetune.joint as joint_stage
+import nas.recipes.adversarial as adversarial_stage
+import nas.recipes.joint as joint_stage
 from nas.config import RunConfig, store
 from nas.data.cached import _NoStills
 from nas.errors import AnswerIsNo, NasError
-from nas.finetune import finetune
-from nas.finetune.adversarial import pseudo_huber
-from nas.finetune.config import AdversarialConfig, FinetuneConfig, resolve_finetune
-from nas.sample import load_pipeline
+from nas.model.pipeline import load_pipeline
+from nas.recipes import finetune
+from nas.recipes.adversarial import pseudo_huber
+from nas.recipes.config import AdversarialConfig, FinetuneConfig, resolve_finetune
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -184,7 +184,7 @@ def test_a_collapsed_discriminator_is_reported_and_the_last_good_model_kept(
     monkeypatch.undo()
     with pytest.raises(Stop):
         finetune(model, "adversarial", good, tmp_path / "good", progress=stop_at(7))
-    from nas.checkpoint import load_checkpoint
+    from nas.training.checkpoint import load_checkpoint
 
     average = load_checkpoint(tmp_path / "good" / "finetune" / "step-00000006").tensors["average"]
     kept = weights(tmp_path / "out")

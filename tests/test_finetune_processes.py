@@ -14,12 +14,12 @@ import pytest
 import torch
 from tuning_fixtures import config, make_model, mini
 
-from nas import launch
 from nas.cli import main
-from nas.distributed import PEER_LOST
 from nas.errors import NasError
-from nas.finetune import finetune
-from nas.sample import load_pipeline
+from nas.model.pipeline import load_pipeline
+from nas.recipes import finetune
+from nas.training import launch
+from nas.training.distributed import PEER_LOST
 
 
 def member(rank: int, port: int, arguments: tuple[Any, ...], said: Any) -> None:
@@ -114,7 +114,7 @@ def test_what_ends_all_processes_alike_is_said_by_the_first(
     def later(seconds: float) -> None:
         clock[0] += seconds
 
-    monkeypatch.setattr("nas.launch.time", SimpleNamespace(sleep=later, monotonic=lambda: clock[0]))
+    monkeypatch.setattr("nas.training.launch.time", SimpleNamespace(sleep=later, monotonic=lambda: clock[0]))
     started: Any = [Ends(code, at, clock) for code, at in ends]
     assert launch._wait(started) == culprit
 
@@ -124,7 +124,7 @@ def test_only_the_main_process_prints_the_summary(
     main_one: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     told = {"model": "out", "stage": "joint", "steps": 1, "main": main_one}
-    monkeypatch.setattr("nas.finetune.finetune", lambda *arguments, **more: told)
+    monkeypatch.setattr("nas.recipes.finetune", lambda *arguments, **more: told)
     for words in ([], ["--json"]):
         with pytest.raises(SystemExit):
             main(["finetune", str(make_model(tmp_path / "model")), "--out", str(tmp_path / "out"), *words])

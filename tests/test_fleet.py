@@ -20,9 +20,10 @@ from device_profiler import profile as profiling
 from device_profiler.device import Device
 from device_profiler.fleet import profile_fleet, serve
 from device_profiler.lowering import default_lowerings, lower
-from device_profiler.measure import Limits, Progress
+from device_profiler.measure import Progress
 from device_profiler.profile import profile
 from device_profiler.runtimes import RUNTIMES
+from device_profiler.samples import Limits
 from device_profiler.subject import Subject, reference_subject
 from latency_tables.table import Table, table_path
 from nas.cli import main
@@ -290,7 +291,7 @@ def test_when_the_last_worker_goes_the_rows_stay_and_the_command_to_go_on_is_nam
     assert len(Table.load(table_path(tmp_path, "board", "scripted"))) >= 2
 
 
-def test_a_worker_ends_with_its_scheduler(tmp_path: Path, cache: Path) -> None:
+def test_a_worker_ends_with_its_scheduler(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The scheduler is a process here, as ``dask scheduler`` starts it, and is killed."""
     file = tmp_path / "scheduler.json"
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--host", "127.0.0.1"]
@@ -301,6 +302,7 @@ def test_a_worker_ends_with_its_scheduler(tmp_path: Path, cache: Path) -> None:
         time.sleep(0.05)
     worker = Worker(json.loads(file.read_text())["address"], board(), cache)
     worker.ready.wait()
+    monkeypatch.setattr(fleet_network, "CONNECT_S", 0.5)  # nobody will answer
     process.kill()
     process.wait()
     worker.join()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nas.flow import clean_estimate, mix, noise_levels, velocity
+from nas.tasks.noise import clean_estimate, mix, noise_levels, velocity
 
 
 def test_the_true_velocity_leads_back_to_the_data_from_any_level() -> None:

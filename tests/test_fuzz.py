@@ -18,12 +18,13 @@ from typer.main import get_command
 
 from latency_tables.header import Header
 from latency_tables.table import Table, table_path
-from nas.cli import app, main
+from nas.cli import main
+from nas.cli.options import app
 from nas.config import resolve
 from nas.errors import NasError
 from nas.ranking.evidence import collect
-from nas.trainer import cut_metrics
-from search_spaces.plan import Plan
+from nas.supernet.stage import cut_metrics
+from search_spaces.planning import load_plan
 from search_spaces.reading import parse_yaml
 from search_spaces.space import SPACES, Space
 
@@ -38,11 +39,11 @@ class Door:
         self.space = parse_yaml((SPACES / "tiny.yaml").read_text())
         self.space["name"] = "mine"
         (folder / "mine.yaml").write_bytes(yaml_bytes(self.space))
-        self.plan = Plan.load(Space.load(folder / "mine.yaml")).to_json()
+        self.plan = load_plan(Space.load(folder / "mine.yaml")).to_json()
         self.device = {"name": "board", "runtime": "roofline", "compute_unit": "CPU", "precision": "fp32"}
         self.device |= {"roofline": {"peak_tflops": 1.0, "bandwidth_gb_s": 10.0, "source": "made up"}, "notes": "none"}
         (folder / "board.yaml").write_bytes(yaml_bytes(self.device))
-        self.arrangement = Space.load("tiny").largest().to_json()
+        self.arrangement = load_plan(Space.load("tiny")).largest().to_json()
         (folder / "chosen.yaml").write_bytes(yaml_bytes(self.arrangement))
         self.config = resolve("tiny").model_dump(mode="json")
         self.run = write_fake_run(folder / "run", trials=8)
@@ -98,10 +99,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.chdir(folder)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         for name in (
-            *("nas.run.store", "nas.run.train_supernet", "nas.run.cache_latents", "nas.launch.launch"),
-            *("nas.costs.profile_space", "nas.costs.profile_operator", "nas.costs.audit_space"),
+            *(
+                "nas.run.job.store",
+                "nas.run.job.train_supernet",
+                "nas.run.job.cache_latents",
+                "nas.training.launch.launch",
+            ),
+            *("nas.run.costs.profile_space", "nas.run.costs.profile_operator", "nas.run.costs.audit_space"),
             *("nas.prune.prune_unet", "device_profiler.fleet.serve", "nas.search.dashboard.make_server"),
-            *("nas.build.build_anew", "nas.sample.sample_video"),
+            *("nas.model.build.build_anew", "nas.model.sample.sample_video"),
         ):
             patch.setattr(name, begun)
         yield folder

@@ -9,12 +9,12 @@ import pytest
 import torch
 from latent_fixtures import save_allegro, save_image_autoencoder, save_text, small_space, video_folder
 
-from nas.cache import CacheConfig, build_cache
 from nas.config import DataConfig
 from nas.data import open_data
+from nas.data.caching import CacheConfig, build_cache
 from nas.data.clip import images_of
 from nas.data.videos import Shape
-from nas.loader import Loader
+from nas.training.loader import Loader
 
 STEPS, COUNT = 6, 4
 

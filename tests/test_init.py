@@ -11,11 +11,11 @@ from diffusers import UNet2DConditionModel
 from latent_fixtures import small_space
 from training_fixtures import clips, run, short, tiny
 
-from nas.checkpoint import list_checkpoints, load_checkpoint
 from nas.errors import NasError
-from nas.trainer import Trainer
-from nas.weights import init_backbone
-from search_spaces.backbones import build_backbone
+from nas.pretrained.unet import init_backbone
+from nas.supernet.stage import Trainer
+from nas.training.checkpoint import list_checkpoints, load_checkpoint
+from search_spaces.families import build_backbone
 
 
 def save_unet(folder: Path, **changes: Any) -> str:
@@ -57,7 +57,7 @@ def pruned(folder: Path) -> Any:
     }  # type: ignore[dict-item]
     path = folder / "three.yaml"
     path.write_text(yaml.safe_dump(spec))
-    return build_backbone(Space.load(str(path)))
+    return build_backbone(Space.load(str(path)).backbone)
 
 
 def test_every_block_of_the_pruned_backbone_comes_from_its_counterpart(tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ def test_a_model_out_of_reach_is_said_at_once(tmp_path: Path, monkeypatch: pytes
         ("a/b/c", "no such folder"),
     ):
         with pytest.raises(NasError, match=reason) as caught:
-            init_backbone(build_backbone(tiny()), source)
+            init_backbone(build_backbone(tiny().backbone), source)
         assert "\n" not in str(caught.value)
 
 
 def test_training_starts_from_it_says_what_came_and_goes_on_without_it(tmp_path: Path) -> None:
     source = tmp_path / "unet"
     torch.manual_seed(3)
-    given = build_backbone(tiny())
+    given = build_backbone(tiny().backbone)
     given.save_pretrained(str(source))
     said: list[str] = []
     config = short(init=str(source), steps=2)

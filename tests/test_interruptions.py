@@ -16,7 +16,7 @@ from profiler_fakes import small
 from device_profiler import waits
 from device_profiler.device import Device
 from device_profiler.lowering import lower
-from device_profiler.runtimes import Execution
+from device_profiler.runtimes.contract import Execution
 from device_profiler.runtimes.onnxruntime import OnnxRuntime
 from device_profiler.waits import SWITCH_MS, Watch
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from search_problems import KnownQuality, tiny_problem
 
-from nas.quality import Score
 from nas.ranking.evidence import arrangements
 from nas.ranking.kept import Kept
 from nas.ranking.scoring import score_of
+from nas.supernet.quality import Score
 
 IDENTITY = {"supernet": "step 1 (abc)", "quality": "{}"}
 

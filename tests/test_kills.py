@@ -13,14 +13,15 @@ from kills import die_everywhere
 from training_fixtures import losses, short
 from tuning_fixtures import DATA, config, make_model, mini
 
-from nas.checkpoint import list_checkpoints, sole_writer
 from nas.config import QualityConfig
 from nas.data import open_data
 from nas.errors import NasError
 from nas.files import only_leftovers
-from nas.finetune import finetune
-from nas.trained import cut_metrics, load_supernet, newest_checkpoint
-from nas.trainer import train
+from nas.recipes import finetune
+from nas.supernet.stage import train
+from nas.supernet.trained import load_supernet
+from nas.training.checkpoint import list_checkpoints, sole_writer
+from nas.training.log import cut_metrics, newest_checkpoint
 
 
 def content(path: Path) -> bytes:
@@ -50,7 +51,7 @@ EVERY = pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.s
 def test_training_survives_a_kill_at_any_file_operation(
     every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nas.trainer.VALIDATION", QualityConfig(clips=2, batch=2))
+    monkeypatch.setattr("nas.supernet.stage.VALIDATION", QualityConfig(clips=2, batch=2))
     space = mini()
     clips, unseen = (open_data(DATA, space.clip("training"), split, seed=0) for split in ("train", "validation"))
     settings = short(steps=1, warmup_steps=0, clips=1, images=0, checkpoint_every=1, keep=1, validate_every=1)
@@ -96,7 +97,7 @@ def test_a_checkpoint_that_may_not_be_read_ends_it_and_nothing_is_lost(
     train(space, clips, settings, tmp_path / "run", seed=5)
     finetune(model, "joint", config(steps=2, clips=1, images=0, checkpoint_every=1), tmp_path / "tuned")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr("nas.trained.load_checkpoint", closed)
+    monkeypatch.setattr("nas.supernet.trained.load_checkpoint", closed)
     said: list[str] = []
     for action in (
         lambda: train(space, clips, settings, tmp_path / "run", seed=5, warn=said.append),

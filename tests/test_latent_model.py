@@ -11,18 +11,18 @@ import torch
 from latent_fixtures import save_allegro, save_text, small_space, video_folder
 from training_fixtures import short
 
-from nas.build import build_anew, build_model
-from nas.cache import CacheConfig, build_cache
 from nas.cli import main
 from nas.config import DataConfig, QualityConfig, RunConfig, SamplesConfig, store
 from nas.data import open_data
-from nas.model import VideoUNet
-from nas.quality import Quality
-from nas.sample import load_pipeline
-from nas.showcase import write_samples
-from nas.trained import load_supernet
-from nas.trainer import train
-from search_spaces.backbones import build_backbone
+from nas.data.caching import CacheConfig, build_cache
+from nas.model.build import build_anew, build_model
+from nas.model.network import VideoUNet
+from nas.model.pipeline import load_pipeline
+from nas.model.showcase import write_samples
+from nas.supernet.quality import Quality
+from nas.supernet.stage import train
+from nas.supernet.trained import load_supernet
+from search_spaces.families import build_backbone
 
 
 @pytest.mark.parametrize("prediction", ["velocity", "epsilon"])
@@ -64,7 +64,7 @@ def test_a_model_is_built_without_a_run_over_an_image_unet(tmp_path: Path, capsy
     space = small_space(tmp_path)
     arrangement = space.arrange({"down.0.0": ["SelfAttention1D(heads=2)"], "up.1.1": ["Conv1D(kernel_size=3)"]})
     arrangement.save(tmp_path / "arrangement.yaml")
-    backbone: Any = build_backbone(space)
+    backbone: Any = build_backbone(space.backbone)
     backbone.save_pretrained(str(tmp_path / "unet"))
     words = [
         "build",
@@ -120,7 +120,7 @@ def test_a_model_is_built_without_a_run_over_an_image_unet(tmp_path: Path, capsy
 def test_large_weights_come_in_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     space = small_space(tmp_path)
     space.empty().save(tmp_path / "arrangement.yaml")
-    monkeypatch.setattr("nas.pipeline.SHARD", "100KB")
+    monkeypatch.setattr("nas.model.pipeline.SHARD", "100KB")
     build_anew(
         space,
         tmp_path / "arrangement.yaml",

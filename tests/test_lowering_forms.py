@@ -11,8 +11,8 @@ from device_profiler.device import Device
 from device_profiler.errors import ProfileError, WorkloadError
 from device_profiler.lowering import artifact_name, default_lowerings, lower
 from device_profiler.lowering.forms import FORMS, LOWERING_NAMES, forms_of, reform, split
-from device_profiler.measure import Limits
 from device_profiler.profile import measure_workloads, operator_workload, profile_operator, wanted_rows
+from device_profiler.samples import Limits
 from device_profiler.subject import Subject
 from latency_tables.table import Table
 from nas.cli import main

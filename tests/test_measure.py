@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from profiler_fakes import ERRORS, LOST, Script, ScriptedRuntime, artifact, job
 
-from device_profiler.measure import Job, Limits, RunLog, latency_of, measure
+from device_profiler.measure import measure
+from device_profiler.rows import latency_of
+from device_profiler.samples import Job, Limits, RunLog
 from latency_tables.record import Record
 
 QUICK = Limits(warmup=1, min_rounds=6, max_rounds=12, visit_ms=1.0, max_repeats=4, iqr_ratio=0.05)

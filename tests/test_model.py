@@ -15,14 +15,14 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from training_fixtures import clips, tiny
 
-from nas.build import largest_difference
 from nas.errors import NasError
-from nas.model import VideoUNet
-from nas.pipeline import TextToVideoPipeline
+from nas.model.build import largest_difference
+from nas.model.network import VideoUNet
+from nas.model.pipeline import TextToVideoPipeline, load_pipeline
+from nas.model.sample import sample_video
 from nas.pretrained.loading import no_bars
-from nas.sample import load_pipeline, sample_video
-from nas.supernet import Supernet
-from nas.text import TextEncoder
+from nas.pretrained.text import TextEncoder
+from nas.supernet.supernet import Supernet
 from search_spaces.arrangement import Arrangement
 
 ARRANGEMENT = tiny().sample(np.random.default_rng(2))
@@ -81,7 +81,7 @@ def test_diffusers_loads_the_folder_in_another_process(folder: Path, supernet: S
 import torch
 from pathlib import Path
 from nas import TextToVideoPipeline
-from nas.sample import load_pipeline
+from nas.model.sample import load_pipeline
 torch.set_num_threads(1)
 pipeline = TextToVideoPipeline.from_pretrained({str(elsewhere)!r}, local_files_only=True)
 print(pipeline.unet.arrangement.key)

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from search_spaces.backbones import build_backbone, run_unet
+from search_spaces.families import Backbone, build_backbone, run_unet
 from search_spaces.network import VideoNetwork, build_module
-from search_spaces.space import Backbone, Space
+from search_spaces.planning import load_plan
+from search_spaces.space import Space
 from search_spaces.workload import Workload
 
 FRAMES, CLIPS = 3, 2
@@ -46,7 +47,7 @@ def of_diffusers(unet, x, timestep, context):
 )
 def test_the_walk_is_the_forward_of_diffusers_bit_for_bit(tiny, config, side):
     torch.manual_seed(0)
-    unet = build_backbone(changed(tiny, **config)).eval()
+    unet = build_backbone(changed(tiny, **config).backbone).eval()
     x, timestep, context = inputs(side)
     visited = []
 
@@ -67,7 +68,9 @@ def test_the_pruned_stable_diffusion_unet_walks_like_diffusers():
     space = Space.load("snapgen_v")
     config = {**space.backbone.config, "block_out_channels": [32, 64, 96], "cross_attention_dim": 16}
     torch.manual_seed(0)
-    unet = build_backbone(dataclasses.replace(space, backbone=Backbone("sd15_pruned", config), text=_text(16))).eval()
+    unet = build_backbone(
+        dataclasses.replace(space, backbone=Backbone("sd15_pruned", config), text=_text(16)).backbone
+    ).eval()
     x, timestep, context = torch.randn(6, 4, 8, 8), torch.tensor([1.0, 500.0]), torch.randn(2, 7, 16)
     with torch.no_grad():
         out = run_unet(unet, x, timestep, context, FRAMES, lambda name, x: x)
@@ -82,7 +85,7 @@ def _text(dim):
 
 def test_gradients_match_and_checkpointing_changes_nothing(tiny):
     torch.manual_seed(0)
-    unet = build_backbone(tiny).train()
+    unet = build_backbone(tiny.backbone).train()
     x, timestep, context = inputs()
     gradients = []
     for _ in range(2):
@@ -96,7 +99,7 @@ def test_gradients_match_and_checkpointing_changes_nothing(tiny):
 def test_the_way_up_holds_nothing_that_is_done_with(tiny):
     """While a temporal layer runs, what the resnet before it has read is gone: else a network peaks higher than its
     parts."""
-    unet = build_backbone(tiny).eval()
+    unet = build_backbone(tiny.backbone).eval()
     read, held = [], []
     for block in unet.up_blocks:
         for resnet in block.resnets:
@@ -114,7 +117,7 @@ def test_the_way_up_holds_nothing_that_is_done_with(tiny):
 
 def test_a_fresh_network_is_its_image_backbone(tiny):
     torch.manual_seed(0)
-    network = VideoNetwork(tiny, tiny.largest()).eval()
+    network = VideoNetwork(tiny, load_plan(tiny).largest()).eval()
     x, timestep, context = inputs()
     with torch.no_grad():
         assert torch.equal(network(x, timestep, context, FRAMES), of_diffusers(network.unet, x, timestep, context))

@@ -15,15 +15,16 @@ import torch
 from tuning_fixtures import make_model
 
 from nas import outputs
-from nas.build import _save
 from nas.cli import main
 from nas.errors import NasError
 from nas.export.packages import _exported
 from nas.export.ranges import check_range
 from nas.finite import check_finite
+from nas.media import to_uint8, write_contact_sheet, write_video
+from nas.model.build import _save
+from nas.model.pipeline import load_pipeline, save_pipeline
+from nas.model.sample import sample_video
 from nas.outputs import new_folder, put_folder, restore, sole_writer_of
-from nas.pipeline import save_pipeline
-from nas.sample import load_pipeline, sample_video, to_uint8, write_contact_sheet, write_video
 
 
 @pytest.fixture(scope="module")

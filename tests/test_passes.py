@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from training_fixtures import clips, losses, run, short, tiny
 
-from nas.distributed import World
-from nas.passes import IMAGES, VIDEOS
-from nas.paths import PATHS
-from nas.trainer import Trainer
+from nas.supernet.passes import IMAGES, VIDEOS
+from nas.supernet.paths import PATHS
+from nas.supernet.stage import Trainer
+from nas.training.distributed import World
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from training_fixtures import tiny
 
-from nas.paths import PATHS, fair, sandwich
+from nas.supernet.paths import PATHS, fair, sandwich
 
 SPACE = tiny()
 

@@ -11,9 +11,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 from training_fixtures import clips, losses, run, short, tiny
 
-from nas.flow import Diffusion, mix, velocity
-from nas.supernet import Supernet
-from nas.trained import load_supernet
+from nas.supernet.supernet import Supernet
+from nas.supernet.trained import load_supernet
+from nas.tasks.noise import Diffusion, mix, velocity
 
 KINDS: tuple[Any, ...] = ("epsilon", "v")
 

@@ -19,8 +19,9 @@ from device_profiler.admission import admit, predicted_peak_mb
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory
 from device_profiler.lowering import default_lowerings, lower
-from device_profiler.measure import Limits, Progress, RunLog
+from device_profiler.measure import Progress
 from device_profiler.profile import measure_workloads, operator_workload, profile, profile_operator, wanted_rows
+from device_profiler.samples import Limits, RunLog
 from device_profiler.subject import Subject, reference_subject
 from latency_tables.cost import CostModel
 from latency_tables.plan import Plan

@@ -17,14 +17,14 @@ from training_fixtures import clips
 from latency_tables.table import Table
 from nas.cli import main
 from nas.errors import NasError
+from nas.pretrained.text import TextEncoder
+from nas.pretrained.unet import init_backbone, load_unet
 from nas.prune import prune_unet
 from nas.prune.config import PruneSettings
 from nas.prune.cuts import block_cuts, narrowed, width_cut
 from nas.prune.sensitivity import Sensitivity
-from nas.text import TextEncoder
-from nas.weights import init_backbone, load_unet
-from search_spaces.backbones import build_backbone
-from search_spaces.backbones.narrow import keep, prunable, width
+from search_spaces.families import build_backbone
+from search_spaces.families.unet.narrow import keep, prunable, width
 from search_spaces.space import Space
 
 PIXELS: dict[str, Any] = {
@@ -92,7 +92,7 @@ def test_the_preset_is_what_pruning_stable_diffusion_to_its_space_gives() -> Non
     goal = Space.load("snapgen_v")
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(**SD15)  # type: ignore[arg-type]
-        preset = build_backbone(goal)
+        preset = build_backbone(goal.backbone)
         assert sum(p.numel() for p in unet.parameters()) == 859_520_964
         made = []
         for _ in range(5):
@@ -124,9 +124,9 @@ def test_with_no_target_the_space_s_own_backbone_comes_out_with_the_source_s_wei
     }
     assert told["parameters"] < told["parameters_before"] and told["missed"] == told["missed_before_recovery"] > 0
     made = Space.load(told["space"])
-    backbone = build_backbone(made)
+    backbone = build_backbone(made.backbone)
     assert init_backbone(backbone, told["unet"]).copied == told["parameters"]
-    direct = build_backbone(Space.load(space(tmp_path)))
+    direct = build_backbone(Space.load(space(tmp_path)).backbone)
     init_backbone(direct, source)
     pruned = load_unet(told["unet"])
     assert all(torch.equal(p, q) for p, q in zip(pruned.parameters(), direct.parameters(), strict=True))
@@ -192,7 +192,7 @@ def test_heads_and_channels_meet_a_target_finely_and_are_stored(source: str, tmp
     assert all(1 <= kept[name] <= had[name] for name in had) and kept != had
     # The space that was written builds the same network, and takes its weights.
     made = Space.load(told["space"])
-    backbone = build_backbone(made)
+    backbone = build_backbone(made.backbone)
     assert init_backbone(backbone, told["unet"]).copied == told["parameters"]
 
 

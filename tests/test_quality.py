@@ -13,11 +13,11 @@ from training_fixtures import clips, tiny
 from latency_tables.budget import Budget
 from nas.config import QualityConfig
 from nas.errors import NasError
-from nas.quality import Quality
+from nas.pretrained.text import TextEncoder
 from nas.search.studies import open_study
 from nas.search.study import search
-from nas.supernet import Supernet
-from nas.text import TextEncoder
+from nas.supernet.quality import Quality
+from nas.supernet.supernet import Supernet
 from search_spaces.arrangement import Arrangement
 
 CONFIG = QualityConfig(clips=6, batch=3)

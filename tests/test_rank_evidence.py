@@ -10,9 +10,9 @@ from search_problems import KnownQuality, tiny_problem
 
 from latency_tables.budget import Budget
 from nas.errors import NasError
-from nas.quality import Score
 from nas.ranking.evidence import arrangements, collect, conclude, sentence
 from nas.ranking.scoring import Adapted, OneReplaced, score_of
+from nas.supernet.quality import Score
 from search_spaces.arrangement import Arrangement
 
 IDENTITY = {"supernet": "step 10 (abc)", "quality": "q"}

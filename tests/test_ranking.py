@@ -10,10 +10,10 @@ import torch
 
 from nas.config import resolve
 from nas.data import open_data
+from nas.data.cached import text_encoder_of
 from nas.ranking.agreement import agreement, kendall_tau
 from nas.ranking.alone import train_alone
-from nas.supernet import Supernet
-from nas.text import text_encoder_of
+from nas.supernet.supernet import Supernet
 from search_spaces.space import Space
 
 

@@ -26,7 +26,7 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
 def test_every_command_in_the_readme_exists() -> None:
     from typer.main import get_command
 
-    from nas.cli import app
+    from nas.cli.options import app
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     named = set(re.findall(r"^(?:\$ |\| `)nas ([a-z]+)", README, flags=re.M))

@@ -21,13 +21,13 @@ from PIL import Image
 
 from nas.errors import NasError
 from nas.report import write_report
+from nas.report.drawing import brief, skips, unet_svg
 from nas.report.figures import curve_figure, front_figure, running_mean
 from nas.report.folder import read_run
 from nas.report.report import verdict
 from nas.report.searching import growth_figure, hypervolume, positions_figure
 from nas.report.strips import animated_strip, sheet
-from nas.report.unet import brief, skips, unet_svg
-from search_spaces.plan import Plan
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 CAPTIONS = ["a grey rabbit climbs out of its burrow", 'a <b>bold</b> & "quoted" <script>alert(1)</script> caption']
@@ -39,7 +39,7 @@ def write_fake_run(path: Path, trials: int = 140, sources: tuple[str, ...] = ("m
     """A whole run folder of made-up numbers, shaped like a real one."""
     rng = np.random.default_rng(7)
     space = Space.load("tiny")
-    plan = Plan.load(space).to_json()
+    plan = load_plan(space).to_json()
     (path / "supernet").mkdir(parents=True)
     (path / "samples").mkdir()
     (path / "table" / "fake_cpu").mkdir(parents=True)
@@ -373,7 +373,7 @@ def test_numbers_that_are_not_finite_do_not_break_the_page(tmp_path: Path) -> No
 
 
 def test_skips_of_the_tiny_unet() -> None:
-    assert skips(Plan.load("tiny").to_json()["points"]) == {
+    assert skips(load_plan("tiny").to_json()["points"]) == {
         "up.0.0": "down.1.0",
         "up.0.1": "down.0.downsample",
         "up.1.0": "down.0.0",
@@ -384,13 +384,13 @@ def test_skips_of_the_tiny_unet() -> None:
 @pytest.mark.parametrize("name", ["tiny", "snapgen_v"])
 def test_every_position_and_layer_is_drawn_once(name: str) -> None:
     space = Space.load(name)
-    arrangement = space.largest()
+    arrangement = load_plan(space).largest()
     layers = [(position, [v.label for v in variants]) for position, variants in arrangement.layers]
-    svg = unet_svg(Plan.load(space).to_json(), layers, {}, width=860, title='a "title" <here>')
+    svg = unet_svg(load_plan(space).to_json(), layers, {}, width=860, title='a "title" <here>')
     for position, _ in layers:
         assert svg.count(f">{position}</text>") == 1
     assert svg.count('class="chip') == arrangement.num_layers
-    assert svg.count('class="skip"') == len(skips(Plan.load(space).to_json()["points"]))
+    assert svg.count('class="skip"') == len(skips(load_plan(space).to_json()["points"]))
     assert "&quot;title&quot; &lt;here&gt;" in svg
 
 

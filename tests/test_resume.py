@@ -15,17 +15,18 @@ import pytest
 import torch
 from training_fixtures import clips, losses, run, short, tiny
 
-from nas.checkpoint import list_checkpoints, load_checkpoint
 from nas.errors import NasError
-from nas.trained import Step, cut_metrics, load_supernet
-from nas.trainer import Trainer
+from nas.supernet.stage import Trainer
+from nas.supernet.trained import load_supernet
+from nas.training.checkpoint import list_checkpoints, load_checkpoint
+from nas.training.log import Step, cut_metrics
 
 SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from training_fixtures import clips, short, tiny
-from nas.trainer import train
+from nas.supernet.stage import train
 train(tiny(), clips(), short(steps=10), Path(sys.argv[1]), seed=5, progress=lambda s: print(s.step, flush=True))
 """
 

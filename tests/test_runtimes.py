@@ -12,7 +12,8 @@ from device_profiler.child import ChildDied
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory, ProfileError, Unsupported, WorkloadError
 from device_profiler.lowering import lower
-from device_profiler.runtimes import RUNTIMES, onnxruntime_child, open_runtime
+from device_profiler.runtimes import RUNTIMES, onnxruntime_child
+from device_profiler.runtimes.contract import open_runtime
 from device_profiler.runtimes.onnxruntime import OnnxRuntime
 from device_profiler.runtimes.torch import TorchRuntime
 from device_profiler.testing import RuntimeContract

@@ -16,7 +16,8 @@ from tuning_fixtures import make_model
 
 from nas.cli import main
 from nas.errors import NasError
-from nas.sample import load_pipeline, sample_video
+from nas.model.pipeline import load_pipeline
+from nas.model.sample import sample_video
 
 
 @pytest.fixture(scope="module")

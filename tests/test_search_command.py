@@ -17,7 +17,7 @@ from latency_tables.table import PACKAGED, Table
 from nas.cli import main
 from nas.config import resolve, store
 from nas.errors import NasError
-from nas.run import make_problem, table_watch
+from nas.run.costs import make_problem, table_watch
 
 DEVICE = "amd_epyc_zen5"
 SETTINGS = [

@@ -15,10 +15,10 @@ import pytest
 from latent_fixtures import save_allegro, save_text, small_space, write_video
 from PIL import Image
 
-from nas.cache import CacheConfig, build_cache
 from nas.config import DataConfig
 from nas.data import open_data
 from nas.data import shards as shards_module
+from nas.data.caching import CacheConfig, build_cache
 from nas.data.media import content_digest
 from nas.data.shards import read_shards
 from nas.data.videos import Shape, VideoClips

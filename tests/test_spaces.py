@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from search_spaces.inspect import check, summaries, summary
-from search_spaces.plan import Plan, plan_path
+from search_spaces.plan import Plan
+from search_spaces.planning import load_plan, plan_path
 from search_spaces.space import SPACES, Position, Space, list_spaces
 from search_spaces.variant import Variant
 
@@ -63,7 +64,7 @@ def test_workloads_are_distinct_with_the_backbone_first(tiny, snapgen_v):
         workloads = space.workloads("fp16")
         keys = [w.key for w in workloads]
         assert len(set(keys)) == len(keys) and workloads[0].block == "backbone"
-        assert {k.rsplit("@")[0] for k in keys} == set(Plan.load(space).workloads)
+        assert {k.rsplit("@")[0] for k in keys} == set(load_plan(space).workloads)
     assert len(snapgen_v.workloads("fp16")) == 22
     cross = tiny.workload("down.1.0", Variant.of("CrossAttention1D", heads=4), "fp32")
     assert cross.key == "CrossAttention1D(heads=4)/c32/t8/24x24/l16x32/b1@fp32"
@@ -74,7 +75,7 @@ def test_a_stored_definition_gives_the_same_space(tiny, snapgen_v):
     for space in (tiny, snapgen_v):
         again = Space.from_json(space.to_json())
         assert again.fingerprint == space.fingerprint and again.positions == space.positions
-        assert again.largest() == space.largest()
+        assert load_plan(again).largest() == load_plan(space).largest()
 
 
 @pytest.mark.parametrize(
@@ -131,10 +132,10 @@ def test_a_space_of_ones_own_is_a_yaml(tmp_path):
 def test_its_plan_is_computed_once_and_kept_beside_it(tmp_path):
     path = write(tmp_path)
     space = Space.load(path)
-    plan = Plan.load(space)
+    plan = load_plan(space)
     assert plan_path(space) == tmp_path / "own.plan.json" and Plan.read(plan_path(space)) == plan
     changed = Space.load(write(tmp_path, old="max_layers: 1", new="max_layers: 2"))
-    assert Plan.load(changed).fingerprint == changed.fingerprint != plan.fingerprint
+    assert load_plan(changed).fingerprint == changed.fingerprint != plan.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_an_unknown_space_names_the_known_ones(tmp_path):
 def test_a_config_that_the_backbone_itself_refuses_is_one_line(tmp_path):
     path = write(tmp_path, old="[8, 24]}", new="[8, 24], down_block_types: [Down, Down]}")
     with pytest.raises(ValueError, match="own: backbone.config is refused by tiny: Down does not exist") as error:
-        Plan.load(path)
+        load_plan(path)
     assert "\n" not in str(error.value)
 
 
@@ -220,7 +221,11 @@ def test_a_position_may_be_closed(tmp_path):
         write(tmp_path, old="{max_layers: 1, variants: [Conv3D(kernel_size=5)]}", new="{max_layers: 0, variants: []}")
     )
     assert space.size() == 3 and space.options("up.1.1") == ((),)
-    assert Plan.load(space).largest() == space.largest() == space.arrange({"down.1.0": ["SelfAttention1D(heads=4)"]})
+    assert (
+        load_plan(space).largest()
+        == load_plan(space).largest()
+        == space.arrange({"down.1.0": ["SelfAttention1D(heads=4)"]})
+    )
 
 
 def test_a_position_with_too_many_options_is_not_enumerated(tmp_path):
@@ -271,7 +276,7 @@ def test_check_names_a_block_that_fails_or_is_no_identity(tmp_path, monkeypatch)
 
 def test_check_names_a_plan_that_does_not_fit(tmp_path):
     path = write(tmp_path)
-    Plan.load(path)
+    load_plan(path)
     stored = tmp_path / "own.plan.json"
     stored.write_text(stored.read_text().replace('"parameters": ', '"parameters": 1', 1))
     assert any("own.plan.json: backbone is not what the modules give" in problem for problem in check(path))

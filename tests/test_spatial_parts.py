@@ -16,9 +16,9 @@ from device_profiler.profile import profile
 from device_profiler.subject import Subject
 from latency_tables.table import Table
 from nas.cli import main
-from search_spaces.backbones import unet_parts
-from search_spaces.backbones.unet import part_of, run_unet
 from search_spaces.errors import SpaceError
+from search_spaces.families.unet.layout import unet_parts
+from search_spaces.families.unet.run import part_of, run_unet
 from search_spaces.network import build_module
 from search_spaces.space import Space
 
@@ -45,11 +45,11 @@ def uneven(folder: Path) -> Space:
 @pytest.mark.parametrize("which", ["tiny", "uneven"])
 def test_the_parts_one_after_the_other_are_the_backbone(which: str, tmp_path: Path) -> None:
     """Run with the skips that the whole keeps, the parts give the whole's output."""
-    from search_spaces.backbones import build_backbone
+    from search_spaces.families import build_backbone
 
     space = Space.load("tiny") if which == "tiny" else uneven(tmp_path)
     torch.manual_seed(0)
-    unet: Any = build_backbone(space).eval()
+    unet: Any = build_backbone(space.backbone).eval()
     frames, channels, height, width = space.latent_shape("training")
     x, timestep = torch.randn(frames, channels, height, width), torch.tensor([500.0])
     context = torch.randn(1, space.text.tokens, space.text.dim)
@@ -70,13 +70,13 @@ def test_the_parts_one_after_the_other_are_the_backbone(which: str, tmp_path: Pa
 
 
 def test_all_parts_of_snapgen_v_are_known_without_torch_and_add_up_to_its_parameters() -> None:
-    from search_spaces.backbones import build_backbone
+    from search_spaces.families import build_backbone
 
     space = Space.load("snapgen_v")
     parts = space.spatial_workloads("fp16")
     assert len(parts) == 15 and parts[0].key == "spatial:sd15_pruned.conv_in/t30/64x64/b1@fp16"
     with torch.device("meta"):
-        unet: Any = build_backbone(space)
+        unet: Any = build_backbone(space.backbone)
         counted = sum(p.numel() for w in parts for p in part_of(unet, w.name.partition(".")[2]).parameters())
     embedding = sum(p.numel() for p in unet.time_embedding.parameters())
     assert counted + embedding == sum(p.numel() for p in unet.parameters())

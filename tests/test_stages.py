@@ -13,8 +13,18 @@ from latency_tables.table import Table
 from nas.cli import main
 from nas.errors import NasError
 from nas.files import sole_writer
-from nas.run import read_metrics
-from nas.stages import Stage, has_checkpoint, has_comparison, has_files, has_model, has_packages, has_rows, run_stages
+from nas.run.folder import read_metrics
+from nas.run.stages import (
+    Stage,
+    has_checkpoint,
+    has_comparison,
+    has_files,
+    has_model,
+    has_packages,
+    has_rows,
+    run_stages,
+)
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 
@@ -159,7 +169,7 @@ def test_a_comparison_of_another_arrangement_is_not_done(tmp_path: Path) -> None
     space.empty().save(tmp_path / "arrangement.yaml")
     comparison = write(tmp_path / "compare.json", {"key": space.empty().key})
     assert has_comparison(comparison, tmp_path / "arrangement.yaml")
-    write(comparison, {"key": space.largest().key})
+    write(comparison, {"key": load_plan(space).largest().key})
     assert not has_comparison(comparison, tmp_path / "arrangement.yaml")
     assert not has_comparison(comparison, tmp_path / "absent.yaml")
 
@@ -172,7 +182,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*args: object, **named: object) -> None:
         raise AssertionError("measured before all was checked")
 
-    monkeypatch.setattr("nas.run.profile_space", never)
+    monkeypatch.setattr("nas.run.job.profile_space", never)
 
 
 @pytest.mark.parametrize(

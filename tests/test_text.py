@@ -9,7 +9,7 @@ import torch
 from training_fixtures import clips, tiny
 
 from nas.errors import NasError
-from nas.text import TextEncoder, drop_captions
+from nas.pretrained.text import TextEncoder, drop_captions
 
 
 def encoder() -> TextEncoder:

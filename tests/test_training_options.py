@@ -11,15 +11,15 @@ import pytest
 import torch
 from training_fixtures import clips, losses, run, short, tiny
 
-from nas.checkpoint import list_checkpoints
 from nas.data import Dataset
 from nas.data.clip import Buckets, Images, images_of
 from nas.errors import NasError
-from nas.loader import Loader
-from nas.optimizers import unpack_state
-from nas.supernet import Supernet, compile_blocks
-from nas.trained import Step, read_best
-from nas.trainer import Trainer
+from nas.supernet.stage import Trainer
+from nas.supernet.supernet import Supernet, compile_blocks
+from nas.training.checkpoint import list_checkpoints
+from nas.training.loader import Loader
+from nas.training.log import Step, read_best
+from nas.training.optimizers import unpack_state
 
 
 def trainer(folder: Path, **settings: Any) -> Trainer:

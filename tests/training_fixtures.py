@@ -10,7 +10,7 @@ import torch
 
 from nas.config import DataConfig, TrainConfig
 from nas.data import Dataset, open_data
-from nas.trainer import train
+from nas.supernet.stage import train
 from search_spaces.space import Space
 
 DATA = DataConfig(source="moving_shapes", validation_clips=8)

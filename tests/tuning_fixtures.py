@@ -10,10 +10,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from nas.config import DataConfig
 from nas.data import open_data
-from nas.finetune.config import AdversarialConfig, FinetuneConfig, JointConfig
-from nas.model import VideoUNet
-from nas.pipeline import TextToVideoPipeline, save_pipeline
-from nas.text import TextEncoder
+from nas.model.network import VideoUNet
+from nas.model.pipeline import TextToVideoPipeline, save_pipeline
+from nas.pretrained.text import TextEncoder
+from nas.recipes.config import AdversarialConfig, FinetuneConfig, JointConfig
 from search_spaces.space import Space
 
 DATA = DataConfig(source="moving_shapes", max_objects=1, validation_clips=8)

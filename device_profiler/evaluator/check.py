@@ -55,12 +55,12 @@ class Check:
             return None
         said = [f"{self.package.name}, function {self.function}: {' and '.join(over)}"]
         lost, jump = self.audit.overflowed, self.audit.first_jump
-        if lost:
+        if bound_fp32 is not None and not self.error_fp32 <= bound_fp32:
+            said.append("the converter wrote another function, or an input is no number of its declared type")
+        elif lost:
             said.append(f"{lost[0].operation} {lost[0].name!r} is the first of {len(lost)} that are not finite")
         elif jump is not None:
             said.append(f"the error jumps at {jump.operation} {jump.name!r}")
-        elif self.error_fp32 > (bound_fp32 or float("inf")):
-            said.append("the converter wrote another function")
         return "; ".join(said)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from device_profiler.errors import one_line
 from device_profiler.evaluator.operations import OPERATIONS, Arguments, Given
 from device_profiler.evaluator.package import Constant, Function, Operation
-from device_profiler.evaluator.types import STORED, PackageError, TensorType, as_tensor
+from device_profiler.evaluator.types import STORED, PackageError, TensorType, UnknownOperation, as_tensor
 
 
 class Arithmetic(Enum):
@@ -104,13 +104,13 @@ def check_known(function: Function) -> None:
     """Refuse a function that has an operation which is not in the table.
 
     Raises:
-        PackageError: naming each, and where it first stands.
+        UnknownOperation: naming each, and where the first stands.
     """
     unknown = [one for one in function.operations if one.kind not in OPERATIONS]
     if unknown:
         counted = Counter(one.kind for one in unknown)
         said = ", ".join(f"{kind} ({count})" for kind, count in sorted(counted.items()))
-        raise PackageError(
+        raise UnknownOperation(
             f"{function.package.path}: no evaluation is known of: {said}; the first is {unknown[0].name!r}. "
             "Write it in device_profiler/evaluator/operations, or leave it out of the model"
         )

@@ -187,7 +187,7 @@ def _model_file(path: Path) -> Path:
 
 
 def _parsed(model: Path) -> Any:
-    from device_profiler.lowering.coreml import quiet
+    from device_profiler.quiet import quiet
 
     with quiet():
         from coremltools.proto import Model_pb2

@@ -35,6 +35,10 @@ class PackageError(ProfileError):
     """A package that cannot be read or evaluated. One line, with the remedy."""
 
 
+class UnknownOperation(PackageError):
+    """An operation that is not in the table of those that can be evaluated."""
+
+
 @dataclass(frozen=True)
 class TensorType:
     """What a program declares of a value: the element type by its name in Apple's protocol, and the shape.

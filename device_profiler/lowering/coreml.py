@@ -6,15 +6,11 @@ one tiles weights; ``jit.trace`` fails with numpy >= 2.4). Nothing here needs a 
 
 from __future__ import annotations
 
-import contextlib
 import gc
-import io
-import logging
 import math
 import shutil
-import warnings
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +19,7 @@ import numpy as np
 from device_profiler.child import classify
 from device_profiler.errors import WORKLOAD_ERRORS, Unsupported, WorkloadError, one_line
 from device_profiler.lowering.liveness import Step, live_peak_bytes
+from device_profiler.quiet import quiet
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -153,15 +150,21 @@ def convert(
 
 def numeric_error(
     path: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...]
-) -> dict[str, float | None]:
-    """Error of the saved package against the module, ``fp32`` and ``fp16``; ``None`` is not finite.
+) -> dict[str, float | str | None]:
+    """Error of the saved package against the module, ``fp32`` and ``fp16``.
+
+    ``None`` is not finite; or not known, where ``reason`` says which operation the evaluator lacks.
 
     Raises:
         WorkloadError: if it computes something else in float32 arithmetic.
     """
     from device_profiler.evaluator.check import check_package
+    from device_profiler.evaluator.types import UnknownOperation
 
-    found = check_package(path, module, inputs, names)
+    try:
+        found = check_package(path, module, inputs, names)
+    except UnknownOperation as unknown:
+        return {"fp32": None, "fp16": None, "reason": one_line(unknown)}
     if not found.error_fp32 <= EVALUATED_TOLERANCE:
         raise WorkloadError(one_line(found.problem(EVALUATED_TOLERANCE, None)))
     both = {"fp32": found.error_fp32, "fp16": found.error_fp16}
@@ -217,20 +220,3 @@ def _bytes(var: Any) -> int:
 
     shape = [int(size) for size in var.shape]
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(nptype_from_builtin(var.dtype)).itemsize
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """coremltools tells of versions it was not tested with and draws progress bars; errors still come through."""
-    logger = logging.getLogger("coremltools")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
-            warnings.filterwarnings("ignore", module="coremltools.*|torch.*|sklearn.*|xgboost.*")
-            warnings.filterwarnings("ignore", message="Implicitly cleaning up", category=ResourceWarning)
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-            warnings.filterwarnings("ignore", message=".*overflow encountered in cast.*", category=RuntimeWarning)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -16,7 +16,7 @@ from typing import Any
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory, ProfileError, SessionLost, WorkloadError, one_line
 from device_profiler.lowering import Lowered
-from device_profiler.runtimes import Execution, Facts, Session
+from device_profiler.runtimes.contract import Execution, Facts, Session
 from device_profiler.runtimes.mac import MacRuntime
 from device_profiler.runtimes.phone import Phone
 from device_profiler.runtimes.phone_memory import INSTALL, Growth, MemoryWatch

@@ -14,7 +14,7 @@ import numpy as np
 from device_profiler.child import serve
 from device_profiler.errors import Unsupported, WorkloadError
 from device_profiler.lowering import Input, sample_error
-from device_profiler.lowering.coreml import quiet
+from device_profiler.quiet import quiet
 
 SHARES = {
     "MLCPUComputeDevice": "placement_cpu",

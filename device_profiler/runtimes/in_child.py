@@ -10,7 +10,7 @@ from device_profiler.child import Child
 from device_profiler.device import Device
 from device_profiler.errors import TimedOut, WorkloadError
 from device_profiler.lowering import Lowered
-from device_profiler.runtimes import Execution, Facts
+from device_profiler.runtimes.contract import Execution, Facts
 
 CHILD_BASE_MB = 400.0  # interpreter, libraries and their code, beside what the workload takes
 

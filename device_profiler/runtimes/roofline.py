@@ -9,7 +9,7 @@ from device_profiler.device import Device, Roofline
 from device_profiler.errors import ProfileError
 from device_profiler.lowering import Lowered
 from device_profiler.lowering.kinds import CONV, MATMUL, OTHER
-from device_profiler.runtimes import Execution, Facts
+from device_profiler.runtimes.contract import Execution, Facts
 from device_profiler.subject import package_version
 
 ESTIMATOR = "roofline-per-operation-2"

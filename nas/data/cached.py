@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from nas.data.clip import TRAIN_LENGTH, Buckets, Dataset, Images, Item, Skip, check_index
 from nas.errors import NasError
+from nas.pretrained.text import TextEncoder
 
 if TYPE_CHECKING:
-    from nas.autoencoder import VideoAutoencoder
     from nas.config import DataConfig
+    from nas.pretrained.autoencoder import VideoAutoencoder
     from search_spaces.space import Space
 
 SCHEMA = 2  # of the cache and of the reader of videos: frames of an older one are not to be trusted
@@ -267,7 +268,7 @@ class CachedText(nn.Module):
     @property
     def _real(self) -> Any:
         if self._encoder is None:
-            from nas.text import TextEncoder
+            from nas.pretrained.text import TextEncoder
 
             made = self.cache.header["text"]
             encoder = TextEncoder.pretrained(made["source"]).eval()
@@ -319,7 +320,7 @@ def open_cached(config: DataConfig, split: Literal["train", "validation"], seed:
 
 def load_autoencoder(header: Mapping[str, Any]) -> VideoAutoencoder:
     """The autoencoder that a cache's header names, if it still is the same."""
-    from nas.autoencoder import VideoAutoencoder
+    from nas.pretrained.autoencoder import VideoAutoencoder
 
     made = header["autoencoder"]
     autoencoder = VideoAutoencoder.load(made["source"])
@@ -328,7 +329,7 @@ def load_autoencoder(header: Mapping[str, Any]) -> VideoAutoencoder:
 
 
 def _check_same(model: Any, made: Mapping[str, Any]) -> None:
-    from nas.autoencoder import model_digest
+    from nas.pretrained.hub import model_digest
 
     found = model_digest(model)
     if found != made["digest"]:
@@ -381,3 +382,51 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
 
 
 FIELDS = ("id", "path", "key", "shard", "bytes", "clips", "texts", "skipped")
+
+
+def check_source(space: Space, source: str) -> None:
+    """Refuse pixels for a space of latents, before any video is decoded.
+
+    Raises:
+        NasError: with the command that makes the cache.
+    """
+    if source != "cache" and (space.autoencoder.space != 1 or space.autoencoder.time != 1):
+        raise NasError(
+            f"space {space.name} works in the latents of an autoencoder; encode the data first "
+            f"(nas cache DATA --space {space.name} --autoencoder MODEL --text MODEL --out CACHE) and train with "
+            "--set data.source=cache --set data.path=CACHE"
+        )
+
+
+def check_data(space: Space, data: Dataset) -> None:
+    """Refuse latents of another space, and pixels for a space of latents.
+
+    Raises:
+        NasError: naming what differs.
+    """
+    from nas.data.cached import CachedLatents
+
+    if isinstance(data, CachedLatents):
+        data.check_fits(space)
+    else:
+        check_source(space, "pixels")
+
+
+def text_encoder_of(space: Space, data: Any) -> Any:
+    """The text side of training on ``data``: its cached states, or a small encoder trained along."""
+    from nas.data.cached import CachedLatents, CachedText
+
+    if isinstance(data, CachedLatents):
+        return CachedText(data.cache)
+    return TextEncoder.small(space, data.captions)
+
+
+def open_text(folder: Path) -> Any:
+    """The text side that a training saved in ``folder``; weights trained along come with the checkpoint.
+
+    Raises:
+        NasError: if nothing is there, or the cache that it names is gone.
+    """
+    from nas.data.cached import REFERENCE, CachedText
+
+    return CachedText.load(folder) if (folder / REFERENCE).is_file() else TextEncoder.load(folder)

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from nas.checkpoint import write_whole
 from nas.config import CONFIG_FILE, DataConfig
 from nas.data import Item
 from nas.errors import NasError
 from nas.finite import check_finite
 from nas.settings import Seed, Settings
+from nas.training.checkpoint import write_whole
 
 METRICS = "metrics.json"
 CLASSIFIERS = Path("runs/.classifiers")
@@ -52,7 +52,7 @@ class EvaluateConfig(Settings):
 def resolve_evaluate(model: Path, file: Path | None = None, sets: Sequence[str] = ()) -> EvaluateConfig:
     """Defaults, with the data that ``model`` was made with, then ``file``, then each ``a.b=value``."""
     from nas.config import settle
-    from nas.finetune.config import resolve_finetune
+    from nas.recipes.config import resolve_finetune
 
     return settle(EvaluateConfig, {"data": resolve_finetune(model).data.model_dump(mode="json")}, file, sets)
 
@@ -75,7 +75,7 @@ def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | Non
     """
     from nas.data import open_data
     from nas.evaluate.pixels import check_frames
-    from nas.sample import load_pipeline
+    from nas.model.pipeline import load_pipeline
 
     pipeline = load_pipeline(model)
     clip = pipeline.unet.space.clip("training")
@@ -230,7 +230,8 @@ def vbench_folder(
     import torch
 
     from nas.evaluate.vbench import PROTOCOL, SEEDS, claim, read_counts, seed_of, write_folder
-    from nas.sample import enlarge, load_pipeline, to_uint8
+    from nas.media import enlarge, to_uint8
+    from nas.model.pipeline import load_pipeline
 
     texts = read_counts(prompts)
     pipeline = load_pipeline(model)
@@ -260,7 +261,7 @@ def vbench_folder(
 def vbench_scores(model: Path, results: Path) -> dict[str, Any]:
     """VBench's scores of a model, kept in ``metrics.json`` beside what was measured here."""
     from nas.evaluate.vbench import read_results
-    from nas.sample import load_pipeline
+    from nas.model.pipeline import load_pipeline
 
     told = {"vbench": read_results(results)}
     weights, made = load_pipeline(model).fingerprint(), told["vbench"]["protocol"]["sampled"]

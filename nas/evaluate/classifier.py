@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nas.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from nas.config import DataConfig
 from nas.data.clip import ClipLike
 from nas.data.shapes import Cast, MovingShapes, Shape, parse_caption
 from nas.errors import NasError
+from nas.training.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 
 WIDTH = 64
 STEPS, BATCH = 600, 64

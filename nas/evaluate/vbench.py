@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nas.checkpoint import write_whole
 from nas.errors import NasError
 from nas.finite import check_finite
-from nas.sample import write_video
+from nas.media import write_video
+from nas.training.checkpoint import write_whole
 
 VIDEOS = "videos"  # of a folder for VBench: nothing but videos lies in there, it looks at the first name it finds
 MADE = "made.json"  # beside them: what they were made with

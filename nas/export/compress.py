@@ -42,7 +42,7 @@ def compress(package: Path, quantize: str) -> None:
     """
     import shutil
 
-    from device_profiler.lowering.coreml import quiet
+    from device_profiler.quiet import quiet
 
     with quiet():
         import coremltools as ct

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.autoencoder import VideoAutoencoder
 from nas.errors import NasError
+from nas.pretrained.autoencoder import VideoAutoencoder
 from search_spaces.ends import DECODERS, portable_decoder
 
 IMAGES = ("AutoencoderKL", "AutoencoderDC", "AutoencoderTiny")  # whose decoders take one frame, four axes throughout
@@ -63,7 +63,7 @@ def decoder(pipeline: Any, latents: tuple[int, int, int]) -> Part | None:
     """The pipeline's decoder for one tile of a clip of these latents; ``None`` for a space that works in pixels.
 
     Allegro's goes in tiles that fit a phone, to be laid over each other by whoever calls it, as
-    ``nas.autoencoder.tiled`` does; the decoder of images takes one frame.
+    ``nas.pretrained.autoencoder.tiled`` does; the decoder of images takes one frame.
     """
     if pipeline.vae is None:
         return None

@@ -14,7 +14,7 @@ from nas.errors import NasError
 
 if TYPE_CHECKING:
     from latency_tables.table import Table
-    from nas.model import VideoUNet
+    from nas.model.network import VideoUNet
 
 TOLERANCE = 1e-4  # of the largest output
 CHECKED = (4, 4, 4)  # frames, height, width of the clip that a form is compared on
@@ -31,10 +31,10 @@ def best_lowerings(unet: VideoUNet, table: Table) -> Lowerings:
     """
     from latency_tables.cost import CostModel
     from latency_tables.plan import Plan as CostPlan
-    from search_spaces.plan import Plan
+    from search_spaces.planning import load_plan
 
     space, precision = unet.space, table.header.precision
-    plan = CostPlan.from_json(Plan.load(space).to_json())
+    plan = CostPlan.from_json(load_plan(space).to_json())
     rows = CostModel(plan, table, allow_mixed=True).rows
     found = {BACKBONE: [rows[plan.backbone_workload].lowering]}
     for position, variants in unet.arrangement.layers:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nas.model import VideoUNet
+    from nas.model.network import VideoUNet
 
 PREFIX = "temporal_nas."
 
@@ -36,10 +36,10 @@ def predicted_costs(unet: VideoUNet, device: str, tables: Path) -> dict[str, str
     from latency_tables.lookup import load_table
     from latency_tables.plan import Plan as CostPlan
     from latency_tables.predict import predict
-    from search_spaces.plan import Plan
+    from search_spaces.planning import load_plan
 
     table = load_table(device, tables)
-    plan = CostPlan.from_json(Plan.load(unet.space).to_json())
+    plan = CostPlan.from_json(load_plan(unet.space).to_json())
     found = predict(CostModel(plan, table, allow_mixed=True), unet.arrangement.labels())
     clip = unet.space.clip("deployment")
     return {
@@ -58,7 +58,7 @@ def write(package: Path, facts: dict[str, str]) -> None:
     """Put the facts into the package's user-defined metadata, each under ``temporal_nas.``."""
     import shutil
 
-    from device_profiler.lowering.coreml import quiet
+    from device_profiler.quiet import quiet
 
     with quiet():
         import coremltools as ct

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from nas.errors import NasError
-from nas.flow import TIMESTEPS
-from nas.sample import latent_shape
+from nas.tasks.noise import TIMESTEPS
+from search_spaces.space import latent_shape
 
 if TYPE_CHECKING:
-    from nas.model import VideoUNet
+    from nas.model.network import VideoUNet
 
 NAMES = ("x", "timestep", "context")
 Shape = tuple[int, int, int]  # frames, height, width in pixels

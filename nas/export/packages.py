@@ -22,7 +22,7 @@ from nas.export.network import NAMES, Shape, bound_at, function_name
 from nas.export.ranges import check_range
 from nas.files import folder_beside, write_whole
 from nas.outputs import MADE_BY, check_replaceable, keep_rest, put_folder, restore, sole_writer_of
-from nas.sample import latent_shape
+from search_spaces.space import latent_shape
 
 PACKAGE, FACTS = "unet.mlpackage", "export.json"
 ENDS = ("text_encoder", "decoder")
@@ -84,7 +84,7 @@ def _export(
     tables: Path,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    from nas.sample import load_pipeline
+    from nas.model.pipeline import load_pipeline
 
     before = _exported(out)
     pipeline = load_pipeline(model)
@@ -265,7 +265,7 @@ def _lower(
 
 def _join(packages: Sequence[tuple[Path, str]], target: Path) -> None:
     """One package whose functions share their weights."""
-    from device_profiler.lowering.coreml import quiet
+    from device_profiler.quiet import quiet
 
     with quiet():
         import coremltools as ct

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+import torch
 
 from nas.pretrained.files import WEIGHTS, UnusableError, rank_weights
 
@@ -149,3 +152,15 @@ def first_line(error: BaseException) -> str:
     """The first line of a library's message, for a sentence of ours."""
     lines = str(error).strip().splitlines()
     return lines[0][:160].rstrip(".") if lines else type(error).__name__
+
+
+def model_digest(model: Any) -> str:
+    """16 hex characters of a model's configuration and weights; the same for a copy elsewhere."""
+    config = {
+        k: v for k, v in dict(model.config if not hasattr(model.config, "to_dict") else {}).items() if k[0] != "_"
+    }
+    digest = hashlib.sha256(json.dumps([type(model).__name__, config], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

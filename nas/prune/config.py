@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from nas.config import DataConfig
-from nas.finetune.config import LoopConfig
 from nas.settings import Seed, Settings
+from nas.training.config import LoopConfig
 
 Unit = Literal["blocks", "heads", "channels"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from nas.errors import NasError
-from search_spaces.backbones import backbone_spec
+from search_spaces.families import backbone_spec
 from search_spaces.space import Space
 
 

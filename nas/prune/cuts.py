@@ -13,8 +13,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from nas.prune.config import Unit
-from nas.weights import pairs
-from search_spaces.backbones.narrow import NarrowUNet, keep, prunable, width
+from search_spaces.families.unet.inherit import pairs
+from search_spaces.families.unet.narrow import NarrowUNet, keep, prunable, width
 
 PLAIN = {"CrossAttnDownBlock2D": "DownBlock2D", "CrossAttnUpBlock2D": "UpBlock2D"}
 A_STAGE = ("layers_per_block", "attention_head_dim", "num_attention_heads", "transformer_layers_per_block")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nas.errors import NasError
-from nas.flow import Diffusion
 from nas.prune.config import PruneSettings
 from nas.prune.sensitivity import Noisy, noisy_batches
+from nas.tasks.noise import Diffusion
 from search_spaces.space import Space
 
 
@@ -24,14 +24,13 @@ class Images:
 
     def __init__(self, space: Space, settings: PruneSettings, source: str, text: str | None) -> None:
         from nas.data import open_data
-        from nas.data.cached import CachedLatents, CachedText
+        from nas.data.cached import CachedLatents, CachedText, check_data, check_source
         from nas.data.clip import images_of
         from nas.data.lengths import fits
-        from nas.distributed import World
-        from nas.loader import Loader
         from nas.pretrained.hub import has_part
-        from nas.text import TextEncoder
-        from nas.trainer import check_data, check_source
+        from nas.pretrained.text import TextEncoder
+        from nas.training.distributed import World
+        from nas.training.loader import Loader
 
         check_source(space, settings.data.source)
         self.config, self.seed = settings.prune, settings.seed

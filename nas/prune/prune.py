@@ -16,18 +16,18 @@ import yaml
 
 from nas.config import CONFIG_FILE
 from nas.console import progress, say
-from nas.distributed import usable_device
-from nas.errors import NasError
-from nas.files import folder_beside, only_leftovers, read_yaml, sole_writer, why_full, write_whole
-from nas.finetune.loop import Loop
+from nas.errors import NasError, why_full
+from nas.files import folder_beside, only_leftovers, read_yaml, sole_writer, write_whole
+from nas.pretrained.unet import load_unet
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
 from nas.prune.cuts import Cut, block_cuts, width_cut
 from nas.prune.images import Images
 from nas.prune.recover import Recover
 from nas.prune.sensitivity import Sensitivity
-from nas.weights import load_unet
-from search_spaces.backbones.narrow import prunable, width
+from nas.training.distributed import usable_device
+from nas.training.loop import Loop
+from search_spaces.families.unet.narrow import prunable, width
 from search_spaces.space import Space
 
 DECISIONS, TRIED, UNET, SPACE_FILE, RECOVERY = "cuts.json", "sensitivity.csv", "unet", "space.yaml", "recovery"

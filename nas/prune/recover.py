@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nas.finetune.batches import Draws
-from nas.finetune.loop import Row, warmed_rate
-from nas.flow import Diffusion
 from nas.prune.config import PruneConfig
+from nas.tasks.noise import Diffusion
+from nas.training.draws import Draws
+from nas.training.loop import Row, warmed_rate
 
 Images = Callable[[int, Callable[[list[str]], list[str]]], tuple[Tensor, Tensor]]
 
 
 class Recover:
-    """Trains the pruned UNet; a stage of ``nas.finetune.loop``.
+    """Trains the pruned UNet; a stage of ``nas.training.loop``.
 
     Args:
         whole: the uncut UNet, frozen. unet: the pruned one, trained in place.

@@ -10,8 +10,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from nas.flow import Diffusion
-from search_spaces.backbones.narrow import prunable, width
+from nas.tasks.noise import Diffusion
+from search_spaces.families.unet.narrow import prunable, width
 
 Noisy = tuple[Tensor, Tensor, Tensor]  # (B, C, H, W) samples, (B,) timesteps, (B, L, D) texts
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from nas.config import TrainConfig
 from nas.data import Dataset
-from nas.supernet import Supernet
-from nas.text import TextEncoder
-from nas.trained import Step
-from nas.trainer import Trainer
+from nas.pretrained.text import TextEncoder
+from nas.supernet.stage import Trainer
+from nas.supernet.supernet import Supernet
+from nas.training.log import Step
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 

@@ -166,10 +166,10 @@ class _Facts(BaseModel):
     count: int
 
     def evidence(self) -> Evidence:
-        unknown = float("nan")
-        known = [unknown if value is None else value for value in (self.band_tau, self.band_ceiling, self.top_regret)]
+        known = (self.band_tau, self.band_ceiling, self.top_regret)
+        tau, ceiling, regret = (math.nan if value is None else value for value in known)
         overall = Agreement(self.tau, self.low, self.high, self.chance, self.count)
-        return Evidence(overall, Band(*known, self.in_band, self.trained_twice), self.same_clips)
+        return Evidence(overall, Band(tau, ceiling, regret, self.in_band, self.trained_twice), self.same_clips)
 
 
 def sentence(out: Path, identity: dict[str, Any]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nas.files import write_whole
-from nas.quality import Paired, Score
 from nas.ranking.scoring import Scorer
+from nas.supernet.quality import Paired, Score
 from search_spaces.arrangement import Arrangement
 
 FILE, RIVALS = "rescored.json", "rivals.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from nas.quality import Paired, Quality, Score, score_of
+from nas.supernet.quality import Paired, Quality, Score, score_of
 from search_spaces.arrangement import Arrangement
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from nas.errors import NasError
 from nas.files import read_json, read_text, read_yaml
 from search_spaces.arrangement import Arrangement
-from search_spaces.plan import Plan
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 Part = TypeVar("Part")
@@ -140,7 +140,7 @@ def read_run(path: Path) -> RunFolder:
         try:
             space = Space.load(str(name))
             run.fps = space.clip("training").fps
-            run.plan = Plan.load(space).to_json()
+            run.plan = load_plan(space).to_json()
         except Exception as error:  # a space's blocks are anybody's code
             run.missing["plan"] = f"The space {name} cannot be read ({error}), so the network is drawn as a list."
     return run

@@ -12,12 +12,12 @@ from typing import Any
 from markupsafe import Markup
 
 from latency_tables.report.page import render_page, write_page
+from nas.report.drawing import FAMILIES, brief, unet_svg
 from nas.report.figures import curve_figure, front_figure
 from nas.report.folder import KINDS, Row, RunFolder, read_run
 from nas.report.measured import disturbed_sentence, measurement
 from nas.report.searching import growth_figure, positions_figure, reasons
 from nas.report.strips import animated_strip, sheet, still
-from nas.report.unet import FAMILIES, brief, unet_svg
 
 HERE = Path(__file__).parent
 FILE = "report.html"

@@ -6,9 +6,9 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nas.report.drawing import brief
 from nas.report.figures import Figure, layers_text
 from nas.report.folder import Row
-from nas.report.unet import brief
 
 SHOWN = 25  # arrangements in the picture of what stands where: more lines hide each other
 

@@ -63,14 +63,14 @@ class Problem:
         if tuple(self.costs.positions) != names:
             raise NasError(
                 f"the plan's positions {', '.join(self.costs.positions)} are not those of the space "
-                f"{self.space.name} ({', '.join(names)}); write the plan again with python -m search_spaces.plan"
+                f"{self.space.name} ({', '.join(names)}); write the plan again with python -m search_spaces.planning"
             )
         for name, planned in zip(names, self.costs.options, strict=True):
             offered = tuple(tuple(v.label for v in option) for option in self.space.options(name))
             if planned != offered:
                 raise NasError(
                     f"{name}: the plan's {len(planned)} options are not the space's {len(offered)}; "
-                    "write the plan again with python -m search_spaces.plan"
+                    "write the plan again with python -m search_spaces.planning"
                 )
 
     @cached_property

@@ -59,8 +59,6 @@ class FeasibleSampler(BaseSampler):
     ) -> dict[str, Any]:
         fixed = trial.system_attrs.get("fixed_params")
         if fixed:  # an enqueued design: proposed by somebody else
-            if self._breeds:
-                self._inner.sample_relative(study, trial, dict(self._problem.categorical))
             return dict(fixed)
         seen = ledger_of(study, self._problem).taken
         for _ in range(self._proposals):
@@ -86,6 +84,9 @@ class FeasibleSampler(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         self._inner.before_trial(study, trial)
+        if self._breeds and "fixed_params" in trial.system_attrs:
+            # For a design that is given Optuna asks its sampler for nothing, and it would be of no generation.
+            self._inner.sample_relative(study, trial, dict(self._problem.categorical))
 
     def after_trial(
         self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None

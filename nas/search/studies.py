@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 from optuna.distributions import CategoricalDistribution
 from optuna.storages import BaseStorage
@@ -74,31 +75,40 @@ class Evaluation:
 
 def evaluations(study: optuna.Study, problem: Problem) -> list[Evaluation]:
     """Every scored trial of the study, pruned ones included, in the order of their numbers."""
-    return [evaluation_of(trial, problem) for trial in ledger_of(study, problem).trials if loss_of(trial) is not None]
+    return evaluations_of([trial for trial in ledger_of(study, problem).trials if loss_of(trial) is not None], problem)
 
 
-def evaluation_of(trial: FrozenTrial, problem: Problem) -> Evaluation:
-    attributes = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
-    choice = problem.indices(trial.params)
-    loss = loss_of(trial)
-    assert loss is not None
-    return Evaluation(
-        trial=trial.number,
-        choice=tuple(int(i) for i in choice),
-        arrangement=problem.arrangement(choice),
-        origin=attributes["origin"],
-        loss=loss,
-        loss_stderr=attributes["loss_stderr"],
-        velocity_loss=attributes.get("velocity_loss", float("nan")),
-        motion_loss=attributes.get("motion_loss", float("nan")),
-        latency_ms=float(problem.cost(choice).latency_ms[0]),
-        peak_mb=attributes["peak_mb"],
-        weights_mb=attributes["weights_mb"],
-        parameters=attributes["parameters"],
-        feasible=attributes["feasible"],
-        objectives=tuple(map(float, problem.objective_costs(choice)[0])),
-        clips=attributes.get("clips", 0),
-    )
+def evaluations_of(trials: Sequence[FrozenTrial], problem: Problem) -> list[Evaluation]:
+    """Scored trials as evaluations; what they cost is asked for at once."""
+    if not trials:
+        return []
+    choices = np.stack([problem.indices(trial.params) for trial in trials])
+    latency, objectives = problem.cost(choices).latency_ms.tolist(), problem.objective_costs(choices).tolist()
+    found = []
+    for trial, choice, milliseconds, costs in zip(trials, choices.tolist(), latency, objectives, strict=True):
+        attributes = {**trial.user_attrs, **trial.user_attrs.get("score", {})}
+        loss = loss_of(trial)
+        assert loss is not None
+        found.append(
+            Evaluation(
+                trial=trial.number,
+                choice=tuple(choice),
+                arrangement=problem.arrangement(choice),
+                origin=attributes["origin"],
+                loss=loss,
+                loss_stderr=attributes["loss_stderr"],
+                velocity_loss=attributes.get("velocity_loss", math.nan),
+                motion_loss=attributes.get("motion_loss", math.nan),
+                latency_ms=milliseconds,
+                peak_mb=attributes["peak_mb"],
+                weights_mb=attributes["weights_mb"],
+                parameters=attributes["parameters"],
+                feasible=attributes["feasible"],
+                objectives=tuple(costs),
+                clips=attributes.get("clips", 0),
+            )
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ from nas.search.studies import (
     Identity,
     Known,
     Scored,
-    evaluation_of,
     evaluations,
+    evaluations_of,
     known_scores,
     open_study,
     refuse_other,
@@ -384,7 +384,7 @@ class _Worker:
                 self._tell(f"search     trial {trial.number} was taken over while this process stood still; going on")
                 return None
         trial.values, trial.state = values, state
-        return evaluation_of(trial, self.problem)
+        return evaluations_of([trial], self.problem)[0]
 
     def _whole_score(self, trial: FrozenTrial) -> tuple[list[float], dict[str, Any]]:
         """Values of a trial, and what its score is made of."""

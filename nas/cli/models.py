@@ -1,0 +1,248 @@
+"""Commands of a model: build, export, finetune, sample, evaluate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nas.cli.options import (
+    LONG,
+    MAX_SEED,
+    MOST_STEPS,
+    Json,
+    ModelDir,
+    Yaml,
+    a_file,
+    app,
+    below_root,
+    emit,
+    finite,
+    only_once,
+    tell,
+)
+from nas.errors import NasError
+
+
+@app.command()
+def build(
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="Run folder, for its supernet's weights.")] = None,
+    out: Annotated[Path | None, typer.Option(callback=below_root, help="Model folder; RUN/model by default.")] = None,
+    space: Annotated[str | None, typer.Option(help="Without a run: a shipped space's name, or a YAML.")] = None,
+    arrangement: Annotated[Path | None, typer.Option(help="Without a run: the arrangement's YAML.")] = None,
+    text: Annotated[str | None, typer.Option(help="Without a run: CLIP text model, hub id or folder.")] = None,
+    autoencoder: Annotated[str | None, typer.Option(help="Without a run, for latents: hub id or folder.")] = None,
+    init: Annotated[str | None, typer.Option(help="Without a run: the UNet that the backbone starts from.")] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(help="Without a run: what its weights answer: velocity, epsilon (Stable Diffusion 1.5) or v."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """An arrangement as a plain diffusers model: a run's chosen one with its weights, or any over an image backbone."""
+    from nas.model.build import build_anew, build_model
+
+    anew = {"--space": space, "--arrangement": arrangement, "--text": text}
+    if run is None:
+        missing = [name for name, value in {**anew, "--out": out}.items() if value is None]
+        if space is None or arrangement is None or text is None or out is None:
+            raise NasError(
+                f"build takes a RUN, or all of --space, --arrangement, --text and --out; add {', '.join(missing)}"
+            )
+        kind: Any = prediction or "velocity"
+        summary = build_anew(space, arrangement, out, text=text, autoencoder=autoencoder, init=init, prediction=kind)
+        emit(summary) if as_json else tell(
+            f"{summary['model']}: {summary['parameters']:,} parameters, temporal layers start as the identity"
+            + (f"\n{summary['init']}" if summary["init"] else "")
+        )
+        return
+    alone = {**anew, "--autoencoder": autoencoder, "--init": init, "--prediction": prediction}
+    given = [name for name, value in alone.items() if value is not None]
+    if given:
+        raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
+    summary = build_model(run, out or run / "model")
+    emit(summary) if as_json else tell(
+        f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "
+        f"{summary['difference']:.1e}"
+    )
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    out: Annotated[
+        Path | None, typer.Option(callback=below_root, help="Folder of the packages; MODEL/../coreml by default.")
+    ] = None,
+    clip: Annotated[str, typer.Option(help="The space's clip whose shape the package has.")] = "deployment",
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FRAMESxHEIGHTxWIDTH", help="In place of a clip; several become functions of one package."
+        ),
+    ] = None,
+    parts: Annotated[str, typer.Option(help="Of network, text_encoder and decoder.")] = "network,text_encoder,decoder",
+    quantize: Annotated[
+        str | None, typer.Option(help="Weights in fewer bits: int8, palettize8, palettize6 or palettize4.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
+    ] = None,
+    tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
+    as_json: Json = False,
+) -> None:
+    """Core ML packages of the network, its text encoder and its decoder."""
+    from nas.console import say
+    from nas.export import export_model
+    from nas.export.network import parse_shape
+
+    stats = export_model(
+        model,
+        out or Path(os.path.normpath(model / ".." / "coreml")),
+        clip,
+        shapes=[parse_shape(text) for text in shape or ()],
+        parts=parts.split(","),
+        quantize=quantize,
+        device=device,
+        tables=tables,
+        tell=(lambda line: None) if as_json else say,
+    )
+    if as_json:
+        emit(stats)
+        return
+    if "operations" in stats:
+        tell(
+            f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "
+            f"{stats['weights_mb']:.2f} MB of weights, rank {stats['max_rank']}, {stats['seconds']} s, "
+            f"{stats['peak_host_mb']:.0f} MB of memory here"
+        )
+    for name in ("text_encoder", "decoder"):
+        if name in stats:
+            end = stats[name]
+            tell(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
+    if stats["lowerings"]:
+        layers = [f"{name} {'/'.join(wanted)}" for name, wanted in stats["lowerings"].items() if wanted]
+        tell(f"lowered as predicted, which the table found fastest: {', '.join(layers)}")
+    if stats["predicted"]:
+        told = stats["predicted"]
+        tell(f"{told['device']}: {told['latency_ms']} ms, {told['peak_mb']} MB predicted, {told['source']}")
+
+
+@app.command()
+def finetune(
+    model: ModelDir,
+    out: Annotated[
+        Path, typer.Option(callback=below_root, help="Model folder to make; one that was begun is continued.")
+    ],
+    stage: Annotated[str, typer.Option(help="joint: images and videos. adversarial: to a few steps.")] = "joint",
+    config: Yaml = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. joint.steps=200.")
+    ] = [],  # noqa: B006
+    processes: Annotated[
+        int | None, typer.Option(max=1024, help="Train with so many processes on this machine.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a built model into another: on images and videos together, or adversarially down to four steps."""
+    from nas.console import progress, say
+    from nas.recipes import finetune as run_stage
+    from nas.recipes.config import resolve_finetune
+
+    settings = resolve_finetune(model, config, set_)
+    if processes is not None:
+        from nas.training.launch import launch
+
+        words = ["finetune", str(model), "--out", str(out), "--stage", stage]
+        words += [*(["--config", str(config)] if config else []), *(word for text in set_ for word in ("--set", text))]
+        launch([*words, *(["--json"] if as_json else [])], processes)
+        return
+    with progress(f"finetune {stage}") as shown:
+
+        def step(done: int, row: Mapping[str, float]) -> None:
+            shown(done, settings.stage(stage).steps, f"loss {row['loss']:.4f}")
+
+        summary = run_stage(model, stage, settings, out, progress=step, warn=say)
+    if summary["main"]:
+        emit(summary) if as_json else tell(f"{summary['model']}: {stage}, {summary['steps']} steps")
+
+
+@app.command()
+def sample(
+    model: ModelDir,
+    prompt: Annotated[list[str], typer.Option(help="What the video shows; several make a batch.")],
+    out: Annotated[
+        Path, typer.Option(callback=a_file, help="Video file; a contact sheet PNG is written beside it.")
+    ] = Path("out.mp4"),
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=MOST_STEPS, help="Network evaluations; as the model was made for, or 25.")
+    ] = None,
+    guidance: Annotated[
+        float | None, typer.Option(callback=finite, help="Classifier-free guidance; 1 is off, the default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the initial noise.")] = 0,
+    frames: Annotated[int | None, typer.Option(min=1, max=LONG, help="Length; the training clip's by default.")] = None,
+    height: Annotated[int | None, typer.Option(min=1, max=LONG, help="In pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, max=LONG, help="In pixels.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that nas sample did not make.")] = False,
+    as_json: Json = False,
+) -> None:
+    """A video file from a prompt."""
+    from nas.console import progress, say
+    from nas.model.sample import sample_video
+
+    with progress("sample") as shown:
+        summary = sample_video(
+            model,
+            prompt,
+            out,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            frames=frames,
+            height=height,
+            width=width,
+            overwrite=overwrite,
+            warn=say,
+            progress=shown,
+        )
+    if as_json:
+        emit(summary)
+        return
+    for made in summary["videos"]:
+        tell(f"{made['video']} and {made['contact_sheet']}")
+
+
+@app.command()
+def evaluate(
+    model: ModelDir,
+    config: Yaml = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. clips=36.")
+    ] = [],  # noqa: B006
+    features: Annotated[Path | None, typer.Option(help="ONNX network for the Frechet distance.")] = None,
+    vbench_out: Annotated[
+        Path | None, typer.Option(callback=below_root, help="Write the folder of videos that VBench reads.")
+    ] = None,
+    vbench_prompts: Annotated[Path | None, typer.Option(help="Its prompts: VBench_full_info.json or lines.")] = None,
+    vbench_results: Annotated[Path | None, typer.Option(help="Read VBench's *_eval_results.json back.")] = None,
+    as_json: Json = False,
+) -> None:
+    """How good a model's videos are: pixels, Frechet distance, prompts on moving shapes; or the way to VBench."""
+    from nas.console import progress
+    from nas.evaluate import evaluate_model, render, resolve_evaluate, vbench_folder, vbench_scores
+
+    only_once(set_, {"features": "--features"} if features else {})
+    settings = resolve_evaluate(model, config, [*set_, *([f"features={features}"] if features else [])])
+    if (vbench_out is None) != (vbench_prompts is None):
+        raise NasError("--vbench-out and --vbench-prompts belong together; give both")
+    with progress("evaluate") as shown:
+        if vbench_results is not None:
+            told = vbench_scores(model, vbench_results)
+        elif vbench_out is not None and vbench_prompts is not None:
+            told = vbench_folder(model, vbench_prompts, vbench_out, settings, shown)
+        else:
+            told = evaluate_model(model, settings, shown)
+    emit(told) if as_json else tell(render(told))

@@ -1,0 +1,1 @@
+"""The model that comes out of a search: built, loaded, sampled."""

@@ -1,0 +1,137 @@
+"""A video file from a prompt, and a contact sheet beside it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nas.errors import NasError
+from nas.media import enlarge, to_uint8, write_contact_sheet, write_video
+from nas.model.pipeline import load_pipeline
+from nas.outputs import MADE_BY
+from search_spaces.space import latent_shape
+
+
+def sample_video(
+    model: Path,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    seed: int = 0,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    overwrite: bool = False,
+    warn: Callable[[str], None] = lambda message: None,
+    progress: Callable[[int, int, str], None] = lambda done, total, told: None,
+) -> dict[str, Any]:
+    """Sample ``model`` (a folder as ``nas build`` writes it) and write ``out`` and ``out`` with ``.png``.
+
+    Several prompts are sampled as one batch and written as ``NAME-0.mp4``, ``NAME-1.mp4`` and so on. The noise of a
+    video depends on the seed and its place alone, so a video does not change with what stands after it.
+
+    Args:
+        steps, guidance: by default what the model was made for; see ``TextToVideoPipeline``.
+        frames, height, width: in pixels; by default the training clip's. Other sizes are sampled too, and `warn` is
+            told that the model has not seen them.
+        overwrite: whether files that carry no line of ours are replaced too.
+        progress: called with evaluations of the network done, how many there are, and a word.
+
+    Returns:
+        Paths, shape and settings of the samples.
+
+    Raises:
+        NasError: if the folder holds no model of this toolkit, a prompt does not fit its text encoder, a size does not
+            divide, a file of somebody else stands in the way, or a frame holds what is no number.
+    """
+    import torch
+
+    if steps is not None and steps < 1:
+        raise NasError(f"--steps must be 1 or more, but is {steps}")
+    if not prompts:
+        raise NasError("nothing to sample; give --prompt, once or several times")
+    if out.suffix.lower() != ".mp4":
+        raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
+    if guidance is not None and not math.isfinite(guidance):
+        raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
+    names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+    if not overwrite:
+        check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
+    pipeline = load_pipeline(model)
+    space = pipeline.unet.space
+    clip = space.clip("training")
+    shape = (
+        clip.frames if frames is None else frames,
+        clip.height if height is None else height,
+        clip.width if width is None else width,
+    )
+    latent = latent_shape(space, *shape)
+    known = [[c.frames, c.height, c.width] for c in (clip, space.clip("deployment"))]
+    if list(shape) not in [*known, *pipeline.sampling.get("clips", [])]:
+        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
+    for prompt in prompts:
+        if unknown := pipeline.unknown_words(prompt):
+            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
+    generators = [torch.Generator().manual_seed(seed + 1_000_003 * i) for i in range(len(prompts))]
+    output = pipeline(
+        list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        num_frames=latent[0],
+        height=latent[1],
+        width=latent[2],
+        generator=generators if len(prompts) > 1 else generators[0],
+        callback=lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for i, video in enumerate(output.frames):
+        name = names[i]
+        pixels = enlarge(to_uint8(video.numpy()))
+        write_video(name, pixels, clip.fps)
+        write_contact_sheet(name.with_suffix(".png"), pixels)
+        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompts[i]})
+    return {
+        **files[0],
+        "videos": files,
+        "frames": shape[0],
+        "height": shape[1],
+        "width": shape[2],
+        "steps": output.steps,
+        "sigmas": output.sigmas,
+        "guidance": output.guidance,
+        "seed": seed,
+    }
+
+
+def check_outputs(files: Sequence[Path]) -> None:
+    """Refuse to replace a video or picture that carries no line of ours.
+
+    Raises:
+        NasError: naming the first.
+    """
+    for file in files:
+        if os.path.lexists(file) and not is_ours(file):
+            raise NasError(
+                f"{file}: is there already and was not made by nas sample; give another --out, or --overwrite"
+            )
+
+
+def is_ours(file: Path) -> bool:
+    """Whether a video's or picture's own metadata says that this toolkit made it."""
+    import av
+    from PIL import Image
+
+    try:
+        if file.suffix.lower() == ".png":
+            with Image.open(file) as picture:
+                return picture.info.get("Software") == MADE_BY
+        with av.open(str(file)) as container:
+            return container.metadata.get("comment") == MADE_BY
+    except (OSError, ValueError, SyntaxError, av.FFmpegError):
+        return False

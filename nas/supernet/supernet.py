@@ -1,0 +1,169 @@
+"""The supernet: every variant at every slot of every position, over one shared backbone; one path runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
+from search_spaces.arrangement import Arrangement
+from search_spaces.blocks import build_block
+from search_spaces.families import backbone_forward, build_backbone
+from search_spaces.network import VideoNetwork, module_name
+from search_spaces.space import Space
+from search_spaces.variant import Variant
+
+
+def slot_name(slot: int, variant: Variant) -> str:
+    """A layer's name inside its position: torch allows no dots, and a state dict should read well."""
+    return f"{slot}:{variant.label}"
+
+
+class Supernet(nn.Module):
+    """All networks of a space in one, sharing weights.
+
+    A layer is shared by all arrangements that hold its variant in its slot (first, second, ... layer of a position).
+    Layers off the path are not run, so they get no gradient, no decay and no optimiser step. Every layer starts as
+    the identity: the supernet starts as the image backbone.
+
+    Args:
+        space: what may be chosen.
+        prediction: what it is trained to answer; called, it always gives a velocity.
+
+    Attributes:
+        unet: the spatial backbone. layers: position -> slot and variant -> block.
+        activation_checkpoints: whether training computes the temporal layers' activations again on the way back.
+
+    Source: single-path one-shot weight sharing (Guo et al., arXiv 1904.00420), over the temporal layers of SnapGen-V.
+    """
+
+    def __init__(self, space: Space, prediction: Prediction = "velocity") -> None:
+        super().__init__()
+        self.space = space
+        self.diffusion = Diffusion(prediction)
+        self.activation_checkpoints = False
+        self.unet = build_backbone(space.backbone)
+        self.layers = nn.ModuleDict(
+            {
+                module_name(position.name): nn.ModuleDict(
+                    {
+                        slot_name(slot, variant): build_block(variant, position.channels, space.text.dim)
+                        for slot in range(position.max_layers)
+                        for variant in position.variants
+                    }
+                )
+                for position in space.positions
+            }
+        )
+        self._run = backbone_forward(space.backbone)
+
+    def path(self, arrangement: Arrangement) -> dict[str, list[nn.Module]]:
+        """The layers of an arrangement by position, in execution order."""
+        found: dict[str, list[nn.Module]] = {}
+        for position, variants in arrangement.layers:
+            shelf = self.layers[module_name(position)]
+            assert isinstance(shelf, nn.ModuleDict)
+            found[position] = [shelf[slot_name(slot, variant)] for slot, variant in enumerate(variants)]
+        return found
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        num_frames: int,
+        arrangement: Arrangement | Sequence[Arrangement],
+    ) -> Tensor:
+        """The velocity along one path, whatever the supernet was trained to predict; or along several.
+
+        Args:
+            x: (B*T, C, H, W), on the straight line of flow matching. timestep: (B,) in 0..1000, 1000 times the level.
+            context: (B, L, D). num_frames: T.
+            arrangement: of this space. Of several, each gets an equal part of the batch, one after the other: the
+                backbone runs once for all of them.
+
+        Returns:
+            (B*T, C, H, W).
+        """
+        if self.diffusion.prediction == "velocity":
+            return self.predict(x, timestep, context, num_frames, arrangement)
+
+        def predict(videos: Tensor, told: Tensor) -> Tensor:
+            out = self.predict(videos.flatten(0, 1), told, context, num_frames, arrangement)
+            return out.unflatten(0, (-1, num_frames))
+
+        videos = x.unflatten(0, (-1, num_frames))
+        return self.diffusion.as_velocity(videos, timestep / TIMESTEPS, predict).flatten(0, 1)
+
+    def predict(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        num_frames: int,
+        arrangement: Arrangement | Sequence[Arrangement],
+    ) -> Tensor:
+        """One evaluation of the network itself: samples, timesteps and answers of its own ``prediction``."""
+        paths = [self.path(a) for a in ([arrangement] if isinstance(arrangement, Arrangement) else arrangement)]
+        again = self.activation_checkpoints and self.training and torch.is_grad_enabled()
+
+        def along(layers: Sequence[nn.Module], x: Tensor, context: Tensor) -> Tensor:
+            for layer in layers:
+                if again and num_frames > 1:
+                    x = checkpoint(layer, x, num_frames, context, use_reentrant=False)
+                else:
+                    x = layer(x, num_frames, context)
+            return x
+
+        def temporal(position: str, x: Tensor) -> Tensor:
+            if len(paths) == 1:
+                return along(paths[0].get(position, ()), x, context)
+            parts = zip(paths, x.chunk(len(paths)), context.chunk(len(paths)), strict=True)
+            return torch.cat([along(path.get(position, ()), *part) for path, *part in parts])
+
+        return self._run(self.unet, x, timestep, context, num_frames, temporal)
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep only what enters a block, and compute the rest again on the way back."""
+        self.activation_checkpoints = True
+        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def blocks(self) -> Iterator[nn.Module]:
+        """Resnets, attentions and temporal layers: what is compiled and sharded one by one, as paths differ."""
+        for stage in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):  # type: ignore[misc]
+            if stage is not None:
+                yield from stage.resnets
+                yield from getattr(stage, "attentions", ())
+        for shelf in self.layers.values():
+            yield from shelf.values()  # type: ignore[operator]
+
+    def extract(self, arrangement: Arrangement) -> VideoNetwork:
+        """A plain network of one arrangement with the weights it has here, copied."""
+        network = VideoNetwork(self.space, arrangement)
+        network.unet.load_state_dict(self.unet.state_dict())
+        for position, layers in self.path(arrangement).items():
+            own = network.temporal[module_name(position)]
+            assert isinstance(own, nn.ModuleList)
+            for target, source in zip(own, layers, strict=True):
+                target.load_state_dict(source.state_dict())
+        return network.train(self.training)
+
+    def temporal_parameters(self) -> Iterator[nn.Parameter]:
+        """Everything that the search chooses among."""
+        return self.layers.parameters()
+
+
+def compile_blocks(supernet: Supernet, backend: str = "inductor") -> None:
+    """Compile every block by itself, for the shapes it meets: any path is then made of compiled parts.
+
+    Blocks of one class share a compiled function per shape, so there may be as many as there are blocks.
+    """
+    import torch._dynamo
+
+    blocks = list(supernet.blocks())
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
+    for block in blocks:
+        block.compile(dynamic=False, backend=backend)

@@ -1,0 +1,41 @@
+"""What a training leaves in its folder: the log, the best step, and a supernet to load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nas.data.cached import open_text
+from nas.errors import NasError
+from nas.pretrained.text import TextEncoder
+from nas.supernet.supernet import Supernet
+from nas.training.checkpoint import check_belongs, list_checkpoints, load_checkpoint
+from nas.training.log import check_shapes
+from search_spaces.space import Space
+
+TEXT = "text"
+
+
+def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, int]:
+    """The averaged supernet and text encoder of the newest checkpoint, in evaluation mode, and its step.
+
+    What it was trained to predict stands in the checkpoint; called, the supernet gives a velocity.
+
+    Raises:
+        NasError: if there is none, it is damaged, or it is of another space.
+    """
+    found = list_checkpoints(folder)
+    if not found:
+        raise NasError(f"{folder}: no checkpoint of a supernet there; train it with nas train {space.name} --out RUN")
+    checkpoint = load_checkpoint(found[-1])
+    check_belongs(checkpoint.state, {"space": space.fingerprint}, found[-1])
+    settings = checkpoint.state.get("settings", {})
+    supernet, text = Supernet(space, settings.get("prediction", "velocity")), open_text(folder / TEXT)
+    average = checkpoint.tensors.get("average", {})
+    parts = (("supernet.", supernet), ("text.", text))
+    check_shapes(average, {prefix + n: p for prefix, module in parts for n, p in module.named_parameters()}, found[-1])
+    for prefix, module in parts:
+        module.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in average.items() if name.startswith(prefix)}
+        )
+        module.eval().requires_grad_(False)
+    return supernet, text, int(checkpoint.state["step"])

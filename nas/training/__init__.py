@@ -1,0 +1,1 @@
+"""Training: one machine or many, killed and resumed without a trace."""

@@ -1,0 +1,1 @@
+"""diffusers' UNet2DConditionModel as the frame of a video network."""
