@@ -49,7 +49,7 @@ TOKENS = 5000  # a 3D self-attention over more takes seconds
 DEVICES = {
     "ort": {"runtime": "onnxruntime"},
     "ort_2_threads": {"runtime": "onnxruntime", "threads": 2},
-    "ort_unoptimised": {"runtime": "onnxruntime", "optimization": "off"},
+    "ort_unoptimised": {"runtime": "onnxruntime", "optimization": "none"},
     "ort_fp16": {"runtime": "onnxruntime", "precision": "fp16"},
     "torch": {"runtime": "torch"},
     "torch_2_threads": {"runtime": "torch", "threads": 2},
