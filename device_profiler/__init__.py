@@ -1,4 +1,4 @@
-"""What it costs: lowers workloads for a device, runs them there, and writes what was measured into a table."""
+"""What it costs: workloads lowered for a device, run and timed there."""
 
 from device_profiler.errors import ProfileError
 

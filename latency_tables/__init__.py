@@ -1,4 +1,7 @@
-"""What was measured: tables of costs, their checks, and the cost model made from them. Needs no torch."""
+"""What was measured: tables of costs, and the cost model made of them.
+
+Needs no torch.
+"""
 
 from latency_tables.budget import Budget, Infeasible, nearest
 from latency_tables.cost import CostModel, Costs

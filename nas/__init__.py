@@ -1,4 +1,4 @@
-"""Choose, train and build: the supernet, the search over a device's costs, and the model that comes out of it."""
+"""Choose, train and build: the supernet, the search and the model."""
 
 from importlib import import_module
 from typing import Any

@@ -1,1 +1,1 @@
-"""What may be chosen: temporal blocks, backbones, positions, and the spaces made of them."""
+"""What may be chosen: blocks, families of networks, positions, spaces."""

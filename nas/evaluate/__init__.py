@@ -1,4 +1,4 @@
-"""Evaluation of a model: pixels, Frechet distance, prompts on moving shapes, and the way to VBench."""
+"""How good a model is: pixels, Frechet distance, prompts, VBench."""
 
 from __future__ import annotations
 
