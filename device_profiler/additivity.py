@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,6 @@ from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # With the device's own timeout_s and cool_down_s, where no other limits are given.
 LIMITS = Limits(min_rounds=15, max_rounds=30, seconds=120.0, lockstep=True, group_size=200)
@@ -97,10 +95,13 @@ class Additivity:
 
     @property
     def kendall_tau(self) -> float:
-        """Rank agreement of predicted and measured latencies, -1..1 (tau-a: a tie counts as no agreement)."""
-        predicted = np.array([row.predicted_ms for row in self.rows])
-        measured = np.array([row.measured_ms for row in self.rows])
-        return kendall_tau(predicted, measured)
+        """Kendall's tau of predicted and measured latencies, -1..1; not a number if one side is all ties."""
+        from scipy.stats import kendalltau
+
+        if len(self.rows) < 2:
+            return math.nan
+        predicted, measured = [row.predicted_ms for row in self.rows], [row.measured_ms for row in self.rows]
+        return float(kendalltau(predicted, measured).statistic)
 
     @property
     def interval(self) -> float:
@@ -144,14 +145,6 @@ class Additivity:
             ],
         }
         return {name: value for name, value in found.items() if value is not None}
-
-
-def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Concordant minus discordant pairs over all pairs (Kendall 1938)."""
-    upper = np.triu_indices(len(first), 1)
-    a = np.sign(first[:, None] - first[None, :])[upper]
-    b = np.sign(second[:, None] - second[None, :])[upper]
-    return float((a * b).mean()) if len(a) else float("nan")
 
 
 def random_networks(space: Space, count: int, seed: int) -> list[Arrangement]:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from device_profiler.admission import admit
 from device_profiler.device import Device
-from device_profiler.errors import ProfileError, WorkloadError, nearest
+from device_profiler.errors import ProfileError, WorkloadError
 from device_profiler.lowering.forms import LOWERING_NAMES
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.reference import with_run
 from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
+from search_spaces.errors import nearest
 from search_spaces.space import Space
 from search_spaces.workload import Workload
 
