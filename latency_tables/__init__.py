@@ -7,6 +7,7 @@ from latency_tables.budget import Budget, Infeasible, nearest
 from latency_tables.cost import CostModel, Costs
 from latency_tables.errors import TableError
 from latency_tables.header import Header
+from latency_tables.lookup import load_table
 from latency_tables.plan import Plan
 from latency_tables.record import COLUMNS, Record
 from latency_tables.table import PACKAGED, Table, table_path
@@ -23,6 +24,7 @@ __all__ = [
     "Record",
     "Table",
     "TableError",
+    "load_table",
     "nearest",
     "table_path",
 ]
