@@ -26,6 +26,7 @@ from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
+from search_spaces.workload import Workload
 
 # With the device's own timeout_s and cool_down_s, where no other limits are given.
 LIMITS = Limits(min_rounds=15, max_rounds=30, seconds=120.0, lockstep=True, group_size=200)
@@ -211,14 +212,36 @@ def check_additivity(
     if keep is not None:
         keep(records)
     table = Table(Header(target.name, target.runtime, precision=target.precision), records)
-    model = CostModel(CostPlan.from_json(load_plan(loaded).to_json()), table, method=method)
+    model = _costs_of_parts(loaded, table, method)
+    rows, failed = _compared(model, table, chosen, wholes)
+    if not rows:
+        raise ProfileError(
+            f"none of {len(chosen)} networks has a number; {failed[0]}; measure with other arrangements."
+        )
+    reference = log.summary(limits.drift)
+    return Additivity(loaded.name, rows, tuple(records), reference, model.rows_digest, failed)
+
+
+def _costs_of_parts(space: Space, table: Table, method: str | None) -> CostModel:
+    """What parts add up to.
+
+    Raises:
+        ProfileError: if one of them has no number.
+    """
+    model = CostModel(CostPlan.from_json(load_plan(space).to_json()), table, method=method)
     for part in model.rows.values():
         if not part.ok:
             raise ProfileError(
                 f"{part.key}: no number to add up ({part.status}: {part.reason}); measure again on a quieter machine."
             )
-    indices = np.stack([model.encode(arrangement.labels()) for arrangement in chosen])
-    costs = model.cost(indices)
+    return model
+
+
+def _compared(
+    model: CostModel, table: Table, chosen: Sequence[Arrangement], wholes: Sequence[Workload]
+) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """Sums beside wholes, and the networks that have no number."""
+    costs = model.cost(np.stack([model.encode(arrangement.labels()) for arrangement in chosen]))
     rows, failed = [], []
     for index, (arrangement, workload) in enumerate(zip(chosen, wholes, strict=True)):
         record = table.get(workload.key)
@@ -236,12 +259,7 @@ def check_additivity(
                 sum(_own_peak(model.rows[key]) * count for key, count in _parts(model, arrangement).items()),
             )
         )
-    if not rows:
-        raise ProfileError(
-            f"none of {len(chosen)} networks has a number; {failed[0]}; measure with other arrangements."
-        )
-    reference = log.summary(limits.drift)
-    return Additivity(loaded.name, tuple(rows), tuple(records), reference, model.rows_digest, tuple(failed))
+    return tuple(rows), tuple(failed)
 
 
 def _own_peak(record: Record) -> float:

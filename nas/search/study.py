@@ -102,15 +102,15 @@ def search(
     """
     if isinstance(where, Path):
         where.parent.mkdir(parents=True, exist_ok=True)
-    breeds = population_of(sampler, trials, population)
-    asked = _Asked(score, gradual, halving and gradual is not None, together, breeds)
+    asked = _Asked(score, gradual, halving, together, population_of(sampler, trials, population))
     with closing(open_storage(where, tell)) as storage:
         study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
         with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
             worker = _Worker(study, problem, asked, sampler, seed, trials, keeper, tell)
             for found in worker.run(lambda: refuse_other(where, study.user_attrs, identity, details), check):
-                for evaluation in found if progress is not None else ():
-                    progress(worker.ledger.done, trials, evaluation)
+                for evaluation in found:
+                    if progress is not None:
+                        progress(worker.ledger.done, trials, evaluation)
             worker.say_dropped(left_out or tell)
             return evaluations(study, problem)
 
