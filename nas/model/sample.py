@@ -51,6 +51,32 @@ def sample_video(
     """
     import torch
 
+    _check_options(prompts, out, steps, guidance)
+    names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+    if not overwrite:
+        check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
+    pipeline = load_pipeline(model)
+    clip = pipeline.unet.space.clip("training")
+    given = zip((frames, height, width), (clip.frames, clip.height, clip.width), strict=True)
+    shape = tuple(own if size is None else size for size, own in given)
+    latent = latent_shape(pipeline.unet.space, *shape)
+    _warn_of_the_unseen(pipeline, prompts, shape, warn)
+    generators = [torch.Generator().manual_seed(seed + 1_000_003 * i) for i in range(len(prompts))]
+    output = pipeline(
+        list(prompts),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        **dict(zip(("num_frames", "height", "width"), latent, strict=True)),
+        generator=generators if len(prompts) > 1 else generators[0],
+        callback=lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
+    )
+    files = _write(names, output.frames, prompts, clip.fps)
+    size = dict(zip(("frames", "height", "width"), shape, strict=True))
+    made_with = {"steps": output.steps, "sigmas": output.sigmas, "guidance": output.guidance, "seed": seed}
+    return {**files[0], "videos": files, **size, **made_with}
+
+
+def _check_options(prompts: Sequence[str], out: Path, steps: int | None, guidance: float | None) -> None:
     if steps is not None and steps < 1:
         raise NasError(f"--steps must be 1 or more, but is {steps}")
     if not prompts:
@@ -59,54 +85,31 @@ def sample_video(
         raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
     if guidance is not None and not math.isfinite(guidance):
         raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
-    names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
-    if not overwrite:
-        check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
-    pipeline = load_pipeline(model)
-    space = pipeline.unet.space
-    clip = space.clip("training")
-    shape = (
-        clip.frames if frames is None else frames,
-        clip.height if height is None else height,
-        clip.width if width is None else width,
-    )
-    latent = latent_shape(space, *shape)
-    known = [[c.frames, c.height, c.width] for c in (clip, space.clip("deployment"))]
+
+
+def _warn_of_the_unseen(
+    pipeline: Any, prompts: Sequence[str], shape: tuple[int, ...], warn: Callable[[str], None]
+) -> None:
+    """Say which size and which words the model has not met."""
+    clips = [pipeline.unet.space.clip(name) for name in ("training", "deployment")]
+    known = [[c.frames, c.height, c.width] for c in clips]
     if list(shape) not in [*known, *pipeline.sampling.get("clips", [])]:
         warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
     for prompt in prompts:
         if unknown := pipeline.unknown_words(prompt):
             warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
-    generators = [torch.Generator().manual_seed(seed + 1_000_003 * i) for i in range(len(prompts))]
-    output = pipeline(
-        list(prompts),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        num_frames=latent[0],
-        height=latent[1],
-        width=latent[2],
-        generator=generators if len(prompts) > 1 else generators[0],
-        callback=lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: float) -> list[dict[str, str]]:
+    """Videos (N, T, H, W, 3) in 0..1 as files, each with its contact sheet."""
+    names[0].parent.mkdir(parents=True, exist_ok=True)
     files = []
-    for i, video in enumerate(output.frames):
-        name = names[i]
+    for name, video, prompt in zip(names, videos, prompts, strict=True):
         pixels = enlarge(to_uint8(video.numpy()))
-        write_video(name, pixels, clip.fps)
+        write_video(name, pixels, fps)
         write_contact_sheet(name.with_suffix(".png"), pixels)
-        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompts[i]})
-    return {
-        **files[0],
-        "videos": files,
-        "frames": shape[0],
-        "height": shape[1],
-        "width": shape[2],
-        "steps": output.steps,
-        "sigmas": output.sigmas,
-        "guidance": output.guidance,
-        "seed": seed,
-    }
+        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompt})
+    return files
 
 
 def check_outputs(files: Sequence[Path]) -> None:
