@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ if TYPE_CHECKING:
 PREFIX = "temporal_nas."
 
 
-def facts_of(unet: VideoUNet, predicted: dict[str, str] | None = None) -> dict[str, str]:
-    """Name -> text: space, arrangement, toolkit version, and the predicted costs where there are some."""
+def facts_of(unet: VideoUNet, predicted: dict[str, str] | None = None, check: Any = None) -> dict[str, str]:
+    """Name -> text: space, arrangement, toolkit version, what the check told, and predicted costs where there are."""
     from nas.doctor import version
 
     space, arrangement = unet.space, unet.arrangement
@@ -23,6 +24,8 @@ def facts_of(unet: VideoUNet, predicted: dict[str, str] | None = None) -> dict[s
         "arrangement": arrangement.key,
         "layers": layers,
     }
+    if check is not None:
+        known["check"] = check if isinstance(check, str) else json.dumps(check)
     return {**known, **(predicted or {})}
 
 
@@ -56,17 +59,14 @@ def predicted_costs(unet: VideoUNet, device: str, tables: Path) -> dict[str, str
 
 def write(package: Path, facts: dict[str, str]) -> None:
     """Put the facts into the package's user-defined metadata, each under ``temporal_nas.``."""
-    import shutil
-
     from device_profiler.quiet import quiet
 
     with quiet():
-        import coremltools as ct
+        from coremltools.proto import Model_pb2
 
-        model: Any = ct.models.MLModel(str(package), skip_model_load=True)
-        for name, text in facts.items():
-            model.user_defined_metadata[PREFIX + name] = text
-        partial = package.with_name(f"told-{package.name}")
-        model.save(str(partial))
-    shutil.rmtree(package)
-    partial.rename(package)
+    file = next(package.rglob("*.mlmodel"))
+    spec = Model_pb2.Model()
+    spec.ParseFromString(file.read_bytes())
+    for name, text in facts.items():
+        spec.description.metadata.userDefined[PREFIX + name] = text
+    file.write_bytes(spec.SerializeToString())
