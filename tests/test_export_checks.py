@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from test_export import SMALL, model, plain
+from test_export import model, plain
 from torch import nn
 
 from device_profiler.evaluator.operations import OPERATIONS
 from device_profiler.evaluator.package import Package
 from nas.cli import main
 from nas.errors import AnswerIsNo
-from nas.export.checks import UNCHECKED, Function, Places, check_functions, sentences
+from nas.export.checks import UNCHECKED, Function, Places, check_functions
 from nas.export.metadata import PREFIX
 from nas.export.packages import How, _written
+from nas.export.telling import sentences
 
 __all__ = ["model", "plain"]  # fixtures
 

@@ -93,6 +93,9 @@ def export(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Evaluate what was saved against the model; 1 if it differs.")
     ] = True,
+    audit: Annotated[
+        Path | None, typer.Option(help="A cache or folder of clips: how large values become on them, by operation.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
@@ -102,8 +105,8 @@ def export(
     """Core ML packages of the network, its text encoder and its decoder."""
     from nas.console import say
     from nas.export import export_model
-    from nas.export.checks import sentences
     from nas.export.network import parse_shape
+    from nas.export.telling import sentences
 
     stats = export_model(
         model,
@@ -114,6 +117,7 @@ def export(
         quantize=quantize,
         safe=safe,
         check=check,
+        audit=audit,
         device=device,
         tables=tables,
         tell=(lambda line: None) if as_json else say,

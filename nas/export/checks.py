@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,34 +130,3 @@ def placed(told: Mapping[str, Any], places: Places) -> Told:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return {key: plain(value) for key, value in told.items()}
-
-
-def checked_parts(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """(package, what its check told) of the parts that ``export.json`` tells of."""
-    for name, told in (("unet", facts), *((key, facts.get(key, {})) for key in ("text_encoder", "decoder"))):
-        if "check" in told:
-            yield f"{name}.mlpackage", told["check"]
-
-
-def sentences(facts: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each function that was checked, and for each package that was not."""
-    for package, told in checked_parts(facts):
-        if isinstance(told, str):
-            yield f"{package}: {told}"
-            continue
-        for function, found in told.items():
-            yield f"{package}, {function}: {_sentence(found)}"
-
-
-def _sentence(found: Mapping[str, Any]) -> str:
-    said = [f"off by {found['error_fp32']:.1e} in float32 and {found['error_fp16']:.1e} in float16 arithmetic"]
-    largest, jump, lost = found["largest"], found["first_jump"], found["not_finite"]
-    if largest is not None:
-        size = max(largest["largest"], largest.get("inside") or 0.0)
-        said.append(
-            f"largest value {size:.3g} ({largest['operation']} at {largest['place']}), 1/{largest['headroom']:.3g} of "
-            f"{LARGEST:,.0f}"
-        )
-    said.append(f"not finite: {', '.join(lost)}" if lost else "all finite")
-    said.append(f"the error jumps at {jump['operation']}, {jump['place']}" if jump else "no operation's error jumps")
-    return "; ".join(said)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nas.errors import NasError
 from nas.export import compress, ends, forms, metadata
+from nas.export.audit import audit_network
 from nas.export.checks import UNCHECKED, Function, check_functions, check_storable
 from nas.export.network import NAMES, TIMESTEP, Shape, bound_at, function_name
 from nas.files import folder_beside, write_whole
@@ -57,6 +58,7 @@ def export_model(
     quantize: str | None = None,
     safe: bool = False,
     check: bool = True,
+    audit: Path | None = None,
     device: str | None = None,
     tables: Path = Path("tables"),
     tell: Callable[[str], None] = lambda line: None,
@@ -71,7 +73,7 @@ def export_model(
         clip: of the space; its shape is the package's. shapes: in its place; several become functions of one package
             that share their weights, named ``f16x512x512``, the first the default.
         parts: of ``PARTS``; a space that works in pixels has no decoder.
-        quantize, safe, check: see ``How``.
+        quantize, safe, check: see ``How``. audit: a cache or folder of clips; see ``nas.export.audit``.
         device, tables: whose table predicts the costs that the package's metadata states, and says in which form each
             layer is written: the one that was fastest there.
         tell: called with a sentence before something long.
@@ -85,12 +87,14 @@ def export_model(
             of the space.
     """
     compress.check(quantize)
+    if audit is not None and "network" not in parts:
+        raise NasError("--audit is of the network, which --parts leaves out; add it, or leave --audit out")
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise NasError(f"--parts {','.join(parts)}: must be of {', '.join(PARTS)}")
     out = Path(os.path.realpath(out))  # "." has no name to put something beside
     with sole_writer_of(out):
-        return _export(model, out, clip, shapes, parts, How(quantize, safe, check), device, tables, tell)
+        return _export(model, out, clip, shapes, parts, How(quantize, safe, check), audit, device, tables, tell)
 
 
 def _export(
@@ -100,6 +104,7 @@ def _export(
     shapes: Sequence[Shape],
     parts: Sequence[str],
     how: How,
+    audit: Path | None,
     device: str | None,
     tables: Path,
     tell: Callable[[str], None],
@@ -131,6 +136,11 @@ def _export(
         facts["made_by"] = MADE_BY
         if "network" in parts:
             facts |= _network(model, unet, wanted, how, partial, tell)
+            if audit is not None:
+                tell(f"evaluating the network on {audit}")
+                facts["audit"] = audit_network(
+                    partial / PACKAGE, _functions(unet, wanted, how), wanted, pipeline, audit
+                )
             metadata.write(partial / PACKAGE, metadata.facts_of(unet, predicted, facts["check"]))
         facts["predicted"], facts["lowerings"], facts["forms"] = predicted, written, forms.forms_in(written)
         for name, part in (
@@ -207,14 +217,11 @@ def _network(
     if how.quantize is not None:
         plain = compress.predicted_mb(sizes, None)
         tell(f"{how.quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
-    several = len(shapes) > 1
-    functions = [
-        Function(function_name(shape) if several else MAIN, *bound_at(unet, shape, how.safe), NAMES) for shape in shapes
-    ]
+    functions = _functions(unet, shapes, how)
     tell(f"lowering the network at {', '.join('x'.join(map(str, shape)) for shape in shapes)}")
     written = _written(f"{model}: the network", functions, how, folder / PACKAGE)
     return {
-        "functions": [one.name for one in functions] if several else [],
+        "functions": [one.name for one in functions] if len(shapes) > 1 else [],
         "shapes": ["x".join(map(str, shape)) for shape in shapes],
         "inputs": {name: list(x.shape) for name, x in zip(NAMES, functions[0].inputs, strict=True)},
         "parameters": sum(sizes),
@@ -223,6 +230,11 @@ def _network(
         **written,
         "weights_mb_expected": round(expected, 3),
     }
+
+
+def _functions(unet: Any, shapes: Sequence[Shape], how: How) -> list[Function]:
+    names = [function_name(shape) for shape in shapes] if len(shapes) > 1 else [MAIN]
+    return [Function(name, *bound_at(unet, shape, how.safe), NAMES) for name, shape in zip(names, shapes, strict=True)]
 
 
 def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dict[str, Any]:
