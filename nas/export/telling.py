@@ -53,9 +53,6 @@ def audit_sentences(told: Mapping[str, Any]) -> Iterator[str]:
         f"{one['operation']} {one['name']} at {one['place']}, {one['error'] or float('inf'):.2g} off"
         for one in told["loses_precision"]
     ]
-        f"{one['operation']} {one['name']} at {one['place']}, {one['error'] or float('inf'):.2g} off"
-        for one in told["loses_precision"]
-    ]
     yield f"loses precision: {_some(loses)}; --safe" if loses else "nothing loses precision"
 
 
