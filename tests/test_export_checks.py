@@ -17,9 +17,9 @@ from device_profiler.evaluator.package import Package
 from nas.cli import main
 from nas.errors import AnswerIsNo
 from nas.export.checks import UNCHECKED, Function, Places, check_functions
-from nas.export.metadata import PREFIX
 from nas.export.packages import How, _written
 from nas.export.telling import sentences
+from nas.model.packages import PREFIX
 
 __all__ = ["model", "plain"]  # fixtures
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from nas.model.network import VideoUNet
+from nas.export.ends import IMAGES, Part
+from nas.model.packages import APP, PREFIX, Clip, DecoderFacts, NetworkFacts, TextFacts
+from nas.pretrained.autoencoder import VideoAutoencoder
+from nas.tasks.noise import TIMESTEPS
+from search_spaces.ends import DECODERS
+from search_spaces.space import latent_shape
 
-PREFIX = "temporal_nas."
+if TYPE_CHECKING:
+    from nas.export.network import Shape
+    from nas.model.network import VideoUNet
 
 
 def facts_of(unet: VideoUNet, predicted: dict[str, str] | None = None, check: Any = None) -> dict[str, str]:
@@ -70,3 +77,53 @@ def write(package: Path, facts: dict[str, str]) -> None:
     for name, text in facts.items():
         spec.description.metadata.userDefined[PREFIX + name] = text
     file.write_bytes(spec.SerializeToString())
+
+
+def network_app(pipeline: Any, model: str, functions: Mapping[str, Shape]) -> dict[str, str]:
+    """What an app must know of the network; see ``nas.model.packages``.
+
+    Args:
+        functions: name -> the shape in pixels that it takes.
+    """
+    space = pipeline.unet.space
+    levels, guidance = pipeline.plan()
+    pipeline.scheduler.set_timesteps(sigmas=levels)  # which may move them, by its own configuration
+    clips = {}
+    for name, shape in functions.items():
+        frames, height, width = latent_shape(space, *shape)
+        clips[name] = Clip(pixels=list(shape), latents=[frames, space.latent_channels, height, width])
+    facts = NetworkFacts(
+        model=model,
+        sigmas=pipeline.scheduler.sigmas[:-1].tolist(),
+        guidance=guidance,
+        renoise=bool(pipeline.scheduler.config.stochastic_sampling),
+        timestep_scale=TIMESTEPS,
+        fps=space.clip("training").fps,
+        functions=clips,
+        latents=pipeline.vae is not None,
+    )
+    return {APP.removeprefix(PREFIX): facts.model_dump_json()}
+
+
+def end_app(pipeline: Any, model: str, name: str, part: Part) -> dict[str, str]:
+    """What an app must know of the text encoder or of the decoder, by the inputs that it was exported with."""
+    facts: TextFacts | DecoderFacts
+    sizes = part[1][0].shape
+    if name == "decoder":
+        autoencoder = VideoAutoencoder(pipeline.vae, "vae")
+        facts = DecoderFacts(
+            model=model,
+            tile=[sizes[0], *sizes[2:]],
+            overlap=[0, 0, 0] if autoencoder.kind in IMAGES else list(DECODERS["allegro"].overlap),
+            time=autoencoder.time,
+            space=autoencoder.space,
+        )
+    else:
+        facts = TextFacts(
+            model=model,
+            length=sizes[1],
+            pad=pipeline.tokenizer.pad_token_id,
+            unknown=pipeline.tokenizer.unk_token_id,
+            tokenizer=pipeline.tokenizer.backend_tokenizer.to_str(),
+        )
+    return {APP.removeprefix(PREFIX): facts.model_dump_json()}

@@ -132,25 +132,23 @@ def _export(
     restore(out)
     with folder_beside(out) as partial:
         facts: dict[str, Any] = {"package": str(out / PACKAGE), "weights": weights, "clip": clip}
-        facts |= {"quantize": how.quantize}
-        facts["made_by"] = MADE_BY
+        facts |= {"quantize": how.quantize, "made_by": MADE_BY}
         if "network" in parts:
             facts |= _network(model, unet, wanted, how, partial, tell)
+            told = metadata.facts_of(unet, predicted, facts["check"])
+            metadata.write(partial / PACKAGE, told | metadata.network_app(pipeline, weights, _functions_of(wanted)))
             if audit is not None:
                 tell(f"evaluating the network on {audit}")
-                facts["audit"] = audit_network(
-                    partial / PACKAGE, _functions(unet, wanted, how), wanted, pipeline, audit
-                )
-            metadata.write(partial / PACKAGE, metadata.facts_of(unet, predicted, facts["check"]))
+                functions = _bound(unet, wanted, how)
+                facts["audit"] = audit_network(partial / PACKAGE, functions, wanted, pipeline, audit)
         facts["predicted"], facts["lowerings"], facts["forms"] = predicted, written, forms.forms_in(written)
-        for name, part in (
-            ("text_encoder", ends.text_encoder(pipeline)),
-            ("decoder", ends.decoder(pipeline, latents[0])),
-        ):
-            if name in parts and part is not None:
+        for name in ENDS:
+            part = _part(pipeline, name, latents[0]) if name in parts else None
+            if part is not None:
                 tell(f"lowering the {name.replace('_', ' ')}")
                 facts[name] = _end(model, name, part, how, partial)
-                metadata.write(partial / f"{name}.mlpackage", metadata.facts_of(unet, None, facts[name]["check"]))
+                told = metadata.facts_of(unet, None, facts[name]["check"])
+                metadata.write(partial / f"{name}.mlpackage", told | metadata.end_app(pipeline, weights, name, part))
         facts["seconds"] = round(time.perf_counter() - started, 1)
         facts["peak_host_mb"] = _peak_mb()
         _put(partial, out, facts, before)
@@ -217,7 +215,7 @@ def _network(
     if how.quantize is not None:
         plain = compress.predicted_mb(sizes, None)
         tell(f"{how.quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
-    functions = _functions(unet, shapes, how)
+    functions = _bound(unet, shapes, how)
     tell(f"lowering the network at {', '.join('x'.join(map(str, shape)) for shape in shapes)}")
     written = _written(f"{model}: the network", functions, how, folder / PACKAGE)
     return {
@@ -232,9 +230,17 @@ def _network(
     }
 
 
-def _functions(unet: Any, shapes: Sequence[Shape], how: How) -> list[Function]:
-    names = [function_name(shape) for shape in shapes] if len(shapes) > 1 else [MAIN]
-    return [Function(name, *bound_at(unet, shape, how.safe), NAMES) for name, shape in zip(names, shapes, strict=True)]
+def _functions_of(shapes: Sequence[Shape]) -> dict[str, Shape]:
+    """What the functions of the network's package are called."""
+    return {function_name(shape): shape for shape in shapes} if len(shapes) > 1 else {MAIN: shapes[0]}
+
+
+def _bound(unet: Any, shapes: Sequence[Shape], how: How) -> list[Function]:
+    return [Function(name, *bound_at(unet, shape, how.safe), NAMES) for name, shape in _functions_of(shapes).items()]
+
+
+def _part(pipeline: Any, name: str, latents: tuple[int, int, int]) -> ends.Part | None:
+    return ends.decoder(pipeline, latents) if name == "decoder" else ends.text_encoder(pipeline)
 
 
 def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A model sampled from its Core ML packages alone, as an app does it: what it needs stands in their metadata.
 
-Core ML runs them on macOS; elsewhere the evaluator does (``device_profiler.evaluator``), in float16 as declared. No torch
-model is loaded. ``docs/model.md`` has the order of calls.
+Core ML runs them on macOS; elsewhere the evaluator does (``device_profiler.evaluator``), in float16 as declared. No
+torch model is loaded. ``docs/model.md`` has the order of calls.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,6 +33,9 @@ class _Facts(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str  # 12 hex characters: packages of one model have the same
+
+
+Facts = TypeVar("Facts", bound=_Facts)
 
 
 class Clip(BaseModel):
@@ -93,7 +96,7 @@ class Runner:
             )
         self._loaded: dict[str, Any] = {}
 
-    def facts[Facts: _Facts](self, kind: type[Facts]) -> Facts:
+    def facts(self, kind: type[Facts]) -> Facts:
         """What its metadata says for an app.
 
         Raises:

@@ -107,7 +107,7 @@ def sample_video(
     warn: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int, str], None] = lambda done, total, told: None,
 ) -> dict[str, Any]:
-    """Sample ``model`` (a folder as ``nas build`` or ``nas export`` writes it) and write ``out`` and ``out`` with ``.png``.
+    """Sample ``model`` (what ``nas build`` or ``nas export`` wrote) and write ``out`` and ``out`` with ``.png``.
 
     Several prompts are sampled as one batch and written as ``NAME-0.mp4``, ``NAME-1.mp4`` and so on. The noise of a
     video depends on the seed and its place alone, so a video does not change with what stands after it.
