@@ -23,10 +23,10 @@ from nas.cli import main
 from nas.errors import NasError
 from nas.export import compress, ends, export_model
 from nas.export.forms import best_forms
-from nas.export.metadata import PREFIX
 from nas.export.network import NAMES, bound_at, function_name, parse_shape
 from nas.export.packages import _put
 from nas.model.network import VideoUNet
+from nas.model.packages import PREFIX
 from nas.model.pipeline import TextToVideoPipeline
 from nas.pretrained.text import TextEncoder
 from nas.supernet.supernet import Supernet
