@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.families import backbone_forward, build_backbone, build_part
+from search_spaces.families import build_backbone, build_part
 from search_spaces.space import Space
 from search_spaces.workload import Workload
 
@@ -25,7 +25,7 @@ class VideoNetwork(nn.Module):
     """The backbone with temporal layers in it.
 
     Attributes:
-        unet: the spatial backbone.
+        unet: the frame, of whatever family; stored models know it by this name.
         temporal: for each position (by ``module_name``) its layers in execution order.
 
     Raises:
@@ -45,18 +45,18 @@ class VideoNetwork(nn.Module):
                 for position in space.positions
             }
         )
-        self._run: Callable[..., Tensor] = backbone_forward(space.backbone)
+        self._run = space.backbone.family.run
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int) -> Tensor:
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
 
-        def temporal(position: str, x: Tensor) -> Tensor:
-            name = module_name(position)
+        def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
+            name = module_name(place)
             for layer in self.temporal[name] if name in self.temporal else ():  # type: ignore[union-attr]
                 x = layer(x, num_frames, context)
             return x
 
-        return self._run(self.unet, x, timestep, context, num_frames, temporal)
+        return self._run(self.unet, {"x": x, "timestep": timestep, "context": context, "frames": num_frames}, at)
 
 
 class _Block(nn.Module):

@@ -16,7 +16,7 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
 from search_spaces.ends import decoder_spec, text_encoder_spec
 from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, unknown, whole
-from search_spaces.families import Backbone, backbone_spec
+from search_spaces.families import Backbone, family_of
 from search_spaces.families.contract import Layout
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
@@ -178,7 +178,7 @@ class Space:
                 raise SpaceError(f"positions: {unknown('position', name, order)}")
         if names != [name for name in order if name in names]:
             raise SpaceError(f"positions must be named once each, in execution order: {', '.join(order)}")
-        coarsest = max((place.downscale for place in layout.places), default=1)
+        coarsest = max((place.space_scale for place in layout.places), default=1)
         self._check_ends()
         for clip_name in ("deployment", "training"):  # an absent training clip is the deployment clip: name that one
             _check_clip(f"clips.{clip_name}", self.clips[clip_name], self.autoencoder, coarsest)
@@ -465,7 +465,6 @@ class Space:
 
     def spatial_workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """What the backbone is made of, part by part in execution order; none where it is not known in parts."""
-        parts = backbone_spec(self.backbone.name).parts
         frames, _, height, width = self.latent_shape(clip)
         return tuple(
             Workload(
@@ -473,14 +472,14 @@ class Space:
                 (),
                 channels=part.channels,
                 frames=frames,
-                height=height // part.downscale,
-                width=width // part.downscale,
+                height=height // part.space_scale,
+                width=width // part.space_scale,
                 precision=precision,
                 context_tokens=self.text.tokens,
                 context_dim=self.text.dim,
                 name=f"{self.backbone_id}.{part.name}",
             )
-            for part in (parts(self.backbone.config) if parts is not None else ())
+            for part in self.backbone.layout.parts
         )
 
     def ends(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
@@ -504,8 +503,8 @@ class Space:
     @property
     def backbone_id(self) -> str:
         """What keys call the backbone: its name; with a hash once the space changes its config or text length."""
-        spec = backbone_spec(self.backbone.name)
-        if (dict(self.backbone.config), self.text.tokens) == (dict(spec.config), spec.tokens):
+        preset = self.backbone.preset
+        if (dict(self.backbone.config), self.text.tokens) == (dict(preset.config), preset.tokens):
             return self.backbone.name
         definition = json.dumps([self.backbone.config, self.text.tokens], sort_keys=True, separators=(",", ":"))
         return f"{self.backbone.name}-{hashlib.sha256(definition.encode()).hexdigest()[:6]}"
@@ -615,13 +614,14 @@ def _parse_backbone(data: Any) -> Backbone:
     fields = _mapping({"name": data} if isinstance(data, str) else data, "backbone", ("name",), ("config",))
     name = plain_text(fields["name"], "backbone.name")
     try:
-        spec = backbone_spec(name)
+        family = family_of(name)
     except SpaceError as error:
         raise SpaceError(f"backbone.name: {error}") from None
-    changes = _mapping(fields.get("config") or {}, "backbone.config", (), (*spec.config, *spec.extras))
-    backbone = Backbone(name, {**spec.config, **changes})
+    preset = family.presets[name]
+    changes = _mapping(fields.get("config") or {}, "backbone.config", (), (*preset.config, *preset.extras))
+    backbone = Backbone(name, {**preset.config, **changes})
     try:
-        spec.layout(backbone.config)
+        family.layout(backbone.config)
     except SpaceError as error:
         raise SpaceError(f"backbone.config: {error}") from None
     return backbone
@@ -650,7 +650,7 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
                 variants.append(Variant.parse(label))
             except SpaceError as error:
                 raise SpaceError(f"{where}.variants[{index}]: {error}") from None
-        positions.append(Position(place.name, place.channels, place.downscale, entry["max_layers"], tuple(variants)))
+        positions.append(Position(place.name, place.channels, place.space_scale, entry["max_layers"], tuple(variants)))
     return tuple(positions)
 
 

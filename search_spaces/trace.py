@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from search_spaces.blocks import build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.families import backbone_forward, build_backbone
+from search_spaces.families import build_backbone
 from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
 from search_spaces.space import Space
 
@@ -35,7 +35,8 @@ def trace_plan(space: Space) -> Plan:
         unet = build_backbone(space.backbone)
         x, timestep = torch.empty(frames, channels, height, width), torch.empty(1)
         context = torch.empty(1, space.text.tokens, space.text.dim)
-        backbone_forward(space.backbone)(unet, x, timestep, context, frames, lambda name, x: x, watch)
+        inputs = {"x": x, "timestep": timestep, "context": context, "frames": frames}
+        space.backbone.family.run(unet, inputs, lambda name, x, beside: x, watch)
         for position in space.positions:
             expected = space.position_shape(position)
             if seen.get(position.name) != expected:

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from nas.errors import NasError
-from search_spaces.families import backbone_spec
 from search_spaces.space import Space
 
 
@@ -67,14 +66,14 @@ def space_with(space: Space, unet: Any) -> Space:
     Raises:
         NasError: if the space's backbone cannot be configured to be that UNet.
     """
-    spec = backbone_spec(space.backbone.name)
-    config = {key: _plain(unet.config.get(key, spec.config[key])) for key in spec.config}
+    usual = space.backbone.preset.config
+    config = {key: _plain(unet.config.get(key, usual[key])) for key in usual}
     widths = dict(unet.config.get("widths") or {})
     if widths:
         config["widths"] = widths
     positions = []
-    for place in spec.layout(config).places:
-        twins = [p for p in space.positions if (p.channels, p.downscale) == (place.channels, place.downscale)]
+    for place in space.backbone.family.layout(config).places:
+        twins = [p for p in space.positions if (p.channels, p.downscale) == (place.channels, place.space_scale)]
         named = [p for p in twins if p.name == place.name]
         if named or twins:
             like = (named or twins)[0]
@@ -97,8 +96,8 @@ def _plain(value: Any) -> Any:
 
 def space_text(space: Space) -> str:
     """A space as the YAML that loads as it."""
-    spec, told = backbone_spec(space.backbone.name), space.to_json()
-    changed = {k: v for k, v in space.backbone.config.items() if k not in spec.config or spec.config[k] != v}
+    usual, told = space.backbone.preset.config, space.to_json()
+    changed = {k: v for k, v in space.backbone.config.items() if k not in usual or usual[k] != v}
     text = {name: value for name, value in told["text"].items() if name != "dim"}
     fields: Mapping[str, Any] = {
         "name": space.name,

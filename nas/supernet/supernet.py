@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import build_block
-from search_spaces.families import backbone_forward, build_backbone
+from search_spaces.families import build_backbone
 from search_spaces.network import VideoNetwork, module_name
 from search_spaces.space import Space
 from search_spaces.variant import Variant
@@ -27,15 +28,15 @@ class Supernet(nn.Module):
 
     A layer is shared by all arrangements that hold its variant in its slot (first, second, ... layer of a position).
     Layers off the path are not run, so they get no gradient, no decay and no optimiser step. Every layer starts as
-    the identity: the supernet starts as the image backbone.
+    the identity: the supernet starts as its frame.
 
     Args:
         space: what may be chosen.
         prediction: what it is trained to answer; called, it always gives a velocity.
 
     Attributes:
-        unet: the spatial backbone. layers: position -> slot and variant -> block.
-        activation_checkpoints: whether training computes the temporal layers' activations again on the way back.
+        unet: the frame, of whatever family; checkpoints know it by this name.
+        layers: position -> slot and variant -> block.
 
     Source: single-path one-shot weight sharing (Guo et al., arXiv 1904.00420), over the temporal layers of SnapGen-V.
     """
@@ -44,7 +45,6 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.diffusion = Diffusion(prediction)
-        self.activation_checkpoints = False
         self.unet = build_backbone(space.backbone)
         self.layers = nn.ModuleDict(
             {
@@ -58,7 +58,7 @@ class Supernet(nn.Module):
                 for position in space.positions
             }
         )
-        self._run = backbone_forward(space.backbone)
+        self._family = space.backbone.family
 
     def path(self, arrangement: Arrangement) -> dict[str, list[nn.Module]]:
         """The layers of an arrangement by position, in execution order."""
@@ -108,35 +108,29 @@ class Supernet(nn.Module):
     ) -> Tensor:
         """One evaluation of the network itself: samples, timesteps and answers of its own ``prediction``."""
         paths = [self.path(a) for a in ([arrangement] if isinstance(arrangement, Arrangement) else arrangement)]
-        again = self.activation_checkpoints and self.training and torch.is_grad_enabled()
 
         def along(layers: Sequence[nn.Module], x: Tensor, context: Tensor) -> Tensor:
             for layer in layers:
-                if again and num_frames > 1:
-                    x = checkpoint(layer, x, num_frames, context, use_reentrant=False)
-                else:
-                    x = layer(x, num_frames, context)
+                x = layer(x, num_frames, context)
             return x
 
-        def temporal(position: str, x: Tensor) -> Tensor:
+        def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
             if len(paths) == 1:
-                return along(paths[0].get(position, ()), x, context)
+                return along(paths[0].get(place, ()), x, context)
             parts = zip(paths, x.chunk(len(paths)), context.chunk(len(paths)), strict=True)
-            return torch.cat([along(path.get(position, ()), *part) for path, *part in parts])
+            return torch.cat([along(path.get(place, ()), *part) for path, *part in parts])
 
-        return self._run(self.unet, x, timestep, context, num_frames, temporal)
+        inputs = {"x": x, "timestep": timestep, "context": context, "frames": num_frames}
+        return self._family.run(self.unet, inputs, at)
 
     def checkpoint_activations(self) -> None:
-        """From now on keep only what enters a block, and compute the rest again on the way back."""
-        self.activation_checkpoints = True
-        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        """From now on, in training, keep only what enters a block, and compute the rest again on the way back."""
+        for block in self.blocks():
+            _recompute(block)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Resnets, attentions and temporal layers: what is compiled and sharded one by one, as paths differ."""
-        for stage in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):  # type: ignore[misc]
-            if stage is not None:
-                yield from stage.resnets
-                yield from getattr(stage, "attentions", ())
+        """The frame's units and all layers: compiled, sharded and checkpointed one by one, as paths differ."""
+        yield from self._family.units(self.unet)
         for shelf in self.layers.values():
             yield from shelf.values()  # type: ignore[operator]
 
@@ -154,6 +148,17 @@ class Supernet(nn.Module):
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
         """Everything that the search chooses among."""
         return self.layers.parameters()
+
+
+def _recompute(block: nn.Module) -> None:
+    plain = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if block.training and torch.is_grad_enabled():
+            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+        return plain(*args, **kwargs)
+
+    block.forward = forward
 
 
 def compile_blocks(supernet: Supernet, backend: str = "inductor") -> None:
