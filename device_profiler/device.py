@@ -126,7 +126,7 @@ class Device(_Strict):
     timeout_s: Seconds = 120.0
     cool_down_s: Annotated[float, Field(ge=0, le=MILLION)] = 0.0
     provider: Line = ""
-    optimization: Literal["", "all", "extended", "basic", "off"] = ""
+    optimization: Literal["", "all", "extended", "basic", "none"] = ""
     local: bool = False
     cuda_graph: bool = False
     roofline: Roofline | None = None

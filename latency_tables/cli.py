@@ -46,9 +46,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Tables of what workloads cost on devices.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--dir", type=Path, default=DEFAULT, help="folder of tables (default: ./tables)")
-    shared.add_argument("--json", action="store_true", help="machine-readable output")
+    shared = _shared()
 
     def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[shared], help=summary, description=summary)
@@ -83,7 +81,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     compare.add_argument("--allow-removed", action="store_true", help="rows that disappeared are no regression")
     compare.add_argument("--markdown", action="store_true", help="as a pull-request comment")
     compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures")
-    compare.add_argument("--overwrite", action="store_true", help="whatever --html names may be replaced")
+    compare.add_argument("--overwrite", action="store_true", help="replace whatever --html names")
     page = command("report", _report, "a table as one page with pictures, and what changed since its last version")
     page.add_argument("table", help="path, device, or device/runtime")
     page.add_argument("beside", nargs="?", help="another device's table, side by side")
@@ -104,6 +102,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     close = command("seal", _seal, "accept a table that was edited by hand: check it, write its checksum")
     close.add_argument("table", type=Path)
     return parser
+
+
+def _shared() -> argparse.ArgumentParser:
+    """What every command takes."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", type=Path, default=DEFAULT, help="folder of tables (default: ./tables)")
+    shared.add_argument("--json", action="store_true", help="machine-readable output")
+    return shared
 
 
 def _add_costing(parser: argparse.ArgumentParser) -> None:

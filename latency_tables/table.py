@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import datetime
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_tables.errors import TableError
-from latency_tables.files import checksum, locked, read_bytes, sweep, unix_lines, write_atomic
+from latency_tables.files import checksum, keep_line_ends, locked, read_bytes, sweep, unix_lines, write_atomic
 from latency_tables.header import SCHEMA, Header, dump_header, parse_header
 from latency_tables.record import COLUMNS, METHODS, SOURCES, Record
 
@@ -284,7 +283,7 @@ class Table:
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
             self.header = dataclasses.replace(self.header, updated=today, created=self.header.created or today)
             _write_pair(path, self.header, data, old)
-            _keep_line_ends(path.parent, self.header.device)
+            keep_line_ends(path.parent, self.header.device)
             self._base = _Base(path, self.header, dict(self._rows), checksum(data), _stamp(path))
         return path
 
@@ -443,14 +442,6 @@ def _check_header_is_ours(path: Path) -> None:
         raise TableError(
             f"{path}: is there already and is no table's header, which would take its place; give another name"
         ) from None
-
-
-def _keep_line_ends(folder: Path, device: str) -> None:
-    """Beside tables that are kept, what tells git to leave their line ends alone; what is there already stays."""
-    attributes = folder / ".gitattributes"
-    if folder.name == device and not os.path.lexists(attributes):
-        with contextlib.suppress(TableError):  # the table is written; this is a help
-            write_atomic(attributes, b"*.csv text eol=lf\n*.yaml text eol=lf\n")
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
