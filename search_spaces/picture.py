@@ -59,12 +59,12 @@ def _shape(space: Space, position: Position) -> str:
 
 def _columns(space: Space, drawn: Picture, cells: Mapping[str, list[str]]) -> list[str]:
     """Stages from the highest resolution to the lowest; on the right, execution climbs from the bottom."""
-    stages = sorted({position.downscale for position in space.positions})
+    stages = sorted({position.space_scale for position in space.positions})
     lefts, rights = ([getattr(row, side) for row in drawn.rows] for side in ("left", "right"))
     enters = drawn.enters.partition(",")[0]
     lines = [f"  {enters:<{_WIDTH}}{'':^16}{drawn.leaves:<{_WIDTH}}".rstrip()]
-    for depth, downscale in enumerate(stages):
-        members = {position.name: position for position in space.positions if position.downscale == downscale}
+    for depth, space_scale in enumerate(stages):
+        members = {position.name: position for position in space.positions if position.space_scale == space_scale}
         down = [line for name in lefts if name in members for line in cells[name]]
         up = [line for name in rights if name in members for line in cells[name]]
         deepest = depth == len(stages) - 1

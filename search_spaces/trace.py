@@ -45,7 +45,7 @@ def trace_plan(space: Space) -> Plan:
                     f"but the module gives {seen.get(position.name)}; correct the layout"
                 )
         counts = {
-            key: _count(build_block(key[1], key[0], space.text.dim))
+            key: _count(build_block(key[1], key[0], space.text.dim, space.backbone.layout.embedding))
             for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
         }
 
@@ -59,7 +59,7 @@ def trace_plan(space: Space) -> Plan:
         position = space.position(position_name)
         return tuple(
             PlanLayer(variant, space.workload(position, variant, "fp32").base, counts[position.channels, variant])
-            for variant in position.variants * (position.max_layers > 0)
+            for variant in position.variants * (position.most > 0)
         )
 
     return Plan(
@@ -73,17 +73,19 @@ def trace_plan(space: Space) -> Plan:
             PlanPosition(
                 position.name,
                 position.channels,
-                frames,
-                height // position.downscale,
-                width // position.downscale,
-                position.max_layers,
+                frames // position.time_scale,
+                height // position.space_scale,
+                width // position.space_scale,
+                position.most,
                 layers(position.name),
+                position.least,
             )
             for position in space.positions
         ),
         points=tuple(points),
         text_encoder=PlanEnd(space.text_encoder_workload("fp32").base, encoder_parameters),
         decoder=decoder,
+        stated_baseline=space.stated_baseline,
     )
 
 

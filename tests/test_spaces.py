@@ -42,7 +42,7 @@ def test_positions_stand_in_execution_order(tiny, snapgen_v):
     assert {v.block for v in snapgen_v.position("up.2.1").variants} == {
         f"{family}{axes}" for family in ("SelfAttention", "CrossAttention", "Conv") for axes in ("1D", "3D")
     }
-    assert all(v.block != "SelfAttention3D" for p in tiny.positions if p.downscale == 1 for v in p.variants)
+    assert all(v.block != "SelfAttention3D" for p in tiny.positions if p.space_scale == 1 for v in p.variants)
 
 
 def test_options_count_up_from_nothing_in_product_order(tiny):

@@ -73,12 +73,11 @@ def space_with(space: Space, unet: Any) -> Space:
         config["widths"] = widths
     positions = []
     for place in space.backbone.family.layout(config).places:
-        twins = [p for p in space.positions if (p.channels, p.downscale) == (place.channels, place.space_scale)]
+        twins = [p for p in space.positions if (p.channels, p.space_scale) == (place.channels, place.space_scale)]
         named = [p for p in twins if p.name == place.name]
         if named or twins:
             like = (named or twins)[0]
-            variants = [variant.label for variant in like.variants]
-            positions.append({**vars(like), "name": place.name, "variants": variants})
+            positions.append({**like.to_json(), "name": place.name})
     if not positions:
         raise NasError(f"{space.name}: none of its positions is left in the pruned UNet; give a space of its kind")
     told = space.to_json()
@@ -107,7 +106,11 @@ def space_text(space: Space) -> str:
         "text": text,
         "clips": {name: dict(clip) for name, clip in told["clips"].items()},
         "positions": {
-            position.name: {"max_layers": position.max_layers, "variants": [v.label for v in position.variants]}
+            position.name: {
+                **({"least": position.least} if position.least else {}),
+                "max_layers": position.most,
+                "variants": [v.label for v in position.variants],
+            }
             for position in space.positions
         },
     }

@@ -46,6 +46,8 @@ class Encoder(nn.Module):
         self.temporal = nn.ModuleDict(
             {name: copy.deepcopy(layers) for name, layers in network.temporal.items() if name in names}
         )
+        self.reads = dict(network.reads)
+        self.divided = {place.name: place.time_scale for place in backbone.layout.places}
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Encoder:
@@ -66,8 +68,10 @@ class Encoder(nn.Module):
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
             name = module_name(place)
-            for layer in self.temporal[name] if name in self.temporal else ():  # type: ignore[union-attr]
-                x = layer(x, frames, context)
+            if name in self.temporal:
+                layers: Any = self.temporal[name]
+                for layer, reads in zip(layers, self.reads[name], strict=True):
+                    x = layer(x, frames // self.divided[place], **{read: beside[read] for read in reads})
             if place in self.features:
                 found.append(x)
             return x

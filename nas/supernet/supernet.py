@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
-from search_spaces.blocks import build_block
+from search_spaces.blocks import block_spec, build_block
 from search_spaces.families import build_backbone
 from search_spaces.network import VideoNetwork, module_name
 from search_spaces.space import Space
@@ -27,8 +27,8 @@ class Supernet(nn.Module):
     """All networks of a space in one, sharing weights.
 
     A layer is shared by all arrangements that hold its variant in its slot (first, second, ... layer of a position).
-    Layers off the path are not run, so they get no gradient, no decay and no optimiser step. Every layer starts as
-    the identity: the supernet starts as its frame.
+    Layers off the path are not run, so they get no gradient, no decay and no optimiser step. Where every layer starts
+    as the identity, the supernet starts as its frame.
 
     Args:
         space: what may be chosen.
@@ -50,8 +50,10 @@ class Supernet(nn.Module):
             {
                 module_name(position.name): nn.ModuleDict(
                     {
-                        slot_name(slot, variant): build_block(variant, position.channels, space.text.dim)
-                        for slot in range(position.max_layers)
+                        slot_name(slot, variant): build_block(
+                            variant, position.channels, space.text.dim, space.backbone.layout.embedding
+                        )
+                        for slot in range(position.most)
                         for variant in position.variants
                     }
                 )
@@ -59,6 +61,10 @@ class Supernet(nn.Module):
             }
         )
         self._family = space.backbone.family
+        self._reads = {
+            variant: block_spec(variant.block).reads for position in space.positions for variant in position.variants
+        }
+        self._divided = {position.name: position.time_scale for position in space.positions}
 
     def path(self, arrangement: Arrangement) -> dict[str, list[nn.Module]]:
         """The layers of an arrangement by position, in execution order."""
@@ -107,18 +113,20 @@ class Supernet(nn.Module):
         arrangement: Arrangement | Sequence[Arrangement],
     ) -> Tensor:
         """One evaluation of the network itself: samples, timesteps and answers of its own ``prediction``."""
-        paths = [self.path(a) for a in ([arrangement] if isinstance(arrangement, Arrangement) else arrangement)]
+        arrangements = [arrangement] if isinstance(arrangement, Arrangement) else arrangement
+        paths = [(self.path(a), dict(a.layers)) for a in arrangements]
 
-        def along(layers: Sequence[nn.Module], x: Tensor, context: Tensor) -> Tensor:
-            for layer in layers:
-                x = layer(x, num_frames, context)
+        def along(path: int, place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
+            layers, variants = paths[path]
+            for layer, variant in zip(layers.get(place, ()), variants.get(place, ()), strict=True):
+                told = {read: beside[read].chunk(len(paths))[path] for read in self._reads[variant]}
+                x = layer(x, num_frames // self._divided[place], **told)
             return x
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
             if len(paths) == 1:
-                return along(paths[0].get(place, ()), x, context)
-            parts = zip(paths, x.chunk(len(paths)), context.chunk(len(paths)), strict=True)
-            return torch.cat([along(path.get(place, ()), *part) for path, *part in parts])
+                return along(0, place, x, beside)
+            return torch.cat([along(i, place, part, beside) for i, part in enumerate(x.chunk(len(paths)))])
 
         inputs = {"x": x, "timestep": timestep, "context": context, "frames": num_frames}
         return self._family.run(self.unet, inputs, at)
