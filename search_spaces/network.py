@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
@@ -20,6 +21,18 @@ from search_spaces.workload import Workload
 def module_name(position: str) -> str:
     """A position's name where torch allows no dots: ``down.1.0`` becomes ``down_1_0``."""
     return position.replace(".", "_")
+
+
+def recompute(module: nn.Module) -> None:
+    """From now on, in training, the module keeps only what enters it, and computes the rest again on the way back."""
+    plain = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if module.training and torch.is_grad_enabled():
+            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+        return plain(*args, **kwargs)
+
+    module.forward = forward
 
 
 class VideoNetwork(nn.Module):

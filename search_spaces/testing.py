@@ -6,6 +6,7 @@
         variant = Variant.of("MyBlock", heads=4)
 
 The block is found by name: ours, or one that a package adds through the entry point group ``temporal_nas.blocks``.
+``FamilyContract`` holds a family of networks to its contract in the same way: inherit and name a ``preset``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 from search_spaces.blocks import BlockSpec, block_spec, build_block, complete
 from search_spaces.errors import SpaceError
+from search_spaces.family_testing import FamilyContract as FamilyContract
 from search_spaces.network import build_module
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
 from search_spaces.families import build_backbone
-from search_spaces.network import VideoNetwork, module_name
+from search_spaces.network import VideoNetwork, module_name, recompute
 from search_spaces.space import Space
 from search_spaces.variant import Variant
 
@@ -134,7 +132,7 @@ class Supernet(nn.Module):
     def checkpoint_activations(self) -> None:
         """From now on, in training, keep only what enters a block, and compute the rest again on the way back."""
         for block in self.blocks():
-            _recompute(block)
+            recompute(block)
 
     def blocks(self) -> Iterator[nn.Module]:
         """The frame's units and all layers: compiled, sharded and checkpointed one by one, as paths differ."""
@@ -156,17 +154,6 @@ class Supernet(nn.Module):
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
         """Everything that the search chooses among."""
         return self.layers.parameters()
-
-
-def _recompute(block: nn.Module) -> None:
-    plain = block.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        if block.training and torch.is_grad_enabled():
-            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
-        return plain(*args, **kwargs)
-
-    block.forward = forward
 
 
 def compile_blocks(supernet: Supernet, backend: str = "inductor") -> None:
