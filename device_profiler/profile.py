@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from device_profiler.samples import Limits, RunLog
 
 CACHE = ".cache"
+USUAL_EMBEDDING = 1280  # width of Stable Diffusion 1.5's time embedding
 
 
 def profile(
@@ -155,7 +156,8 @@ def operator_workload(block: str, shape: str, precision: str, context: str = "")
     sizes = _sizes(shape, (4, 5), "shape", "CxTxHxW, for example 320x30x64x64")
     channels, frames, height, width = sizes[:4]
     variant = complete(Variant.parse(block), channels)
-    reads_text = block_spec(variant.block).needs_context
+    reads = block_spec(variant.block).reads
+    reads_text = "context" in reads
     if context and not reads_text:
         raise ProfileError(f"{variant.label} reads no text; leave the context {context!r} out.")
     tokens, dim = _sizes(context or "77x768", (2,), "context", "LxD, for example 77x768") if reads_text else (0, 0)
@@ -170,6 +172,7 @@ def operator_workload(block: str, shape: str, precision: str, context: str = "")
         precision=precision,
         context_tokens=tokens,
         context_dim=dim,
+        embedding_dim=USUAL_EMBEDDING if "embedding" in reads else 0,
     )
 
 

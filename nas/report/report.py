@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from latency_tables.report.page import render_page, write_page
-from nas.report.drawing import FAMILIES, brief, unet_svg
+from nas.report.drawing import FAMILIES, brief, network_svg
 from nas.report.figures import curve_figure, front_figure
 from nas.report.folder import KINDS, Row, RunFolder, read_run
 from nas.report.measured import disturbed_sentence, measurement
@@ -274,7 +274,7 @@ def _drawings(run: RunFolder) -> dict[str, Markup]:
     layers = [(name, [variant.label for variant in variants]) for name, variants in run.arrangement.layers]
     title = f"The chosen arrangement on the UNet. {verdict(run)}"
     return {
-        name: Markup(unet_svg(run.plan, layers, costs, width=width, title=title))  # noqa: S704 - escaped where made
+        name: Markup(network_svg(run.plan, layers, costs, width=width, title=title))  # noqa: S704 - escaped where made
         for name, width in (("wide", 860), ("narrow", 352))
     }
 

@@ -212,7 +212,7 @@ def write_answer(
     from nas.ranking.evidence import sentence as ranking_evidence
     from nas.search.explain import explain, render
     from nas.search.front import choose, pareto_front, write_front
-    from search_spaces.families.unet.picture import picture
+    from search_spaces.picture import picture
 
     front = pareto_front(found)
     finer, closer = rescorer(config, out, quality, scored)
