@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ def recompute(part: nn.Module) -> None:
     """From now on keep only what enters a part, while it trains, and compute the rest again on the way back."""
     forward = part.forward
 
-    def again(*given: object, **named: object) -> object:
+    def again(*given: Any, **named: Any) -> Any:
         if not (part.training and torch.is_grad_enabled()):
             return forward(*given, **named)
         return checkpoint(forward, *given, use_reentrant=False, **named)
