@@ -36,7 +36,7 @@ from nas.training.engine import Engine
 from nas.training.loader import Loader
 from nas.training.log import BEST, METRICS, check_shapes, cut_metrics, newest_checkpoint, read_best
 from nas.training.optimizers import pack_state, unpack_state
-from nas.training.sharding import like, whole
+from nas.training.sharding import like, split_again, whole
 
 if TYPE_CHECKING:
     from nas.training.watch import Strip
@@ -206,7 +206,9 @@ class Loop(Generic[Kind]):
     def _shown(self, look: Callable[[], Found]) -> Found:
         """What is seen with the averages in place of the weights."""
         with self.average.shown(*(self.stage.modules[name] for name in sorted(self.stage.averaged))):
-            return look()
+            found = look()
+            split_again(*self.stage.engine.sharded)  # gathered weights are the averages'; the next step wants its own
+        return found
 
     def _is_best(self, validation: float | None) -> bool:
         """Whether this step is the best validated one, which is then written down."""
