@@ -103,8 +103,6 @@ def test_latents_come_from_a_cache_or_are_made_of_the_clips(clips: Path, tmp_pat
     for data in (tmp_path / "c", clips):
         found = list(real_clips(data, pipeline, (8, 32, 32)))
         assert len(found) == 2 and all(latents.shape == (2, 4, 4, 4) for latents, _ in found)
-        assert all(0.1 < float(latents.std()) for latents, _ in found)
-    with pytest.raises(
-        NasError, match="holds latents of 2x4x4x4 and none of 2x4x4x8 .* as the package at 8x32x64 takes"
-    ):
+        assert all(float(latents.std()) > 0 for latents, _ in found)
+    with pytest.raises(NasError, match="holds latents of 2x4x4x4 and none of 2x4x4x8 .* at 8x32x64 takes"):
         next(real_clips(tmp_path / "c", pipeline, (8, 32, 64)))
