@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from device_profiler import host
 from nas.errors import NasError
 from nas.export import compress, ends, forms, metadata
 from nas.export.audit import audit_network
@@ -150,15 +149,9 @@ def _export(
                 told = metadata.facts_of(unet, None, facts[name]["check"])
                 metadata.write(partial / f"{name}.mlpackage", told | metadata.end_app(pipeline, weights, name, part))
         facts["seconds"] = round(time.perf_counter() - started, 1)
-        facts["peak_host_mb"] = _peak_mb()
+        facts["peak_host_mb"] = round(host.most_resident_mb(), 0)
         _put(partial, out, facts, before)
     return facts
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process so far; macOS counts bytes, Linux kibibytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 0)
 
 
 def _exported(out: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         width = default_width if width is None else width
         if min(frames, height, width) < 1:
             raise NasError(f"a latent of {frames}x{height}x{width} is empty; use 1 or more of each")
-        down = max(position.downscale for position in space.positions)
+        down = max(position.space_scale for position in space.positions)
         if height % down or width % down:
             raise NasError(
                 f"a latent of {height}x{width} cannot be halved to the lowest stage; use multiples of {down}"

@@ -128,14 +128,7 @@ def sample_video(
     """
     import torch
 
-    if steps is not None and steps < 1:
-        raise NasError(f"--steps must be 1 or more, but is {steps}")
-    if not prompts:
-        raise NasError("nothing to sample; give --prompt, once or several times")
-    if out.suffix.lower() != ".mp4":
-        raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
-    if guidance is not None and not math.isfinite(guidance):
-        raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
+    _check_options(prompts, out, steps, guidance)
     names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
     if not overwrite:
         check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
@@ -154,25 +147,33 @@ def sample_video(
         guidance,
         lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
+    files = _write(names, output.frames, prompts, opened.fps)
+    size = dict(zip(("frames", "height", "width"), shape, strict=True))
+    made_with = {"steps": output.steps, "sigmas": output.sigmas, "guidance": output.guidance, "seed": seed}
+    return {**files[0], "videos": files, **size, **made_with}
+
+
+def _check_options(prompts: Sequence[str], out: Path, steps: int | None, guidance: float | None) -> None:
+    if steps is not None and steps < 1:
+        raise NasError(f"--steps must be 1 or more, but is {steps}")
+    if not prompts:
+        raise NasError("nothing to sample; give --prompt, once or several times")
+    if out.suffix.lower() != ".mp4":
+        raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
+    if guidance is not None and not math.isfinite(guidance):
+        raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
+
+
+def _write(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: float) -> list[dict[str, str]]:
+    """Videos (N, T, H, W, 3) in 0..1 as files, each with its contact sheet."""
+    names[0].parent.mkdir(parents=True, exist_ok=True)
     files = []
-    for i, video in enumerate(output.frames):
-        name = names[i]
+    for name, video, prompt in zip(names, videos, prompts, strict=True):
         pixels = enlarge(to_uint8(video.numpy()))
-        write_video(name, pixels, opened.fps)
+        write_video(name, pixels, fps)
         write_contact_sheet(name.with_suffix(".png"), pixels)
-        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompts[i]})
-    return {
-        **files[0],
-        "videos": files,
-        "frames": shape[0],
-        "height": shape[1],
-        "width": shape[2],
-        "steps": output.steps,
-        "sigmas": output.sigmas,
-        "guidance": output.guidance,
-        "seed": seed,
-    }
+        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompt})
+    return files
 
 
 def check_outputs(files: Sequence[Path]) -> None:

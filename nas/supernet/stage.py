@@ -154,9 +154,9 @@ class Trainer:
         if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
             check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and not list_checkpoints(folder):
-            from nas.pretrained.unet import init_backbone
+            from nas.pretrained.given import init_frame
 
-            self.warn(init_backbone(self.supernet.unet, config.init).sentence())
+            self.warn(init_frame(space.backbone.family, self.supernet.unet, config.init).sentence())
         self.supernet.to(self.device).train()
         self.text.to(self.device).train()
         if config.activation_checkpoints:
