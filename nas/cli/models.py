@@ -186,7 +186,7 @@ def finetune(
 
 @app.command()
 def sample(
-    model: ModelDir,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or the packages of nas export.")],
     prompt: Annotated[list[str], typer.Option(help="What the video shows; several make a batch.")],
     out: Annotated[
         Path, typer.Option(callback=a_file, help="Video file; a contact sheet PNG is written beside it.")
