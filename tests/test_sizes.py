@@ -13,7 +13,6 @@ LONG_FUNCTIONS = {
     "nas/prune/prune.py:prune_unet",
     "nas/ranking/alone.py:train_alone",
     "nas/recipes/__init__.py:_finetune",
-    "nas/supernet/stage.py:__init__",
     "search_spaces/families/unet/run.py:run_unet",
     "search_spaces/trace.py:trace_plan",
 }
