@@ -232,7 +232,7 @@ class Trainer:
             parameter.requires_grad_(everything)
         set_rates(self.optimizer, [rate * (1.0 if warming else config.spatial_rate), rate])
         self.optimizer.zero_grad(set_to_none=True)
-        paths = [self.space.empty()] if warming else self._learning_paths(everything)
+        paths = [self.space.baseline()] if warming else self._learning_paths(everything)
         share = config.image_share if config.images and everything else 0.0
         passed = [self._pass(paths, micro, share) for micro in range(config.accumulate)]
         if config.shard and self.world.size > 1:
@@ -330,7 +330,7 @@ class Trainer:
         from nas.supernet.quality import Quality
 
         assert self.validation is not None
-        paths = [self.space.empty(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
+        paths = [self.space.baseline(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
         with self.ema.shown(self.supernet, self.text):
             quality = Quality(self.supernet, self.text, self.validation, VALIDATION, str(self.device))
             loss = statistics.fmean(quality.score(path).loss for path in paths)
