@@ -137,14 +137,6 @@ def write_atomic(path: Path, data: bytes) -> None:
         ) from error
 
 
-def keep_line_ends(folder: Path, device: str) -> None:
-    """Beside tables that are kept, what tells git to leave their line ends alone; what is there already stays."""
-    attributes = folder / ".gitattributes"
-    if folder.name == device and not os.path.lexists(attributes):
-        with contextlib.suppress(TableError):  # the table is written; this is a help
-            write_atomic(attributes, b"*.csv text eol=lf\n*.yaml text eol=lf\n")
-
-
 def sync_folder(folder: Path) -> None:
     """Make a rename durable: without this a power cut may undo it."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -767,7 +767,7 @@ def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int,
     """Latent frames, height and width of a clip in pixels.
 
     Raises:
-        NasError: naming what a length or a side must divide by, and the nearest that does.
+        SpaceError: naming what a length or a side must divide by, and the nearest that does.
     """
     time, side = space.autoencoder.time, space.autoencoder.space
     down = max((position.space_scale for position in space.positions), default=1) * side

@@ -1,4 +1,7 @@
-"""The temporal blocks by name, what they may be asked for, and how one is built. No torch until one is built."""
+"""The blocks by name, their parameters, and how one is built.
+
+No torch until one is built.
+"""
 
 from __future__ import annotations
 
