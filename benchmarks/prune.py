@@ -73,7 +73,7 @@ def settings(steps: int, threads: int, seed: int, **more: Any) -> PruneSettings:
 
 def trained(whole: Any, unet: Any, told: PruneSettings, images: Images, folder: Path) -> Any:
     """The UNet after the steps that ``told`` asks for, averaged weights."""
-    loop = Loop(Recover(whole, unet, images.training, told.prune), folder, {}, told.seed, print, images.world)
+    loop = Loop(Recover(whole, unet, images, told.prune), folder, {}, told.seed, print)
     loop.run()
     loop.load_average()
     return unet.eval()

@@ -51,7 +51,7 @@ from nas.pretrained.text import TextEncoder
 from nas.ranking.agreement import kendall_tau, top_regret
 from nas.ranking.alone import train_alone
 from nas.supernet.quality import Quality
-from nas.supernet.stage import Trainer, train
+from nas.supernet.stage import begin, train
 from nas.supernet.supernet import Supernet
 from nas.supernet.trained import load_supernet
 from search_spaces.arrangement import Arrangement
@@ -224,15 +224,15 @@ class Bench:
         )
         name = "_".join(f"{key}-{value}" for key, value in settings.items())
         folder = self.runs / name
-        trainer = Trainer(self.space, self.data, config, folder, 0, lambda message: print(message, file=sys.stderr))
         folder.mkdir(parents=True, exist_ok=True)
-        trainer.start_from(*self.warm(), temporal=False)
+        warn = lambda message: print(message, file=sys.stderr)  # noqa: E731
+        loop = begin(self.space, self.data, config, folder, 0, warn, start=self.warm())
 
-        def tell(step) -> None:
-            if step.step % 200 == 0:
-                print(f"{name} {step.step}/{steps}: {step.loss:.4f}", file=sys.stderr, flush=True)
+        def tell(step, row) -> None:
+            if step % 200 == 0:
+                print(f"{name} {step}/{steps}: {row['loss']:.4f}", file=sys.stderr, flush=True)
 
-        trainer.run(tell)
+        loop.run(tell)
         return load_supernet(self.space, folder)[:2]
 
     def scores(self, settings: dict[str, str | float], how: str) -> list[float]:

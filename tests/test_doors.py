@@ -27,8 +27,8 @@ from nas.ranking.evidence import collect
 from nas.report.folder import read_run
 from nas.search.samplers import SAMPLERS
 from nas.settings import MAX_SEED, Settings, settle
-from nas.supernet.stage import cut_metrics
 from nas.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from nas.training.log import cut_metrics
 from search_spaces.plan import Plan
 from search_spaces.planning import load_plan
 from search_spaces.reading import MAX_DEPTH, UnreadableError, parse_json, parse_yaml

@@ -23,7 +23,7 @@ from nas.cli.options import app
 from nas.config import resolve
 from nas.errors import NasError
 from nas.ranking.evidence import collect
-from nas.supernet.stage import cut_metrics
+from nas.training.log import cut_metrics
 from search_spaces.planning import load_plan
 from search_spaces.reading import parse_yaml
 from search_spaces.space import SPACES, Space

@@ -13,7 +13,7 @@ from training_fixtures import clips, run, short, tiny
 
 from nas.errors import NasError
 from nas.pretrained.given import init_frame
-from nas.supernet.stage import Trainer
+from nas.supernet.stage import begin
 from nas.training.checkpoint import list_checkpoints, load_checkpoint
 from search_spaces.families import build_backbone
 from search_spaces.families.unet import FAMILY
@@ -139,9 +139,9 @@ def test_training_starts_from_it_says_what_came_and_goes_on_without_it(tmp_path:
     given.save_pretrained(str(source))
     said: list[str] = []
     config = short(init=str(source), steps=2)
-    trainer = Trainer(tiny(), clips(), config, tmp_path / "run", 5, said.append)
-    assert torch.equal(trainer.supernet.unet.conv_in.weight, given.conv_in.weight)  # type: ignore[union-attr, arg-type]
-    assert torch.equal(trainer.ema.values["supernet.unet.conv_in.weight"], given.conv_in.weight)  # type: ignore[arg-type]
+    trainer = begin(tiny(), clips(), config, tmp_path / "run", 5, said.append)
+    assert torch.equal(trainer.stage.supernet.unet.conv_in.weight, given.conv_in.weight)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(trainer.average.values["supernet.unet.conv_in.weight"], given.conv_in.weight)  # type: ignore[arg-type]
     assert len(said) == 1 and "188,467 of 188,467 parameters (100%)" in said[0]
     run(tmp_path / "run", config)
     (source / "config.json").unlink()

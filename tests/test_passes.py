@@ -13,41 +13,40 @@ from training_fixtures import clips, losses, run, short, tiny
 
 from nas.supernet.passes import IMAGES, VIDEOS
 from nas.supernet.paths import PATHS
-from nas.supernet.stage import Trainer
+from nas.supernet.stage import SupernetStage, begin
 from nas.training.distributed import World
+from nas.training.loop import Loop
 
 
-def trainer(folder: Path, **settings: Any) -> Trainer:
+def trainer(folder: Path, **settings: Any) -> Loop[SupernetStage]:
     """One that draws the sandwich, its temporal layers moved off the identity so that all gradients count."""
-    made = Trainer(
-        tiny(), clips(), short(warmup_steps=0, paths="sandwich", **settings), folder, 5, lambda message: None
-    )
+    made = begin(tiny(), clips(), short(warmup_steps=0, paths="sandwich", **settings), folder, 5, lambda message: None)
     torch.manual_seed(1)
     with torch.no_grad():
-        for parameter in made.supernet.temporal_parameters():
+        for parameter in made.stage.supernet.temporal_parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     return made
 
 
-def gradients(made: Trainer) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in made._named() if p.grad is not None}
+def gradients(made: Loop[SupernetStage]) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in made.named() if p.grad is not None}
 
 
-def joint(made: Trainer, everything: bool) -> dict[str, torch.Tensor]:
+def joint(made: Loop[SupernetStage], everything: bool) -> dict[str, torch.Tensor]:
     """The gradients of the whole step's loss, all its graphs held until one backward pass."""
-    config, share = made.config, made.config.image_share if everything else 0.0
-    for parameter in made.shared:
+    config, share = made.stage.config, made.stage.config.image_share if everything else 0.0
+    for parameter in made.stage.shared:
         parameter.requires_grad_(everything)
-    made.optimizer.zero_grad(set_to_none=True)
+    made.stage.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros(())
     for micro in range(config.accumulate):
-        batch = made.videos(micro)
-        shown = made.passes._show(batch, micro, VIDEOS, config.clips)
+        batch = made.stage.videos(micro)
+        shown = made.stage.passes._show(batch, micro, VIDEOS, config.clips)
         several, teacher = [], None
-        for path in PATHS["sandwich"](made.space, made.seed, 0):
+        for path in PATHS["sandwich"](made.stage.space, made.stage.seed, 0):
             if not everything and not any(variants for _, variants in path.layers):
                 continue
-            out = made.supernet.predict(
+            out = made.stage.supernet.predict(
                 shown.noisy.flatten(0, 1), 1000.0 * shown.level, shown.states, shown.noisy.shape[1], path
             )
             out = out.unflatten(0, shown.noisy.shape[:2])
@@ -58,9 +57,11 @@ def joint(made: Trainer, everything: bool) -> dict[str, torch.Tensor]:
             several.append(loss)
         total = total + (1 - share) * torch.stack(several).mean() / config.accumulate
         if share:
-            stills = made.passes._show(made.images(micro), micro, IMAGES, config.images)
+            stills = made.stage.passes._show(made.stage.images(micro), micro, IMAGES, config.images)
             told = 1000.0 * stills.level
-            out = made.supernet.predict(stills.noisy.flatten(0, 1), told, stills.states, 1, made.space.empty())
+            out = made.stage.supernet.predict(
+                stills.noisy.flatten(0, 1), told, stills.states, 1, made.stage.space.empty()
+            )
             total = total + share * nn.functional.mse_loss(out[:, None], stills.target) / config.accumulate
     total.backward()
     return gradients(made)
@@ -78,7 +79,7 @@ def test_path_by_path_the_gradients_are_those_of_one_joint_pass(rate: float, acc
     for name, gradient in wanted.items():
         assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-6), name
     norm = torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
-    assert done.grad_norm == pytest.approx(float(norm), rel=1e-4)
+    assert done["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
 
 
 class Held:
@@ -88,7 +89,7 @@ class Held:
         self.tensor = tensor
 
 
-def most_held(made: Trainer, paths: list[Any]) -> int:
+def most_held(made: Loop[SupernetStage], paths: list[Any]) -> int:
     """The most bytes that graphs keep at one moment of a micro-batch."""
     alive: weakref.WeakSet[Held] = weakref.WeakSet()
     most = 0
@@ -102,13 +103,13 @@ def most_held(made: Trainer, paths: list[Any]) -> int:
         return held
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held.tensor):
-        made._pass(paths, 0, 0.0)
+        made.stage._pass(paths, 0, 0.0)
     return most
 
 
 def test_a_sandwich_holds_no_more_than_its_deepest_path(tmp_path: Path) -> None:
     made = trainer(tmp_path, clips=1, spatial_rate=0.5)
-    paths = PATHS["sandwich"](made.space, 5, 0)
+    paths = PATHS["sandwich"](made.stage.space, 5, 0)
     deepest = most_held(made, paths[:1])
     assert 0 < most_held(made, paths) <= 1.05 * deepest
 
@@ -168,15 +169,15 @@ def test_a_path_that_nothing_learns_along_is_not_walked(tmp_path: Path) -> None:
     walked: list[str] = []
     for rate in (0.0, 0.5):
         made = trainer(tmp_path / str(rate), spatial_rate=rate, images=0)
-        real = made.supernet.predict
+        real = made.stage.supernet.predict
 
         def watch(*arguments: Any, real: Any = real) -> Any:
             walked.append(arguments[-1].key)
             return real(*arguments)
 
-        made.supernet.predict = watch  # type: ignore[method-assign]
+        made.stage.supernet.predict = watch  # type: ignore[method-assign]
         made.resume()
         walked.clear()
         made.advance()
-        keys = [path.key for path in PATHS["sandwich"](made.space, 5, 0)]
+        keys = [path.key for path in PATHS["sandwich"](made.stage.space, 5, 0)]
         assert walked == (keys if rate else [keys[0], keys[2]])

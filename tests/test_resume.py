@@ -16,7 +16,7 @@ import torch
 from training_fixtures import clips, losses, run, short, tiny
 
 from nas.errors import NasError
-from nas.supernet.stage import Trainer
+from nas.supernet.stage import SupernetStage
 from nas.supernet.trained import load_supernet
 from nas.training.checkpoint import list_checkpoints, load_checkpoint
 from nas.training.log import Step, cut_metrics
@@ -131,13 +131,13 @@ def test_stopped_after_a_roll_back_it_goes_on_to_the_same_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The roll-back is made again: what it changes is not in the checkpoint that it went back to."""
-    real = Trainer._pass
+    real = SupernetStage._pass
 
-    def sometimes(self: Trainer, *arguments: Any) -> Any:
+    def sometimes(self: SupernetStage, *arguments: Any) -> Any:
         passed = real(self, *arguments)
         return replace(passed, video=float("nan")) if self.step == 3 and self.salt == 0 else passed
 
-    monkeypatch.setattr(Trainer, "_pass", sometimes)
+    monkeypatch.setattr(SupernetStage, "_pass", sometimes)
     run(tmp_path / "whole")
 
     def stop(done: Step) -> None:

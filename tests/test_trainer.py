@@ -12,7 +12,7 @@ from training_fixtures import clips, losses, run, short, tiny
 
 from nas.errors import NasError
 from nas.supernet.paths import PATHS
-from nas.supernet.stage import Trainer
+from nas.supernet.stage import SupernetStage, begin
 from nas.supernet.trained import load_supernet
 from nas.training.checkpoint import list_checkpoints
 from search_spaces.space import Autoencoder
@@ -45,13 +45,13 @@ def test_every_way_of_training_runs(settings: dict[str, Any], tmp_path: Path) ->
 def test_steps_leave_the_layers_off_their_path_alone(tmp_path: Path) -> None:
     """Also those that an earlier step trained: no decay, and no momentum left over from it."""
     config = short(warmup_steps=0, weight_decay=0.5)
-    trainer = Trainer(tiny(), clips(), config, tmp_path, 5, lambda message: None)
+    trainer = begin(tiny(), clips(), config, tmp_path, 5, lambda message: None)
     trained: set[str] = set()
     rested = 0
     for _ in range(4):
-        before = {name: p.detach().clone() for name, p in trainer.supernet.layers.named_parameters()}
+        before = {name: p.detach().clone() for name, p in trainer.stage.supernet.layers.named_parameters()}
         trainer.advance()
-        now = dict(trainer.supernet.layers.named_parameters())
+        now = dict(trainer.stage.supernet.layers.named_parameters())
         used = {name for name, p in now.items() if p.grad is not None}
         moved = {name for name, p in now.items() if not torch.equal(p, before[name])}
         assert used and moved <= used
@@ -62,30 +62,30 @@ def test_steps_leave_the_layers_off_their_path_alone(tmp_path: Path) -> None:
 
 def test_a_spatial_rate_of_zero_freezes_the_backbone_once_paths_train(tmp_path: Path) -> None:
     config = short(spatial_rate=0.0, warmup_steps=2)
-    trainer = Trainer(tiny(), clips(), config, tmp_path, 5, lambda message: None)
-    start = trainer.supernet.unet.conv_in.weight.detach().clone()  # type: ignore[union-attr]
+    trainer = begin(tiny(), clips(), config, tmp_path, 5, lambda message: None)
+    start = trainer.stage.supernet.unet.conv_in.weight.detach().clone()  # type: ignore[union-attr]
     trainer.advance()
     trainer.advance()
-    warmed = trainer.supernet.unet.conv_in.weight.detach().clone()  # type: ignore[union-attr]
+    warmed = trainer.stage.supernet.unet.conv_in.weight.detach().clone()  # type: ignore[union-attr]
     assert not torch.equal(start, warmed)
     trainer.advance()
     trainer.advance()
-    assert torch.equal(trainer.supernet.unet.conv_in.weight, warmed)  # type: ignore[union-attr, arg-type]
+    assert torch.equal(trainer.stage.supernet.unet.conv_in.weight, warmed)  # type: ignore[union-attr, arg-type]
 
 
 def test_a_loss_that_is_not_finite_is_rolled_back_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    real = Trainer._pass
+    real = SupernetStage._pass
     broken = {"left": 1}
 
-    def sometimes(self: Trainer, *arguments: Any) -> Any:
+    def sometimes(self: SupernetStage, *arguments: Any) -> Any:
         passed = real(self, *arguments)
         if self.step == 3 and broken["left"]:
             broken["left"] -= 1
             passed = replace(passed, video=float("nan"))
         return passed
 
-    monkeypatch.setattr(Trainer, "_pass", sometimes)
+    monkeypatch.setattr(SupernetStage, "_pass", sometimes)
     run(tmp_path, warn=said.append)
     assert len(said) == 1 and "went back to step 2" in said[0]
     assert [step for step, _, _ in losses(tmp_path)] == [1, 2, 3, 4, 5, 6]
@@ -94,13 +94,13 @@ def test_a_loss_that_is_not_finite_is_rolled_back_and_said(tmp_path: Path, monke
 def test_what_never_recovers_ends_in_one_line_with_the_last_good_checkpoint_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Trainer._pass
+    real = SupernetStage._pass
 
-    def broken(self: Trainer, *arguments: Any) -> Any:
+    def broken(self: SupernetStage, *arguments: Any) -> Any:
         passed = real(self, *arguments)
         return replace(passed, video=float("nan")) if self.step >= 2 else passed
 
-    monkeypatch.setattr(Trainer, "_pass", broken)
+    monkeypatch.setattr(SupernetStage, "_pass", broken)
     with pytest.raises(NasError, match="lower train.learning_rate") as caught:
         run(tmp_path)
     assert "\n" not in str(caught.value)
@@ -123,13 +123,13 @@ def test_a_step_that_goes_wrong_whenever_it_is_reached_again_ends_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Good steps lie between the checkpoint and the bad one: made again, they are no progress."""
-    real = Trainer._pass
+    real = SupernetStage._pass
 
-    def broken(self: Trainer, *arguments: Any) -> Any:
+    def broken(self: SupernetStage, *arguments: Any) -> Any:
         passed = real(self, *arguments)
         return replace(passed, video=float("nan")) if self.step >= 3 else passed
 
-    monkeypatch.setattr(Trainer, "_pass", broken)
+    monkeypatch.setattr(SupernetStage, "_pass", broken)
     said: list[str] = []
     with pytest.raises(NasError, match="step 4 went wrong .*3 times did not help"):
         run(tmp_path, warn=said.append)
@@ -138,15 +138,15 @@ def test_a_step_that_goes_wrong_whenever_it_is_reached_again_ends_too(
 
 
 def test_a_spike_is_rolled_back_once_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Trainer._pass
+    real = SupernetStage._pass
 
-    def spiked(self: Trainer, *arguments: Any) -> Any:
+    def spiked(self: SupernetStage, *arguments: Any) -> Any:
         passed = real(self, *arguments)
         spike = 1000 if self.step == 3 and self.salt == 0 else 1
         return replace(passed, video=spike * passed.video)
 
-    monkeypatch.setattr(Trainer, "_pass", spiked)
-    monkeypatch.setattr("nas.supernet.stage.RECENT", 2)
+    monkeypatch.setattr(SupernetStage, "_pass", spiked)
+    monkeypatch.setattr("nas.training.loop.RECENT", 2)
     said: list[str] = []
     run(tmp_path, warn=said.append)
     assert len(said) == 1 and "went back to step 2" in said[0]
@@ -155,18 +155,18 @@ def test_a_spike_is_rolled_back_once_and_training_goes_on(tmp_path: Path, monkey
 
 def test_the_sandwich_trains_the_deepest_and_a_fair_path_in_one_step(tmp_path: Path) -> None:
     config = short(warmup_steps=0, paths="sandwich")
-    trainer = Trainer(tiny(), clips(), config, tmp_path, 5, lambda message: None)
+    trainer = begin(tiny(), clips(), config, tmp_path, 5, lambda message: None)
     deepest, _, between = PATHS["sandwich"](tiny(), 5, 0)
     done = trainer.advance()
-    assert done is not None and done.path == deepest.key
+    assert done is not None and done["path"] == deepest.key
     on_path = {
         id(p)
         for path in (deepest, between)
-        for layers in trainer.supernet.path(path).values()
+        for layers in trainer.stage.supernet.path(path).values()
         for layer in layers
         for p in layer.parameters()
     }
-    assert {id(p) for p in trainer.supernet.temporal_parameters() if p.grad is not None} == on_path
+    assert {id(p) for p in trainer.stage.supernet.temporal_parameters() if p.grad is not None} == on_path
 
 
 def test_every_step_sees_clips_and_images_of_its_own(tmp_path: Path) -> None:

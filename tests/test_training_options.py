@@ -14,16 +14,18 @@ from training_fixtures import clips, losses, run, short, tiny
 from nas.data import Dataset
 from nas.data.clip import Buckets, Images, images_of
 from nas.errors import NasError
-from nas.supernet.stage import Trainer
-from nas.supernet.supernet import Supernet, compile_blocks
+from nas.supernet.stage import SupernetStage, begin
+from nas.supernet.supernet import Supernet
 from nas.training.checkpoint import list_checkpoints
+from nas.training.engine import compile_parts
 from nas.training.loader import Loader
 from nas.training.log import Step, read_best
+from nas.training.loop import Loop
 from nas.training.optimizers import unpack_state
 
 
-def trainer(folder: Path, **settings: Any) -> Trainer:
-    return Trainer(tiny(), clips(), short(warmup_steps=0, **settings), folder, 5, lambda message: None)
+def trainer(folder: Path, **settings: Any) -> Loop[SupernetStage]:
+    return begin(tiny(), clips(), short(warmup_steps=0, **settings), folder, 5, lambda message: None)
 
 
 def test_recomputed_activations_change_no_loss_and_keep_less(tmp_path: Path) -> None:
@@ -40,7 +42,7 @@ def test_recomputed_activations_change_no_loss_and_keep_less(tmp_path: Path) -> 
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            made._pass([tiny().sample(np.random.default_rng(0))], 0, 0.0)
+            made.stage._pass([tiny().sample(np.random.default_rng(0))], 0, 0.0)
         kept[name] = sum(saved.values())
         assert kept[name]
     assert kept["again"] < 0.5 * kept["plain"]
@@ -66,21 +68,21 @@ def test_half_precision_scales_its_loss_and_goes_on_exactly(tmp_path: Path) -> N
 def test_an_overflow_of_half_precision_is_no_step_and_lowers_the_scale(tmp_path: Path) -> None:
     made = trainer(tmp_path, precision="fp16")
     made.resume()
-    made.scaler._init_scale = 2.0**60
-    before = made.supernet.unet.conv_in.weight.detach().clone()  # type: ignore[union-attr]
+    made.stage.engine.scaler._init_scale = 2.0**60
+    before = made.stage.supernet.unet.conv_in.weight.detach().clone()  # type: ignore[union-attr]
     done = made.advance()
-    assert done is not None and torch.equal(made.supernet.unet.conv_in.weight, before)  # type: ignore[union-attr, arg-type]
-    assert made.scaler.get_scale() == 2.0**59 and made.step == 1
+    assert done is not None and torch.equal(made.stage.supernet.unet.conv_in.weight, before)  # type: ignore[union-attr, arg-type]
+    assert made.stage.engine.scaler.get_scale() == 2.0**59 and made.step == 1
 
 
 def test_half_precision_passes_a_step_without_any_gradient(tmp_path: Path) -> None:
     """An empty path over a frozen backbone; a scaler refuses to step then."""
     nothing = [tiny().empty()]
     config = short(warmup_steps=0, precision="fp16", images=0, clips=1, spatial_rate=0.0)
-    made = Trainer(tiny(), clips(), config, tmp_path, 5, lambda message: None, draw=lambda step: nothing)
+    made = begin(tiny(), clips(), config, tmp_path, 5, lambda message: None, draw=lambda step: nothing)
     made.resume()
     done = made.advance()
-    assert done is not None and done.grad_norm == 0.0 and made.step == 1
+    assert done is not None and done["grad_norm"] == 0.0 and made.step == 1
 
 
 @pytest.mark.slow
@@ -90,7 +92,7 @@ def test_compiled_blocks_walk_any_path_and_answer_the_same() -> None:
     torch.manual_seed(0)
     plain, compiled = Supernet(tiny()), Supernet(tiny())
     compiled.load_state_dict(plain.state_dict())
-    compile_blocks(compiled, "eager")
+    compile_parts(compiled.blocks(), "eager")
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     told, context = torch.full((1,), 500.0), torch.randn(1, 16, 32)
     for path in (tiny().empty(), tiny().sample(np.random.default_rng(1))):
@@ -171,7 +173,7 @@ def test_the_best_validated_checkpoint_is_marked_and_outlives_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.9, 0.4, 0.6, 0.7, 0.8, 0.95])
-    monkeypatch.setattr(Trainer, "validate", lambda self, done: Step(**{**vars(done), "validation": next(scores)}))
+    monkeypatch.setattr(SupernetStage, "validate", lambda self: next(scores))
     config = short(steps=6, validate_every=1, checkpoint_every=1, keep=1)
     run(tmp_path, config, validation=clips("validation"))
     assert read_best(tmp_path) == {"step": 2, "loss": 0.4}

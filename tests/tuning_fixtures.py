@@ -16,6 +16,7 @@ from nas.pretrained.text import TextEncoder
 from nas.recipes.config import AdversarialConfig, FinetuneConfig, JointConfig
 from search_spaces.space import Space
 
+TOOK = ("seconds", "waited", "frames_per_s", "loader_frames_per_s", "memory_mb")  # of a row, what no seed repeats
 DATA = DataConfig(source="moving_shapes", max_objects=1, validation_clips=8)
 
 SPACE: dict[str, Any] = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
@@ -56,6 +57,12 @@ class VideoUNet(ModelMixin, ConfigMixin):
     def arrangement(self) -> Arrangement:
         return Arrangement.from_json(self.config["arrangement"])
 
+    def blocks(self) -> Iterator[nn.Module]:
+        """Resnets, attentions and temporal layers: what is recomputed, compiled and sharded one by one."""
+        yield from spatial_blocks(self.network.unet)
+        for layers in self.network.temporal.values():
+            yield from layers  # type: ignore[misc]
+
     def forward(
         self,
         sample: Tensor,
@@ -85,3 +92,11 @@ class VideoUNet(ModelMixin, ConfigMixin):
         else:
             video = self.diffusion.as_velocity(sample, steps / TIMESTEPS, predict).to(sample.dtype)
         return UNet2DConditionOutput(sample=video) if return_dict else (video,)
+
+
+def spatial_blocks(unet: Any) -> Iterator[nn.Module]:
+    """Resnets and attentions of a UNet, in execution order."""
+    for stage in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        if stage is not None:
+            yield from stage.resnets
+            yield from getattr(stage, "attentions", ())

@@ -48,7 +48,8 @@ class Images:
         if isinstance(data, CachedLatents):
             self.text = CachedText(data.cache).to(self.world.device)
         stills = images_of(data, settings.seed + 1)
-        self._training = Loader(stills, self.config.images, self.world.share)
+        self._training = Loader(stills, self.config.images, self.world.share, self.config.workers)
+        self.loaders = (self._training,)
         self._calibration = Loader(images_of(data, settings.seed + 2), self.config.batch, self.world.share)
 
     def training(self, step: int, change: Callable[[list[str]], list[str]]) -> tuple[Tensor, Tensor]:

@@ -112,10 +112,8 @@ def prune_unet(
         recovered = sensitivity.loss(unet)
         if config.steps:
             unet.requires_grad_(True)
-            work = Recover(whole, unet, images.training, config)
-            loop = Loop(
-                work, out / RECOVERY, {"cuts": [step.cut for step in steps], **asked}, settings.seed, say, images.world
-            )
+            work = Recover(whole, unet, images, config)
+            loop = Loop(work, out / RECOVERY, {"cuts": [step.cut for step in steps], **asked}, settings.seed, say)
             with progress("recover") as report:
                 loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
             loop.load_average()
@@ -275,6 +273,8 @@ def _settle_folder(out: Path, settings: PruneSettings, asked: dict[str, Any]) ->
             known = read_yaml(path)
         except NasError as error:
             raise NasError(f"{error}; give a new folder to --out") from None
+        if isinstance(known, dict) and isinstance(known.get("prune"), dict):  # settings that came since are as ever
+            known = {**known, "prune": {**PruneConfig().model_dump(mode="json"), **known["prune"]}}
         differs = [
             k for k in wanted if not isinstance(known, dict) or known.get(k) != json.loads(json.dumps(wanted[k]))
         ]

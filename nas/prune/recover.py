@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from nas.model.network import spatial_blocks
 from nas.prune.config import PruneConfig
 from nas.tasks.noise import Diffusion
 from nas.training.draws import Draws
-from nas.training.loop import Row, warmed_rate
+from nas.training.engine import Engine
+from nas.training.loop import Row, Stage, warmed_rate
 
-Images = Callable[[int, Callable[[list[str]], list[str]]], tuple[Tensor, Tensor]]
+if TYPE_CHECKING:
+    from nas.prune.images import Images
 
 
-class Recover:
-    """Trains the pruned UNet; a stage of ``nas.training.loop``.
+class Recover(Stage):
+    """Trains the pruned UNet.
 
     Args:
         whole: the uncut UNet, frozen. unet: the pruned one, trained in place.
-        images: (step, what is done to captions) -> (B, C, H, W) images or latents, and (B, L, D) texts.
+        images: what they are compared on.
 
     Source: distillation of a pruned text-to-image UNet by its output and its blocks' features, as in BK-SDM (Kim et
     al., arXiv 2305.15798, section 3.2). Each difference counts as a share of the uncut UNet's own square, so that no
     stage whose numbers are large outweighs the others: the normalised distillation of LAPTOP-Diff (arXiv 2404.11098).
     """
 
+    key = "prune"
     window = 1
+    config: PruneConfig
 
     def __init__(self, whole: Any, unet: Any, images: Images, config: PruneConfig) -> None:
         self.whole, self.unet, self.images, self.config = whole.eval(), unet.train(), images, config
+        self.engine, self.loaders = Engine(config, images.world), images.loaders
         self.diffusion = Diffusion(config.prediction)
         self.modules: dict[str, nn.Module] = {"unet": unet}
         self.averaged = frozenset(self.modules)
-        self.parameters = list(unet.parameters())
-        optimizer = torch.optim.AdamW(self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.optimizers = {"unet": optimizer}
+        self.engine.prepare(unet, spatial_blocks(unet))
+        self.optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizers = {"unet": self.optimizer}
         self._features: dict[str, dict[str, Tensor]] = {"whole": {}, "pruned": {}}
         self._watched = matching_stages(whole, unet)
         for mine, theirs in self._watched.items():
@@ -53,15 +59,26 @@ class Recover:
 
     def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
         """One optimiser step; see ``loop.Stage``."""
-        config, optimizer = self.config, self.optimizers["unet"]
-        for group in optimizer.param_groups:
+        config, engine = self.config, self.engine
+        for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * warmed_rate(config, step)
-        clean, text = self.images(step, lambda captions: draws.dropped(captions, config.caption_dropout))
+        self.optimizer.zero_grad(set_to_none=True)
+        passed = [self._pass(step * config.accumulate + micro, draws) for micro in range(config.accumulate)]
+        norm = engine.norm(self.optimizer)
+        row = {name: statistics.fmean(one[name] for one in passed) for name in passed[0]}
+        if not engine.usable(row["loss"], norm, sane):
+            return None
+        engine.step(self.optimizer)
+        return {**row, "grad_norm": norm}
+
+    def _pass(self, turn: int, draws: Draws) -> dict[str, float]:
+        """Add up the gradients of a micro-batch; its losses."""
+        config = self.config
+        clean, text = self.images.training(turn, lambda captions: draws.dropped(captions, config.caption_dropout))
         noise = draws.normal(clean)
         level = self.diffusion.levels(len(clean), 0.0, 1.0, draws.generator).to(clean.device)
         inputs = self.diffusion.noised(clean, noise, level), self.diffusion.timestep(level), text
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(clean.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with self.engine.autocast():
             out = self.unet(*inputs).sample.float()
             task = nn.functional.mse_loss(out, self.diffusion.target(clean, noise, level))
             followed = features = torch.zeros((), device=clean.device)
@@ -70,23 +87,14 @@ class Recover:
                     wanted = self.whole(*inputs).sample.float()
                 followed, features = share_missed(out, wanted), self._feature_loss()
         loss = (1 - config.distillation) * task + config.distillation * (followed + config.feature_weight * features)
-        loss.backward()
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
-        total = float(loss.detach())
-        if not sane(total) or not math.isfinite(norm):
-            return None
-        optimizer.step()
-        parts = {"loss_task": task, "loss_output": followed, "loss_features": features}
-        return {"loss": total, **{name: float(part.detach()) for name, part in parts.items()}, "grad_norm": norm}
+        self.engine.back(loss)
+        parts = {"loss": loss, "loss_task": task, "loss_output": followed, "loss_features": features}
+        return {name: float(part.detach()) for name, part in parts.items()}
 
     def _feature_loss(self) -> Tensor:
         mine, theirs = self._features["pruned"], self._features["whole"]
         losses = [share_missed(mine[name].float(), theirs[name].float()) for name in self._watched]
         return torch.stack(losses).mean() if losses else torch.zeros(())
-
-    def trouble(self, rows: list[Row]) -> str | None:
-        """Distillation has no way to fail that a roll-back does not catch."""
-        return None
 
 
 def share_missed(mine: Tensor, wanted: Tensor) -> Tensor:

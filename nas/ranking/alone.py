@@ -9,7 +9,7 @@ from pathlib import Path
 from nas.config import TrainConfig
 from nas.data import Dataset
 from nas.pretrained.text import TextEncoder
-from nas.supernet.stage import Trainer
+from nas.supernet.stage import begin
 from nas.supernet.supernet import Supernet
 from nas.training.log import Step
 from search_spaces.arrangement import Arrangement
@@ -54,15 +54,26 @@ def train_alone(
         }
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(space, data, own, Path(folder), seed, lambda message: None, draw=lambda step: [arrangement])
-        trainer.start_from(*start, temporal=inherit)
-        trainer.save()  # to go back to, should a step go wrong
+        loop = begin(
+            space,
+            data,
+            own,
+            Path(folder),
+            seed,
+            lambda message: None,
+            draw=lambda step: [arrangement],
+            start=start,
+            temporal=inherit,
+        )
+        loop.save()  # to go back to, should a step go wrong
         try:
-            while trainer.step < steps:
-                done = trainer.advance()
-                if done is not None and progress is not None:
-                    progress(done)
+            while loop.step < steps:
+                row = loop.advance()
+                if row is not None and progress is not None:
+                    progress(Step(**row))
         finally:
-            trainer.videos.close()
-            trainer.images.close()
-        return trainer.averages()
+            loop.close()
+        loop.load_average()
+        for module in (loop.stage.supernet, loop.stage.text):
+            module.eval().requires_grad_(False)
+        return loop.stage.supernet, loop.stage.text

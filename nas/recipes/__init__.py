@@ -14,6 +14,7 @@ from nas.errors import AnswerIsNo, NasError
 if TYPE_CHECKING:
     from nas.recipes.config import FinetuneConfig
     from nas.training.distributed import World
+    from nas.training.loop import Loop
 
 STAGES = ("joint", "adversarial")
 
@@ -87,6 +88,7 @@ def _finetune(
     from nas.recipes.joint import Joint
     from nas.training.batches import Batches
     from nas.training.checkpoint import sole_writer, write_whole
+    from nas.training.engine import Engine
     from nas.training.loop import Loop, Stage
 
     settings = config.stage(stage)
@@ -98,12 +100,13 @@ def _finetune(
     check = fits(pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings)
     batches = Batches(pipeline.unet.space, config.data, settings, config.seed, world, check)
     pipeline.check_prompts(batches.captions)
+    engine = Engine(settings, world)
     work: Stage
     if isinstance(settings, AdversarialConfig):
-        work = Adversarial(pipeline, batches, settings, config.seed)
+        work = Adversarial(pipeline, batches, settings, config.seed, engine)
     else:
         assert isinstance(settings, JointConfig)
-        work = Joint(pipeline, batches, settings)
+        work = Joint(pipeline, batches, settings, engine)
     facts = {
         "stage": stage,
         "model": origin,
@@ -115,14 +118,14 @@ def _finetune(
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / CONFIG_FILE).is_file():
             write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    loop = Loop(work, folder, facts, config.seed, warn, world)
+    loop = Loop(work, folder, facts, config.seed, warn)
     collapsed: AnswerIsNo | None = None
     try:
         with sole_writer(folder) if world.main else nullcontext(), world.together():
             loop.run(progress)
     except AnswerIsNo as answer:
         collapsed = answer
-    loop.load_average()
+    pipeline = _averaged(loop, pipeline, model)
     shapes = [[clip.frames, clip.height, clip.width] for clip in batches.clips]
     if isinstance(settings, AdversarialConfig):
         pipeline.set_sampling(sigmas=list(settings.levels), guidance=1.0, renoise=settings.renoise, clips=shapes)
@@ -137,3 +140,21 @@ def _finetune(
         raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
     last = {name: value for name, value in (loop.rows[-1] if loop.rows else {}).items() if name.startswith("loss")}
     return {"model": str(out), "stage": stage, "steps": loop.step, **last, "main": world.main}
+
+
+def _averaged(loop: Loop[Any], pipeline: Any, model: Path) -> Any:
+    """The pipeline with the averaged weights; a new one where the trained one is split over processes."""
+    import torch
+
+    from nas.model.pipeline import load_pipeline
+
+    if not loop.stage.engine.sharded:
+        loop.load_average()
+        return pipeline
+    values, made = loop.whole_average(), load_pipeline(model)
+    parts = {"unet": made.unet, "text": made.text_encoder}
+    with torch.no_grad():
+        for name in loop.stage.averaged:
+            for inner, parameter in parts[name].named_parameters():
+                parameter.copy_(values[f"{name}.{inner}"])
+    return made

@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,35 @@ from nas.model.pipeline import TextToVideoPipeline
 from nas.recipes.config import AdversarialConfig
 from nas.recipes.discriminator import Encoder, Heads
 from nas.tasks.noise import clean_estimate, mix
-from nas.training.batches import Batch, Batches
+from nas.training.batches import Batch, Batches, validated
 from nas.training.draws import Draws
-from nas.training.loop import Row, warmed_rate
+from nas.training.engine import Engine
+from nas.training.loop import Row, Stage, warmed_rate
 
 FLAT = 1e-3  # difference between answers to real and generated clips below which a discriminator says nothing
 
 
-class Adversarial:
+Count = Callable[[str, float, Tensor], None]  # a loss's name, its share, and it
+
+
+@dataclass(frozen=True)
+class Made:
+    """Clips that the generator made, (B, C, T, H, W), of what, and how much they count.
+
+    Attributes:
+        context: (B, L, D) text. pooled: (B, D). noisy, level: what the generator was given. fake: what it made.
+    """
+
+    share: float
+    batch: Batch
+    context: Tensor
+    pooled: Tensor
+    noisy: Tensor
+    level: Tensor
+    fake: Tensor
+
+
+class Adversarial(Stage):
     """Generator and discriminator, one step of each in turn, on videos and on images.
 
     The generator makes a clean clip of a noisy one in one evaluation, at one of ``config.levels``. The discriminator
@@ -39,93 +60,112 @@ class Adversarial:
     (arXiv 2501.08316, section 3.4).
     """
 
-    def __init__(self, pipeline: TextToVideoPipeline, batches: Batches, config: AdversarialConfig, seed: int) -> None:
-        self.pipeline, self.batches, self.config = pipeline, batches, config
-        self.window = config.collapse_window
+    key = "adversarial"
+    averaged = frozenset({"unet"})
+    config: AdversarialConfig
+
+    def __init__(
+        self,
+        pipeline: TextToVideoPipeline,
+        batches: Batches,
+        config: AdversarialConfig,
+        seed: int,
+        engine: Engine,
+    ) -> None:
+        self.pipeline, self.batches, self.config, self.engine = pipeline, batches, config, engine
+        self.loaders, self.window = batches.loaders, config.collapse_window
         unet = pipeline.unet.train()
         pipeline.text_encoder.requires_grad_(False)
         self.modules: dict[str, nn.Module] = {"unet": unet}
-        self.averaged = frozenset({"unet"})
-        decay = config.weight_decay
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "generator": torch.optim.AdamW(unet.parameters(), config.learning_rate, (0.0, 0.99), weight_decay=decay)
-        }
         if config.adversarial_weight:
-            self.encoder = Encoder(unet)
+            self.encoder = Encoder(unet)  # a copy of the network as it is, before it is split or compiled
             width = int(pipeline.text_encoder.config.hidden_size)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 heads = Heads(self.encoder.channels, config.head_stages, config.heads, width, config.head_width)
             self.modules["heads"] = heads.to(unet.device)
+        engine.prepare(unet, unet.blocks())
+        decay = config.weight_decay
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "generator": torch.optim.AdamW(unet.parameters(), config.learning_rate, (0.0, 0.99), weight_decay=decay)
+        }
+        if config.adversarial_weight:
             self.optimizers["heads"] = torch.optim.AdamW(
                 heads.parameters(), config.head_rate, (0.0, 0.99), weight_decay=decay
             )
 
     def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
         """One step of the discriminator and one of the generator; see ``loop.Stage``."""
-        config = self.config
-        parts = [(1 - (config.image_share if config.images else 0.0), self.batches.videos(step))]
-        if config.images:
-            parts.append((config.image_share, self.batches.pictures(step)))
-        device = parts[0][1].video.device
+        config, engine = self.config, self.engine
         rate = warmed_rate(config, step)
         sums: dict[str, float] = {}
 
         def count(name: str, share: float, value: Tensor) -> None:
-            sums[name] = sums.get(name, 0.0) + share * float(value.detach())
+            sums[name] = sums.get(name, 0.0) + share * float(value.detach()) / config.accumulate
+
+        def told() -> Row:
+            return dict(zip(sums, engine.world.mean(list(sums.values())), strict=True))
 
         adversarial = bool(config.adversarial_weight)
-        optimizer = self.optimizers["generator"]
-        optimizer.zero_grad(set_to_none=True)
-        generated = []
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            for share, batch in parts:
-                with torch.no_grad():
-                    context, pooled = self.pipeline.states(batch.captions)
-                fake = self._generate(batch, context, draws)
-                rebuilt = pseudo_huber(fake.float() - batch.video, config.huber).mean()
-                count("loss", share, rebuilt)
-                generated.append((share, batch, context, pooled, fake, rebuilt))
-            world = self.batches.world
-            if not sane(world.mean([sums["loss"]])[0]):
+        self.optimizers["generator"].zero_grad(set_to_none=True)
+        with engine.autocast():
+            made = [one for micro in range(config.accumulate) for one in self._make(step, micro, draws, count)]
+            if not sane(engine.world.mean([sums["loss"]])[0]):
                 return None
             if adversarial:
                 for _ in range(config.head_steps):
-                    if not self._teach(generated, draws, count, config.head_rate * min(1.0, rate * 10)):
+                    if not self._teach(made, draws, count, config.head_rate * min(1.0, rate * 10)):
                         return None
                 if step < config.head_warmup:
-                    told = dict(zip(sums, world.mean(list(sums.values())), strict=True))
-                    return {**told, "loss_generator": 0.0, "learning_rate": 0.0, "grad_norm": 0.0}
-                self.modules["heads"].requires_grad_(False)
-            for share, _, context, pooled, fake, rebuilt in generated:
-                loss = rebuilt
-                if adversarial:
-                    answers = self._answers(fake, context, pooled, draws)
-                    fooled = -torch.stack([answer.float().mean() for answer in answers]).mean()
-                    count("loss_generator", share, fooled)
-                    loss = rebuilt + config.adversarial_weight * fooled
-                (share * loss).backward()
-            if adversarial:
-                self.modules["heads"].requires_grad_(True)
-        world.average_gradients(self.modules["unet"].parameters())
-        norm = nn.utils.clip_grad_norm_(self.modules["unet"].parameters(), config.gradient_clip)
-        if not torch.isfinite(norm):
+                    return {**told(), "loss_generator": 0.0, "learning_rate": 0.0, "grad_norm": 0.0}
+            self._follow(made, draws, count)
+        norm = engine.norm(self.optimizers["generator"])
+        if not engine.sound(norm):
             return None
         self._step("generator", config.learning_rate * rate)
-        told = dict(zip(sums, world.mean(list(sums.values())), strict=True))
-        return {**told, "learning_rate": config.learning_rate * rate, "grad_norm": float(norm)}
+        return {**told(), "learning_rate": config.learning_rate * rate, "grad_norm": norm}
 
-    def _teach(
-        self, generated: list[Any], draws: Draws, count: Callable[[str, float, Tensor], None], rate: float
-    ) -> bool:
+    def _make(self, step: int, micro: int, draws: Draws, count: Count) -> list[Made]:
+        """What the generator makes of a micro-batch's videos, and of its images."""
+        config, turn = self.config, step * self.config.accumulate + micro
+        parts = [(1 - (config.image_share if config.images else 0.0), self.batches.videos(turn))]
+        if config.images:
+            parts.append((config.image_share, self.batches.pictures(turn)))
+        found = []
+        for share, batch in parts:
+            with torch.no_grad():
+                context, pooled = self.pipeline.states(batch.captions)
+            noisy, level = self._noisy(batch, draws)
+            with torch.set_grad_enabled(config.accumulate == 1):  # of several the graphs would be too much to hold
+                fake = self._generate(noisy, level, context)
+            count("loss", share, self._rebuilt(fake, batch))
+            found.append(Made(share, batch, context, pooled, noisy, level, fake))
+        return found
+
+    def _follow(self, made: list[Made], draws: Draws, count: Count) -> None:
+        """The generator's gradients: to rebuild its clips, and to have the heads believe them."""
+        config, adversarial = self.config, bool(self.config.adversarial_weight)
+        if adversarial:
+            self.modules["heads"].requires_grad_(False)
+        for one in made:
+            fake = one.fake if config.accumulate == 1 else self._generate(one.noisy, one.level, one.context)
+            loss = self._rebuilt(fake, one.batch)
+            if adversarial:
+                answers = self._answers(fake, one.context, one.pooled, draws)
+                fooled = -torch.stack([answer.float().mean() for answer in answers]).mean()
+                count("loss_generator", one.share, fooled)
+                loss = loss + config.adversarial_weight * fooled
+            self.engine.back(one.share * loss)
+        if adversarial:
+            self.modules["heads"].requires_grad_(True)
+
+    def _teach(self, made: list[Made], draws: Draws, count: Count, rate: float) -> bool:
         """One step of the heads; False, and none taken, if it went wrong."""
         self.optimizers["heads"].zero_grad(set_to_none=True)
-        for share, batch, context, pooled, fake, _ in generated:
-            loss = self._judge(batch, context, pooled, fake.detach(), draws, share / self.config.head_steps, count)
-            (share * loss).backward()
-        parameters = list(self.modules["heads"].parameters())
-        self.batches.world.average_gradients(parameters)
-        if not torch.isfinite(nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip)):
+        for one in made:
+            loss = self._judge(one, draws, one.share / self.config.head_steps, count)
+            self.engine.back(one.share * loss)
+        if not self.engine.sound(self.engine.norm(self.optimizers["heads"])):
             return False
         self._step("heads", rate)
         return True
@@ -133,14 +173,31 @@ class Adversarial:
     def _step(self, name: str, rate: float) -> None:
         for group in self.optimizers[name].param_groups:
             group["lr"] = rate
-        self.optimizers[name].step()
+        self.engine.step(self.optimizers[name])
 
-    def _generate(self, batch: Batch, context: Tensor, draws: Draws) -> Tensor:
-        """A clean clip from a noisy one at one of the fixed levels, one evaluation."""
+    def _noisy(self, batch: Batch, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Clips under noise, each at one of the fixed levels, and those."""
         which = draws.choices(len(batch.captions), len(self.config.levels))
         level = torch.tensor(self.config.levels, device=which.device)[which]
-        noisy = mix(batch.video, draws.normal(batch.video), level)
+        return mix(batch.video, draws.normal(batch.video), level), level
+
+    def _generate(self, noisy: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """A clean clip from a noisy one, one evaluation."""
         return clean_estimate(noisy, self.pipeline.unet(noisy, 1000.0 * level, context).sample, level)
+
+    def _rebuilt(self, fake: Tensor, batch: Batch) -> Tensor:
+        return pseudo_huber(fake.float() - batch.video, self.config.huber).mean()
+
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """The reconstruction of unseen videos, with the same noise and levels each time."""
+
+        def loss(batch: Batch, draws: Draws) -> Tensor:
+            noisy, level = self._noisy(batch, draws)
+            with self.engine.autocast():
+                return self._rebuilt(self._generate(noisy, level, self.pipeline.encode(batch.captions)), batch)
+
+        return validated(self.batches, loss)
 
     def _renoised(self, video: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """What the discriminator sees: noise-to-signal ratio log-normal, so noise level logit-normal."""
@@ -151,17 +208,9 @@ class Adversarial:
         noisy, level = self._renoised(video, draws)
         return self.modules["heads"](self.encoder(noisy, level, context), video.shape[2], pooled)
 
-    def _judge(
-        self,
-        batch: Batch,
-        context: Tensor,
-        pooled: Tensor,
-        fake: Tensor,
-        draws: Draws,
-        share: float,
-        count: Callable[[str, float, Tensor], None],
-    ) -> Tensor:
+    def _judge(self, one: Made, draws: Draws, share: float, count: Count) -> Tensor:
         """The discriminator's loss: hinge on both sides, and what holds its slope down at real clips."""
+        batch, context, pooled, fake = one.batch, one.context, one.pooled, one.fake.detach()
         config, heads, frames = self.config, self.modules["heads"], batch.video.shape[2]
         on_fake = self._answers(fake, context, pooled, draws)
         seen, level = self._renoised(batch.video, draws)

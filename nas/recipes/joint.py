@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 from collections.abc import Callable
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from nas.model.pipeline import TextToVideoPipeline
 from nas.recipes.config import JointConfig
 from nas.tasks.noise import mix, velocity
-from nas.training.batches import Batch, Batches
+from nas.training.batches import Batch, Batches, validated
 from nas.training.draws import Draws
-from nas.training.loop import Row, warmed_rate
+from nas.training.engine import Engine
+from nas.training.loop import Row, Stage, warmed_rate
 
 
-class Joint:
+class Joint(Stage):
     """Trains the whole network on the velocity of noisy videos and of noisy images (clips of one frame).
 
     Args:
@@ -26,43 +27,50 @@ class Joint:
     the mixing ratio and the settings are ours, the paper gives none.
     """
 
+    key = "joint"
     window = 1
+    config: JointConfig
 
-    def __init__(self, pipeline: TextToVideoPipeline, batches: Batches, config: JointConfig) -> None:
-        self.pipeline, self.batches, self.config = pipeline, batches, config
+    def __init__(self, pipeline: TextToVideoPipeline, batches: Batches, config: JointConfig, engine: Engine) -> None:
+        self.pipeline, self.batches, self.config, self.engine = pipeline, batches, config, engine
+        self.loaders = batches.loaders
         self.modules: dict[str, nn.Module] = {"unet": pipeline.unet.train()}
         rates = {"unet": 1.0}
         if config.text_rate:
             self.modules["text"] = pipeline.text_encoder.train()
             rates["text"] = config.text_rate
+        engine.prepare(pipeline.unet, pipeline.unet.blocks())
+        if config.text_rate:
+            engine.prepare(pipeline.text_encoder)
         self.averaged = frozenset(self.modules)
         groups = [{"params": list(module.parameters()), "share": rates[name]} for name, module in self.modules.items()]
-        self.parameters = [parameter for group in groups for parameter in group["params"]]  # type: ignore[attr-defined]
-        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self.optimizers = {"generator": optimizer}
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimizers = {"generator": self.optimizer}
 
     def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
         """One optimiser step; see ``loop.Stage``."""
-        config, optimizer = self.config, self.optimizers["generator"]
+        config, engine = self.config, self.engine
         rate = config.learning_rate * warmed_rate(config, step)
-        for group in optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         share = config.image_share if config.images else 0.0
-        video = self._loss(self.batches.videos(step), draws)
-        ((1 - share) * video).backward()  # each by itself: one graph at a time is held
-        image = torch.zeros_like(video)
-        if config.images:
-            image = self._loss(self.batches.pictures(step), draws)
-            (share * image).backward()
-        loss = (1 - share) * video.detach() + share * image.detach()
-        world = self.batches.world
-        world.average_gradients(self.parameters)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, config.gradient_clip))
-        total, of_videos, of_images = world.mean([float(part.detach()) for part in (loss, video, image)])
-        if not sane(total) or not math.isfinite(norm):
+        passed = []
+        for micro in range(config.accumulate):
+            turn = step * config.accumulate + micro
+            video = self._loss(self.batches.videos(turn), draws)
+            engine.back((1 - share) * video)  # each by itself: one graph at a time is held
+            image = torch.zeros_like(video)
+            if config.images:
+                image = self._loss(self.batches.pictures(turn), draws)
+                engine.back(share * image)
+            loss = (1 - share) * video.detach() + share * image.detach()
+            passed.append([float(part.detach()) for part in (loss, video, image)])
+        norm = engine.norm(self.optimizer)
+        total, of_videos, of_images = engine.world.mean([statistics.fmean(part) for part in zip(*passed, strict=True)])
+        if not engine.usable(total, norm, sane):
             return None
-        optimizer.step()
+        engine.step(self.optimizer)
         return {
             "loss": total,
             "loss_video": of_videos,
@@ -71,16 +79,17 @@ class Joint:
             "grad_norm": norm,
         }
 
+    @torch.no_grad()
+    def validate(self) -> float | None:
+        """The loss on unseen videos, with the same noise each time."""
+        return validated(self.batches, self._loss)
+
     def _loss(self, batch: Batch, draws: Draws) -> Tensor:
-        config, device = self.config, batch.video.device
+        config = self.config
         noise = draws.normal(batch.video)
         level = draws.levels(len(batch.captions), config.timestep_mean, config.timestep_std)
         captions = draws.dropped(batch.captions, config.caption_dropout)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with self.engine.autocast():
             context = self.pipeline.encode(captions)
             predicted = self.pipeline.unet(mix(batch.video, noise, level), 1000.0 * level, context).sample
         return nn.functional.mse_loss(predicted.float(), velocity(batch.video, noise))
-
-    def trouble(self, rows: list[Row]) -> str | None:
-        """Flow matching has no way to fail that a roll-back does not catch."""
-        return None

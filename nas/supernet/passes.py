@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from nas.config import TrainConfig
 from nas.pretrained.text import drop_captions
 from nas.supernet.supernet import Supernet
-from nas.training.distributed import World
+from nas.training.engine import Engine
 from nas.training.loader import Batch, Loader
 from search_spaces.arrangement import Arrangement
 
@@ -37,17 +36,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Passed:
-    """Losses of a micro-batch, and what it took.
+    """Losses of a micro-batch.
 
     Attributes:
         video: mean over the paths. image: None where no images took part.
-        frames: video frames and images of this process. waited: seconds for data.
     """
 
     video: float
     image: float | None
-    frames: int
-    waited: float
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,6 @@ class Passes:
 
     Args:
         generator: (micro-batch, stream, item) -> the random numbers of it.
-        scaler: of the losses, for half precision.
     """
 
     supernet: Supernet
@@ -66,8 +61,7 @@ class Passes:
     videos: Loader
     images: Loader
     config: TrainConfig
-    world: World
-    scaler: torch.amp.GradScaler
+    engine: Engine
     generator: Callable[[int, int, int], torch.Generator]
 
     def __call__(self, paths: Sequence[Arrangement], turn: int, micro: int, image_share: float) -> Passed:
@@ -80,31 +74,26 @@ class Passes:
             image_share: weight of the images, which no temporal layer sees (T = 1); at 0 they are not even loaded.
         """
         batch = self.videos(turn)
-        frames, waited = batch.frames, self.videos.waited
         shown = self._show(batch, micro, VIDEOS, self.config.clips)
-        video = torch.zeros((), device=self.world.device)
+        video = torch.zeros((), device=self.engine.device)
         teacher: Tensor | None = None
         for path in paths:
             predicted = self._predict(shown, path)
             loss = self._loss(predicted, shown.target, teacher)
-            self._back(loss * ((1 - image_share) / len(paths)))
+            self.engine.back(loss * ((1 - image_share) / len(paths)))
             video += loss.detach() / len(paths)
             if teacher is None and len(paths) > 1:
                 teacher = predicted.detach()
             del predicted, loss  # and with them the graph, before the next one is made
         self._back_text(shown)
         if not image_share:
-            return Passed(float(video), None, frames, waited)
+            return Passed(float(video), None)
         batch = self.images(turn)
         shown = self._show(batch, micro, IMAGES, self.config.images)
         image = self._loss(self._predict(shown, self.supernet.space.baseline()), shown.target, None)
-        self._back(image * image_share)
+        self.engine.back(image * image_share)
         self._back_text(shown)
-        return Passed(float(video), float(image.detach()), frames + batch.frames, waited + self.images.waited)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
-        return torch.autocast(self.world.device.type, kind or torch.bfloat16, enabled=kind is not None)
+        return Passed(float(video), float(image.detach()))
 
     def _show(self, batch: Batch, micro: int, stream: int, count: int) -> Shown:
         """Noisy samples, levels, targets and text of this process's share of ``count`` items.
@@ -112,16 +101,16 @@ class Passes:
         Levels and dropped captions are drawn for the whole batch, noise item by item, so that who computes what
         changes nothing.
         """
-        config, mine, diffusion = self.config, self.world.share(count), self.supernet.diffusion
+        config, mine, diffusion = self.config, self.engine.world.share(count), self.supernet.diffusion
         draws = self.generator(micro, stream, 0)
         levels = diffusion.levels(count, config.timestep_mean, config.timestep_std, draws)
-        level = levels[mine.start : mine.stop].to(self.world.device)
+        level = levels[mine.start : mine.stop].to(self.engine.device)
         shown = [*[""] * mine.start, *batch.captions, *[""] * (count - mine.stop)]
         captions = drop_captions(shown, config.caption_dropout, draws)[mine.start : mine.stop]
         shape = batch.video.shape[1:]
         noise = torch.stack([torch.randn(shape, generator=self.generator(micro, 2 + stream, i)) for i in mine])
-        noise, video = noise.to(self.world.device), batch.video.to(self.world.device)
-        with self._autocast():
+        noise, video = noise.to(self.engine.device), batch.video.to(self.engine.device)
+        with self.engine.autocast():
             states = self.text(captions)
         context = states.detach().requires_grad_(states.requires_grad)
         noisy, target = diffusion.noised(video, noise, level), diffusion.target(video, noise, level)
@@ -130,7 +119,7 @@ class Passes:
     def _predict(self, shown: Shown, path: Arrangement) -> Tensor:
         """What the network answers along a path, (B, T, C, H, W), in full precision."""
         frames, told = shown.noisy.shape[1], self.supernet.diffusion.timestep(shown.level)
-        with self._autocast():
+        with self.engine.autocast():
             out = self.supernet.predict(shown.noisy.flatten(0, 1), told, shown.context, frames, path)
         return out.unflatten(0, (-1, frames)).float()
 
@@ -139,10 +128,6 @@ class Passes:
         if teacher is None or not weight:
             return loss
         return (1 - weight) * loss + weight * nn.functional.mse_loss(predicted, teacher)
-
-    def _back(self, loss: Tensor) -> None:
-        if loss.requires_grad:
-            self.scaler.scale(loss / self.config.accumulate).backward()
 
     def _back_text(self, shown: Shown) -> None:
         """Hand on to the text encoder what all paths want of it."""

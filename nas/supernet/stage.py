@@ -7,46 +7,36 @@ import json
 import math
 import os
 import statistics
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nas.config import FREE_OF_TRAIN, QualityConfig, TrainConfig
+from nas.config import QualityConfig, TrainConfig
 from nas.data import Dataset
 from nas.data.cached import check_data, text_encoder_of
 from nas.data.clip import images_of
 from nas.data.lengths import check_lengths
 from nas.errors import NasError
-from nas.files import append, write_whole
 from nas.pretrained.text import TextEncoder
 from nas.supernet.passes import Passed, Passes
 from nas.supernet.paths import PATHS, fixed_paths
-from nas.supernet.supernet import Supernet, compile_blocks
+from nas.supernet.supernet import Supernet
 from nas.supernet.trained import TEXT
-from nas.training.averages import Averages
-from nas.training.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    list_checkpoints,
-    load_checkpoint,
-    save_checkpoint,
-    sync,
-)
-from nas.training.distributed import LAUNCHED, PEER_LOST, PeerLost, World, peak_memory_mb
+from nas.training.checkpoint import list_checkpoints
+from nas.training.distributed import LAUNCHED, PEER_LOST, PeerLost, World
+from nas.training.draws import Draws
+from nas.training.engine import Engine
 from nas.training.loader import Loader
-from nas.training.log import BEST, METRICS, Step, check_shapes, cut_metrics, newest_checkpoint, read_best
-from nas.training.optimizers import build_optimizer, pack_state, set_rates, unpack_state
-from nas.training.sharding import is_sharded, like, shard, split_again, whole
+from nas.training.log import Step
+from nas.training.loop import Loop, Row, Stage
+from nas.training.optimizers import build_optimizer, set_rates
+from nas.training.watch import Strip
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
-ROLLBACKS = 3  # of one step; more, and it will not get better
-RECENT = 50  # losses that a spike is measured against
 VALIDATION = QualityConfig(clips=16, batch=8)
 VALIDATED_PATHS = 4
 
@@ -90,7 +80,7 @@ def train(
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(
+        loop = begin(
             space,
             data,
             config,
@@ -103,7 +93,7 @@ def train(
             drawn_from=drawn_from,
         )
         with world.together():
-            trainer.run(progress)
+            loop.run(None if progress is None else lambda step, row: progress(Step(**row)))
     except PeerLost:
         if LAUNCHED in os.environ:  # who started us saw which process it was, and says so once
             raise SystemExit(PEER_LOST) from None
@@ -112,121 +102,112 @@ def train(
         world.close()
 
 
-class Trainer:
-    """The state of a training: supernet, text encoder, their averages, the optimiser, and the step."""
+def begin(
+    space: Space,
+    data: Dataset,
+    config: TrainConfig,
+    folder: Path,
+    seed: int,
+    warn: Callable[[str], None],
+    *,
+    world: World | None = None,
+    validation: Dataset | None = None,
+    draw: Callable[[int], list[Arrangement]] | None = None,
+    drawn_from: str = "",
+    start: tuple[Supernet, TextEncoder] | None = None,
+    temporal: bool = False,
+) -> Loop[SupernetStage]:
+    """The loop of a training that has not begun; see ``train``.
+
+    Args:
+        start: whose shared weights to start from, and, where ``temporal``, whose temporal layers too.
+    """
+    engine = Engine(config, world or World.open(config.device))
+    begun = bool(list_checkpoints(folder))
+    told = warn if engine.world.main else lambda message: None
+    stage = SupernetStage(space, data, config, seed, told, engine, validation, draw, new=not begun)
+    if start is not None:
+        stage.start_from(*start, temporal=temporal)
+    facts = {**stage.facts, **({"paths drawn from": drawn_from} if drawn_from else {})}
+    return Loop(stage, folder, facts, seed, warn)
+
+
+class SupernetStage(Stage):
+    """Supernet and text encoder, their optimiser, and a step along a few paths.
+
+    Args:
+        draw: the paths of a step; by default those that ``config.paths`` names. validation: clips that are not trained
+            on. new: whether nothing was trained yet, so that ``config.init`` counts.
+    """
+
+    key = "train"
+    averaged = frozenset({"supernet", "text"})
+    config: TrainConfig
 
     def __init__(
         self,
         space: Space,
         data: Dataset,
         config: TrainConfig,
-        folder: Path,
         seed: int,
         warn: Callable[[str], None],
-        *,
-        world: World | None = None,
+        engine: Engine,
         validation: Dataset | None = None,
         draw: Callable[[int], list[Arrangement]] | None = None,
-        drawn_from: str = "",
+        *,
+        new: bool = True,
     ) -> None:
         if draw is None and config.paths not in PATHS:
             raise NasError(
                 f"train.paths={config.paths} needs a table of costs; train with nas run, or after nas profile"
             )
         self.draw = draw or (lambda step: PATHS[config.paths](space, seed, step))
-        self.drawn_from = drawn_from
-        self.space, self.data, self.config, self.folder, self.seed = space, data, config, folder, seed
-        self.world = world or World.open(config.device)
-        self.warn = warn if self.world.main else lambda message: None
-        self.device = self.world.device
-        self.validation = validation
+        self.space, self.data, self.config, self.seed, self.warn = space, data, config, seed, warn
+        self.engine, self.validation, world = engine, validation, engine.world
         for name, count in (("clips", config.clips), ("images", config.images)):
-            if count % self.world.size:
-                raise NasError(
-                    f"train.{name} must divide by the {self.world.size} processes that share it, but is {count}"
-                )
-        self.videos = Loader(data, config.clips, self.world.share, config.workers)
-        self.images = Loader(images_of(data, seed), config.images, self.world.share, config.workers)
+            if count % world.size:
+                raise NasError(f"train.{name} must divide by the {world.size} processes that share it, but is {count}")
+        self.videos = Loader(data, config.clips, world.share, config.workers)
+        self.images = Loader(images_of(data, seed), config.images, world.share, config.workers)
+        self.loaders = (self.videos, self.images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.supernet = Supernet(space, config.prediction)
             self.text = text_encoder_of(space, data)
         if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
             check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
-        if config.init and not list_checkpoints(folder):
+        if config.init and new:
             from nas.pretrained.given import init_frame
 
             self.warn(init_frame(space.backbone.family, self.supernet.unet, config.init).sentence())
-        self.supernet.to(self.device).train()
-        self.text.to(self.device).train()
-        if config.activation_checkpoints:
-            self.supernet.checkpoint_activations()
-        if config.shard and self.world.size > 1:
-            shard(self.supernet, self.text, self.world)
-        if config.compile:
-            compile_blocks(self.supernet)
-        self.ema = Averages(dict(self._named()), config.ema_decay)
+        self.modules = {"supernet": self.supernet, "text": self.text}
+        for module in self.modules.values():
+            module.to(engine.device).train()
+        engine.prepare(self.supernet, self.supernet.blocks(), methods=("predict",))
+        engine.prepare(self.text)
         temporal = {id(p) for p in self.supernet.temporal_parameters()}
-        self.shared = [p for _, p in self._named() if id(p) not in temporal]
+        self.shared = [p for module in self.modules.values() for p in module.parameters() if id(p) not in temporal]
         groups = [{"params": self.shared}, {"params": list(self.supernet.temporal_parameters())}]
-        self.optimizer = build_optimizer(config, groups, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.passes = Passes(
-            self.supernet, self.text, self.videos, self.images, config, self.world, self.scaler, self._generator
-        )
-        self.step = 0
-        self.salt = 0  # grows with each roll-back, so that the same bad draw is not made again
-        self.recent: deque[float] = deque(maxlen=RECENT)
-        self.bad = 0  # the furthest step that went wrong, and how often it did
-        self.rollbacks = 0
+        self.optimizer = build_optimizer(config, groups, engine.device)
+        self.optimizers = {"": self.optimizer}
+        self.passes = Passes(self.supernet, self.text, self.videos, self.images, config, engine, self._generator)
+        self.step = self.salt = 0  # of the step that is made; all random numbers come of them
 
-    def _named(self) -> Iterable[tuple[str, nn.Parameter]]:
-        for name, parameter in self.supernet.named_parameters():
-            yield f"supernet.{name}", parameter
-        for name, parameter in self.text.named_parameters():
-            yield f"text.{name}", parameter
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint must share with the training that continues it: captions, because words number tokens."""
+        captions = hashlib.sha256(json.dumps(list(self.data.captions)).encode()).hexdigest()[:12]
+        return {"space": self.space.fingerprint, "seed": self.seed, "captions": captions, **self.text.facts}
 
-    def run(self, progress: Callable[[Step], None] | None = None) -> None:
-        """Train to the last step, logging, validating, drawing and saving on the way."""
-        from nas.training.watch import Watch
-
-        config = self.config
-        self.resume()
-        watch = Watch(self.folder, config.trackers, self.step) if self.world.main else None
-        try:
-            while self.step < config.steps:
-                done = self.advance()
-                if done is None:  # rolled back; the log was cut to the step it went back to
-                    continue
-                if self._due(config.validate_every) and self.validation is not None:
-                    done = self.validate(done)
-                if self.world.main:
-                    with append(self.folder / METRICS) as metrics:
-                        metrics.write(json.dumps(vars(done)) + "\n")
-                if watch is not None:
-                    watch.log(done)
-                if progress is not None and self.world.main:
-                    progress(done)
-                if self._due(config.sample_every):
-                    self._draw(watch)
-                best = self._is_best(done)
-                if best or self._due(config.checkpoint_every):
-                    self.save()
-        finally:
-            self.videos.close()
-            self.images.close()
-            if watch is not None:
-                watch.close()
-
-    def _due(self, every: int) -> bool:
-        return bool(every) and (self.step % every == 0 or self.step == self.config.steps)
+    def fresh(self, folder: Path) -> None:
+        self.text.save(folder / TEXT)
 
     # One step -----------------------------------------------------------------------------------------------------
 
-    def advance(self) -> Step | None:
-        """One optimiser step; None when it went wrong and the last checkpoint was taken back."""
-        started = time.perf_counter()
-        config, warming = self.config, self.step < self.config.warmup_steps
+    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
+        """One optimiser step; see ``loop.Stage``."""
+        self.step, self.salt = step, draws.salt
+        config, engine, warming = self.config, self.engine, step < self.config.warmup_steps
         rate, everything = self._learning_rate(), warming or config.spatial_rate > 0
         for parameter in self.shared:
             parameter.requires_grad_(everything)
@@ -235,52 +216,22 @@ class Trainer:
         paths = [self.space.baseline()] if warming else self._learning_paths(everything)
         share = config.image_share if config.images and everything else 0.0
         passed = [self._pass(paths, micro, share) for micro in range(config.accumulate)]
-        if config.shard and self.world.size > 1:
-            split_again(self.supernet, self.text)
-        loss_video, loss_image = self.world.mean(
+        loss_video, loss_image = engine.world.mean(
             [statistics.fmean(p.video for p in passed), statistics.fmean(p.image or 0.0 for p in passed)]
         )
         total = (1 - share) * loss_video + share * loss_image
-        norm = self._gradient_norm()
-        overflow = self.scaler.is_enabled() and math.isfinite(total) and not math.isfinite(norm)
-        if not overflow and self._went_wrong(total, norm):
-            self._roll_back(total)
+        norm = engine.norm(self.optimizer)
+        if not engine.usable(total, norm, sane):
             return None
-        if self._with_gradient():  # none along an empty path of a frozen backbone: a scaler takes no such step
-            self.scaler.step(self.optimizer)  # which leaves the weights alone on an overflow, and scales less after it
-            self.scaler.update()
-        self.ema.take(self.step)
-        self.step += 1
-        if self.step >= self.bad:  # past it; the steps before it, made again, are no progress
-            self.rollbacks = 0
-        self.recent.append(total)
-        seconds = time.perf_counter() - started
-        return Step(
-            step=self.step,
-            loss=total,
-            loss_video=loss_video,
-            loss_image=loss_image if share else None,
-            learning_rate=rate,
-            grad_norm=norm,
-            seconds=seconds,
-            path=paths[0].key,
-            waited=round(sum(p.waited for p in passed), 6),
-            frames_per_s=round(sum(p.frames for p in passed) * self.world.size / seconds, 3),
-            loader_frames_per_s=round(self.videos.frames_per_s * max(1, config.workers), 1),
-            memory_mb=peak_memory_mb(self.device),
-        )
-
-    def _with_gradient(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-    def _gradient_norm(self) -> float:
-        """Average the gradients over the processes and clip them; their norm before that."""
-        active = self._with_gradient()
-        if not active:
-            return 0.0
-        self.world.average_gradients(p for p in active if not is_sharded(p))
-        self.scaler.unscale_(self.optimizer)
-        return float(whole(nn.utils.clip_grad_norm_(active, self.config.gradient_clip)))
+        engine.step(self.optimizer)
+        return {
+            "loss": total,
+            "loss_video": loss_video,
+            "loss_image": loss_image if share else None,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "path": paths[0].key,
+        }
 
     def _generator(self, micro: int, stream: int, item: int = 0) -> torch.Generator:
         mixed = (((self.seed * 1_000_003 + self.step * 97 + micro) * 31 + self.salt) * 7 + stream) * 8191 + item
@@ -307,159 +258,28 @@ class Trainer:
 
     def start_from(self, supernet: Supernet, text: TextEncoder, *, temporal: bool) -> None:
         """Take up another supernet's shared weights, and its temporal layers too where ``temporal``."""
-        given = {f"supernet.{n}": p for n, p in supernet.named_parameters()}
-        given |= {f"text.{n}": p for n, p in text.named_parameters()}
         keep = set() if temporal else {id(p) for p in self.supernet.temporal_parameters()}
+        pairs: tuple[tuple[nn.Module, nn.Module], ...] = ((self.supernet, supernet), (self.text, text))
         with torch.no_grad():
-            for name, parameter in self._named():
-                if id(parameter) not in keep:
-                    parameter.copy_(given[name])
-                    self.ema.values[name].copy_(given[name])
-
-    def averages(self) -> tuple[Supernet, TextEncoder]:
-        """The averaged weights, in evaluation mode; what was trained here is theirs from now on."""
-        self.ema.swap()
-        for module in (self.supernet, self.text):
-            module.eval().requires_grad_(False)
-        return self.supernet, self.text
+            for mine, given in pairs:
+                theirs = dict(given.named_parameters())
+                for name, parameter in mine.named_parameters():
+                    if id(parameter) not in keep:
+                        parameter.copy_(theirs[name])
 
     # Looking at it ----------------------------------------------------------------------------------------------------
 
-    def validate(self, done: Step) -> Step:
-        """The step with the averaged weights' loss on validation clips, over the same few paths each time."""
+    def validate(self) -> float | None:
+        """The loss on validation clips, over the same few paths each time."""
         from nas.supernet.quality import Quality
 
-        assert self.validation is not None
+        if self.validation is None:
+            return None
         paths = [self.space.baseline(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
-        with self.ema.shown(self.supernet, self.text):
-            quality = Quality(self.supernet, self.text, self.validation, VALIDATION, str(self.device))
-            loss = statistics.fmean(quality.score(path).loss for path in paths)
-        return Step(**{**vars(done), "validation": loss})
+        quality = Quality(self.supernet, self.text, self.validation, VALIDATION, str(self.engine.device))
+        return statistics.fmean(quality.score(path).loss for path in paths)
 
-    def _is_best(self, done: Step) -> bool:
-        """Whether the step is the best validated one, which is then written down."""
-        if done.validation is None:
-            return False
-        best = read_best(self.folder) if self.world.main else None
-        better = best is None or best["step"] >= done.step or done.validation < best["loss"]
-        if self.world.say(int(better)) and self.world.main:
-            write_whole(self.folder / BEST, json.dumps({"step": done.step, "loss": done.validation}))
-        return bool(self.world.say(int(better)))
-
-    def _draw(self, watch: Any) -> None:
+    def strip(self) -> Strip | None:
         from nas.supernet.strip import draw_strip
 
-        with self.ema.shown(self.supernet, self.text):
-            strip = draw_strip(self.supernet, self.text, self.data, self.space, self.device, self.warn)
-        if strip is not None and watch is not None:
-            watch.strip(*strip, self.step)
-
-    # When it goes wrong ---------------------------------------------------------------------------------------------
-
-    def _went_wrong(self, loss: float, norm: float) -> bool:
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            return True
-        return len(self.recent) == RECENT and loss > self.config.spike * statistics.median(self.recent)
-
-    def _roll_back(self, loss: float) -> None:
-        bad, salt = self.step + 1, self.salt + 1
-        self.world.wait()  # whatever was being saved is there
-        self.bad = max(self.bad, bad)
-        self.rollbacks += 1
-        if self.rollbacks > ROLLBACKS:
-            raise NasError(
-                f"{self.folder}: step {bad} went wrong (loss {loss:g}), and going back {ROLLBACKS} times did not help; "
-                "train in another run folder with a lower train.learning_rate"
-            )
-        if not self.resume():
-            raise NasError(
-                f"{self.folder}: step {bad} went wrong (loss {loss:g}) and no checkpoint is left to go back to; train "
-                "in another run folder"
-            )
-        self.salt = salt
-        self.recent.clear()
-        self.warn(f"step {bad}: loss {loss:g}; went back to step {self.step} and draws the noise anew")
-
-    # Checkpoints ------------------------------------------------------------------------------------------------------
-
-    def _facts(self) -> dict[str, Any]:
-        """What a checkpoint must share with the training that continues it.
-
-        The length too: the learning rate depends on it. Captions, because their words number the tokens.
-        """
-        captions = hashlib.sha256(json.dumps(list(self.data.captions)).encode()).hexdigest()[:12]
-        return {
-            "space": self.space.fingerprint,
-            "seed": self.seed,
-            "captions": captions,
-            **self.text.facts,
-            **({"paths drawn from": self.drawn_from} if self.drawn_from else {}),
-            "settings": _settings(self.config),
-        }
-
-    def save(self) -> None:
-        """Write a checkpoint; every process takes part, the main one writes."""
-        named = dict(self._named())
-        groups: dict[str, Mapping[str, Tensor]] = {
-            "weights": {name: whole(p.detach()) for name, p in named.items()},
-            "average": {name: whole(p) for name, p in self.ema.values.items()},
-            "optimizer": pack_state(self.optimizer, {p: name for name, p in named.items()}),
-        }
-        if not self.world.main:
-            return
-        state = {**self._facts(), "salt": self.salt, "recent": list(self.recent), "scaler": self.scaler.state_dict()}
-        if (self.folder / METRICS).exists():
-            sync(self.folder / METRICS)  # never behind the checkpoint, even where the power fails
-        best = read_best(self.folder)
-        kept = frozenset() if best is None else frozenset({best["step"]})
-        save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.config.keep, kept)
-
-    def resume(self) -> bool:
-        """Take up the newest readable checkpoint; a damaged one is passed over with a sentence.
-
-        A fresh folder gets a checkpoint of step 0, so that there is always one to go back to. The main process looks;
-        the others take what it found.
-        """
-        found: tuple[Checkpoint, Path] | None = None
-        fresh = False
-        if self.world.main:
-            found = newest_checkpoint(self.folder, self._facts(), self.warn)
-            fresh = found is None and not self.step
-        answer = self.world.say(int(found[0].state["step"]) if found is not None else -1 - int(fresh))
-        if answer == -2:
-            if self.world.main:
-                self.text.save(self.folder / TEXT)
-                cut_metrics(self.folder / METRICS, 0)
-                (self.folder / BEST).unlink(missing_ok=True)
-            self.save()
-            return True
-        if answer == -1:
-            return False
-        if found is None:
-            path = checkpoint_path(self.folder, answer)
-            found = load_checkpoint(path), path
-        self._restore(*found)
-        if self.world.main:
-            cut_metrics(self.folder / METRICS, self.step)
-        return True
-
-    def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
-        named = dict(self._named())
-        for group in ("weights", "average"):
-            check_shapes(checkpoint.tensors.get(group, {}), named, path)
-        with torch.no_grad():
-            for name, tensor in checkpoint.tensors["weights"].items():
-                named[name].copy_(like(tensor, named[name]))
-            for name, tensor in checkpoint.tensors["average"].items():
-                self.ema.values[name].copy_(like(tensor, self.ema.values[name]))
-        unpack_state(self.optimizer, checkpoint.tensors["optimizer"], named)
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.step = int(checkpoint.state["step"])
-        self.salt = int(checkpoint.state["salt"])
-        self.recent = deque(checkpoint.state["recent"], maxlen=RECENT)
-
-
-def _settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that shape the loss curve."""
-    return {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE_OF_TRAIN}
+        return draw_strip(self.supernet, self.text, self.data, self.space, self.engine.device, self.warn)

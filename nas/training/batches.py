@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from nas.config import DataConfig
@@ -16,9 +18,12 @@ from nas.data.videos import clip_buckets
 from nas.errors import NasError
 from nas.training.config import StageConfig
 from nas.training.distributed import World
+from nas.training.draws import Draws
 from nas.training.loader import Loader
 from search_spaces.errors import SpaceError
 from search_spaces.space import Space, latent_shape
+
+VALIDATED, TURNS = 8, 2  # clips of a batch of a validation, and batches
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,13 @@ class Batches:
                 raise NasError(f"data.buckets: {clip.frames}x{clip.height}x{clip.width}: {error}") from None
         self.data = open_data(data, space.clip("training"), "train", seed, check)
         check_data(space, self.data)
-        self._videos = Loader(self.data, config.clips, world.share)
-        self._images = Loader(images_of(self.data, seed + 1), config.images, world.share)
+        self._videos = Loader(self.data, config.clips, world.share, config.workers)
+        self._images = Loader(images_of(self.data, seed + 1), config.images, world.share, config.workers)
+        self.loaders = (self._videos, self._images)
+        self._held: Loader | None = None
+        if config.validate_every:  # every process takes all of them, so that all agree on the best
+            held = open_data(data, space.clip("training"), "validation", seed, check)
+            self._held = Loader(held, min(VALIDATED, len(held)), range)
 
     @property
     def captions(self) -> Sequence[str]:
@@ -77,6 +87,20 @@ class Batches:
     def pictures(self, step: int) -> Batch:
         return self._take(self._images, step)
 
+    def held(self, turn: int) -> Batch | None:
+        """Videos that are not trained on, if any are kept for validation."""
+        return self._take(self._held, turn) if self._held is not None else None
+
     def _take(self, loader: Loader, step: int) -> Batch:
         batch = loader(step)
         return Batch(batch.video.transpose(1, 2).to(self.world.device), batch.captions)
+
+
+def validated(batches: Batches, loss: Callable[[Batch, Draws], Tensor]) -> float | None:
+    """The mean loss on unseen videos with the same random numbers each time; None where none are kept."""
+    alone, found = World(0, 1, batches.world.device), []
+    for turn in range(TURNS):
+        batch = batches.held(turn)
+        if batch is not None:
+            found.append(float(loss(batch, Draws(torch.Generator().manual_seed(turn), alone))))
+    return statistics.fmean(found) if found else None

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from nas.config import MANY, TrainConfig
 from nas.settings import Settings, Threads
 
 
@@ -15,9 +16,13 @@ class LoopConfig(Settings):
     Attributes:
         steps: optimiser steps. learning_rate: peak, after `ramp_steps`.
         ema_decay: of the averaged weights, which become the result.
-        precision: autocast of the forward pass. gradient_clip: largest norm of a gradient.
+        precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of a gradient.
+        accumulate: micro-batches a step.
+        activation_checkpoints: compute activations again on the way back instead of keeping them.
+        compile: `torch.compile` every part of the network by itself.
         checkpoint_every, keep: steps between checkpoints, and how many stay.
         spike: a step whose loss is this many times the recent median is rolled back, as one that is not finite.
+        trackers: `tensorboard`, `wandb` or none. workers: threads that load the next batches.
         device, threads: where torch works; 0 threads leaves them as they are.
     """
 
@@ -26,11 +31,16 @@ class LoopConfig(Settings):
     ramp_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.01, ge=0.0)
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     gradient_clip: float = Field(1.0, gt=0.0)
+    accumulate: int = Field(1, ge=1, le=MANY)
+    activation_checkpoints: bool = False
+    compile: bool = False
     checkpoint_every: int = Field(100, ge=1)
     keep: int = Field(3, ge=1)
     spike: float = Field(8.0, gt=1.0)
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    workers: int = Field(0, ge=0, le=1024)
     device: str = "cpu"
     threads: Threads = 0
 
@@ -39,9 +49,17 @@ class StageConfig(LoopConfig):
     """What both stages share.
 
     Attributes:
-        clips, images: videos and single frames a step. image_share: weight of the images' loss.
+        clips, images: videos and single frames of a micro-batch. image_share: weight of the images' loss.
+        shard: split weights, gradients and optimiser state over the processes (FSDP2) instead of copying them.
+        validate_every: steps between validations of the averaged weights, which mark the best checkpoint; 0 is never.
     """
 
-    clips: int = Field(8, ge=1, le=1_000_000)
-    images: int = Field(4, ge=0, le=1_000_000)
+    clips: int = Field(8, ge=1, le=MANY)
+    images: int = Field(4, ge=0, le=MANY)
     image_share: float = Field(0.2, ge=0.0, lt=1.0)
+    shard: bool = False
+    validate_every: int = Field(0, ge=0)
+
+
+#: What the loop reads. The supernet's settings list theirs anew: their order is in what run folders record of a stage.
+AnyConfig = LoopConfig | TrainConfig

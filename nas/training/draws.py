@@ -15,10 +15,13 @@ class Draws:
     """Random numbers of one step: drawn for the whole batch, of which each process takes its share.
 
     So several processes make the losses of one.
+
+    Args:
+        salt: how often training went back so far, for a stage that makes its random numbers by a formula of its own.
     """
 
-    def __init__(self, generator: torch.Generator, world: World) -> None:
-        self.generator, self.world = generator, world
+    def __init__(self, generator: torch.Generator, world: World, salt: int = 0) -> None:
+        self.generator, self.world, self.salt = generator, world, salt
 
     def _mine(self, count: int, whole: Callable[[int], Tensor]) -> Tensor:
         drawn = whole(count * self.world.size)

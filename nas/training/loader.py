@@ -36,7 +36,7 @@ class Loader:
         workers: threads that read ahead; 0 loads when asked. What is read depends on the turn alone.
 
     Attributes:
-        waited: seconds that training waited for the latest batch.
+        waited, frames: seconds that training waited for all batches so far, and the frames in them.
         frames_per_s: frames that one worker reads and decodes a second, the latest batches averaged.
     """
 
@@ -44,8 +44,8 @@ class Loader:
         self.data, self.count, self.share = data, count, share
         self._pool = ThreadPoolExecutor(workers, "loader") if workers and count else None
         self._coming: dict[int, Future[tuple[Batch, float]]] = {}
-        self._workers = max(1, workers)
-        self.waited = 0.0
+        self.workers = max(1, workers)
+        self.waited, self.frames = 0.0, 0
         self.frames_per_s = 0.0
 
     def __call__(self, turn: int) -> Batch:
@@ -64,7 +64,8 @@ class Loader:
                 if later not in self._coming:
                     self._coming[later] = self._pool.submit(self._load, later)
             batch, seconds = coming.result()
-        self.waited = time.perf_counter() - started
+        self.waited += time.perf_counter() - started
+        self.frames += batch.frames
         speed = batch.frames / max(seconds, 1e-9)
         self.frames_per_s = speed if not self.frames_per_s else 0.9 * self.frames_per_s + 0.1 * speed
         return batch

@@ -1,4 +1,4 @@
-"""The loop of both stages: averaged weights, exact resume, roll-back of a step that went wrong."""
+"""The loop of every training: averages, log, validation, exact resume, and roll-back of a step that went wrong."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ import json
 import math
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from nas.config import FREE_OF_TRAIN
 from nas.errors import AnswerIsNo, NasError
-from nas.files import append
+from nas.files import append, write_whole
 from nas.training.averages import Averages
 from nas.training.checkpoint import (
     PREFIX,
@@ -27,36 +29,44 @@ from nas.training.checkpoint import (
     save_checkpoint,
     sync,
 )
-from nas.training.config import LoopConfig
-from nas.training.distributed import World
+from nas.training.config import AnyConfig, LoopConfig
+from nas.training.distributed import peak_memory_mb
 from nas.training.draws import Draws
-from nas.training.log import METRICS, cut_metrics, newest_checkpoint
+from nas.training.engine import Engine
+from nas.training.loader import Loader
+from nas.training.log import BEST, METRICS, check_shapes, cut_metrics, newest_checkpoint, read_best
+from nas.training.optimizers import pack_state, unpack_state
+from nas.training.sharding import like, split_again, whole
+
+if TYPE_CHECKING:
+    from nas.training.watch import Strip
 
 ROLLBACKS = 3  # of one step; more, and it will not get better
 RECENT = 50  # losses that a spike is measured against
+SINCE: Mapping[str, Any] = {"accumulate": 1}  # settings that earlier checkpoints of ``LoopConfig`` do not hold
 
-Row = dict[str, float]  # what one step reports; "loss" is what a spike is looked for in
+Row = dict[str, Any]  # what one step reports; "loss" is what a spike is looked for in
 
 
-class Stage(Protocol):
-    """What a stage brings to the loop.
+class Stage(ABC):
+    """What is trained: its modules and its step. How long, from where and what is kept of it is the loop's.
 
     Attributes:
-        config: its settings. modules: what is trained, by name. averaged: the names whose average is the result.
-        optimizers: by name. window: how many of the latest steps ``trouble`` looks at.
+        key: of its settings, for errors: ``train``. config: the settings. engine: how it computes.
+        modules: what is trained, by name. averaged: the names whose average is the result. optimizers: by name.
+        loaders: where its clips come from. window: how many of the latest steps ``trouble`` looks at.
     """
 
-    @property
-    def config(self) -> LoopConfig: ...
-    @property
-    def modules(self) -> Mapping[str, nn.Module]: ...
-    @property
-    def averaged(self) -> frozenset[str]: ...
-    @property
-    def optimizers(self) -> Mapping[str, torch.optim.Optimizer]: ...
-    @property
-    def window(self) -> int: ...
+    key: str
+    config: AnyConfig
+    engine: Engine
+    modules: Mapping[str, nn.Module]
+    averaged: frozenset[str]
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    loaders: Sequence[Loader] = ()
+    window: int = 0
 
+    @abstractmethod
     def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
         """One step, all randomness from ``draws``; None, before it changes a weight for good, if it went wrong.
 
@@ -65,26 +75,44 @@ class Stage(Protocol):
 
     def trouble(self, rows: list[Row]) -> str | None:
         """What is wrong with the latest steps beyond repair by another draw, or None."""
+        return None
+
+    def validate(self) -> float | None:
+        """The loss on clips that are not trained on, the averages in place of the weights; None if there are none."""
+        return None
+
+    def strip(self) -> Strip | None:
+        """Sampled frames, the averages in place of the weights, or None."""
+        return None
+
+    def fresh(self, folder: Path) -> None:  # noqa: B027
+        """Leave in a new folder what its checkpoints are read with."""
 
 
-class Loop:
-    """The state of a fine-tuning: the stage's weights, their averages, optimisers and the step."""
+Kind = TypeVar("Kind", bound=Stage)
+Found = TypeVar("Found")
+
+
+class Loop(Generic[Kind]):
+    """The state of a training: the stage's weights, their averages, optimisers and the step.
+
+    Args:
+        folder: receives checkpoints and ``metrics.jsonl``. facts: what a checkpoint must share with the training that
+            continues it, beside the settings. warn: called with a sentence when a step is rolled back or skipped.
+    """
 
     def __init__(
-        self,
-        stage: Stage,
-        folder: Path,
-        facts: Mapping[str, Any],
-        seed: int,
-        warn: Callable[[str], None],
-        world: World,
+        self, stage: Kind, folder: Path, facts: Mapping[str, Any], seed: int, warn: Callable[[str], None]
     ) -> None:
-        self.stage, self.folder, self.seed, self.world = stage, folder, seed, world
-        self.warn = warn if world.main else lambda message: None
+        self.stage, self.folder, self.seed, self.world = stage, folder, seed, stage.engine.world
+        self.warn = warn if self.world.main else lambda message: None
         self.facts = {**facts, "settings": _settings(stage.config)}
-        averaged = {name: p for name, p in self._named() if name.split(".")[0] in stage.averaged}
+        averaged = {name: p for name, p in self.named() if name.split(".")[0] in stage.averaged}
         self.average = Averages(averaged, stage.config.ema_decay)
-        self.step = self.salt = self.rollbacks = self.bad = 0
+        self.step = self.rollbacks = 0
+        self.salt = 0  # grows with each roll-back, so that the same bad draw is not made again
+        self.bad = 0  # the furthest step that went wrong
+        self.judged = math.nan  # the latest loss that was looked at
         self.recent: deque[float] = deque(maxlen=RECENT)
         self.rows: deque[Row] = deque(maxlen=stage.window)
 
@@ -95,40 +123,114 @@ class Loop:
         again repeats the uninterrupted one exactly on the same device and thread count.
 
         Raises:
-            NasError: if the folder holds another fine-tuning, or a step goes wrong again and again.
+            NasError: if the folder holds another training, or a step goes wrong again and again.
             AnswerIsNo: if the stage finds itself in trouble; the weights are then those of the last good checkpoint.
         """
+        from nas.training.watch import Watch
+
         config = self.stage.config
-        self.resume()
-        while self.step < config.steps:
-            started = time.perf_counter()
-            row = self.stage.advance(self.step, Draws(self._generator(), self.world), self._sane)
-            if row is None:
-                self._roll_back()
-                continue
-            self.step += 1
-            self.average.take(self.step)
-            if self.step >= self.bad:
-                self.rollbacks = 0
-            self.recent.append(row["loss"])
-            self.rows.append(row)
+        watch: Watch | None = None
+        try:
+            self.resume()
             if self.world.main:
-                told = {"step": self.step, **row, "seconds": time.perf_counter() - started}
-                with append(self.folder / METRICS) as metrics:
-                    metrics.write(json.dumps(told) + "\n")
-                if progress is not None:
+                watch = Watch(self.folder, config.trackers, self.step, f"{self.stage.key}.trackers")
+            while self.step < config.steps:
+                row = self.advance()
+                if row is None:  # rolled back; the log was cut to the step it went back to
+                    continue
+                if self._due(getattr(config, "validate_every", 0)):
+                    row["validation"] = self._shown(self.stage.validate)
+                if self.world.main:
+                    with append(self.folder / METRICS) as metrics:
+                        metrics.write(json.dumps(row) + "\n")
+                if watch is not None:
+                    watch.log(self.step, row)
+                if progress is not None and self.world.main:
                     progress(self.step, row)
-            trouble = self.stage.trouble(list(self.rows))
-            if trouble is not None:
-                self._give_up(trouble)
-            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                self.save()
+                if self._due(getattr(config, "sample_every", 0)):
+                    strip = self._shown(self.stage.strip)
+                    if strip is not None and watch is not None:
+                        watch.strip(*strip, self.step)
+                trouble = self.stage.trouble(list(self.rows))
+                if trouble is not None:
+                    self._give_up(trouble)
+                best = self._is_best(row["validation"])
+                if best or self._due(config.checkpoint_every):
+                    self.save()
+        finally:
+            self.close()
+            if watch is not None:
+                watch.close()
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        for loader in self.stage.loaders:
+            loader.close()
+
+    def advance(self) -> Row | None:
+        """One step; None when it went wrong and the last checkpoint was taken back.
+
+        Returns:
+            The stage's row and beside it ``step``; ``seconds``, of them ``waited`` for data; ``frames_per_s`` that all
+            processes trained on and ``loader_frames_per_s`` that the workers of one can load; ``memory_mb`` at the
+            peak so far; ``validation``, which is None so far.
+        """
+        started, loaders = time.perf_counter(), self.stage.loaders
+        waited, frames = (sum(getattr(loader, what) for loader in loaders) for what in ("waited", "frames"))
+        row = self.stage.advance(self.step, Draws(self._generator(), self.world, self.salt), self._sane)
+        if row is None:
+            self._roll_back()
+            return None
+        self.average.take(self.step)
+        self.step += 1
+        if self.step >= self.bad:  # past it; the steps before it, made again, are no progress
+            self.rollbacks = 0
+        self.recent.append(row["loss"])
+        self.rows.append(row)
+        seconds = time.perf_counter() - started
+        seen = (sum(loader.frames for loader in loaders) - frames) * self.world.size
+        return {
+            "step": self.step,
+            **row,
+            "seconds": seconds,
+            "waited": round(sum(loader.waited for loader in loaders) - waited, 6),
+            "frames_per_s": round(seen / seconds, 3),
+            "loader_frames_per_s": round(loaders[0].frames_per_s * loaders[0].workers, 1) if loaders else 0.0,
+            "memory_mb": peak_memory_mb(self.world.device),
+            "validation": None,
+        }
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and (self.step % every == 0 or self.step == self.stage.config.steps)
+
+    def _shown(self, look: Callable[[], Found]) -> Found:
+        """What is seen with the averages in place of the weights."""
+        with self.average.shown(*(self.stage.modules[name] for name in sorted(self.stage.averaged))):
+            found = look()
+            split_again(*self.stage.engine.sharded)  # gathered weights are the averages'; the next step wants its own
+        return found
+
+    def _is_best(self, validation: float | None) -> bool:
+        """Whether this step is the best validated one, which is then written down."""
+        if validation is None:
+            return False
+        best = read_best(self.folder) if self.world.main else None
+        better = bool(self.world.say(int(best is None or best["step"] >= self.step or validation < best["loss"])))
+        if better and self.world.main:
+            write_whole(self.folder / BEST, json.dumps({"step": self.step, "loss": validation}))
+        self.world.wait()
+        return better
 
     def load_average(self) -> None:
         """Put the averaged weights into the stage's modules: the result."""
         self.average.put()
 
-    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def whole_average(self) -> dict[str, Tensor]:
+        """The averages by name, whole; where they are sharded, all processes must ask."""
+        return {name: whole(value) for name, value in self.average.values.items()}
+
+    def named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every parameter of the stage by its name in a checkpoint."""
         for prefix, module in self.stage.modules.items():
             for name, parameter in module.named_parameters():
                 yield f"{prefix}.{name}", parameter
@@ -140,27 +242,29 @@ class Loop:
     # When it goes wrong ---------------------------------------------------------------------------------------------
 
     def _sane(self, loss: float) -> bool:
+        self.judged = loss
         if not math.isfinite(loss):
             return False
         return len(self.recent) < RECENT or loss <= self.stage.config.spike * statistics.median(self.recent)
 
     def _roll_back(self) -> None:
-        bad, salt = self.step + 1, self.salt + 1
+        bad, salt, loss = self.step + 1, self.salt + 1, self.judged
         self.world.wait()  # whatever was being saved is there
         self.bad = max(self.bad, bad)
         self.rollbacks += 1
         if self.rollbacks > ROLLBACKS:
             raise NasError(
-                f"{self.folder}: step {bad} went wrong, and going back {ROLLBACKS} times did not help; "
-                "fine-tune into another folder with a lower learning_rate"
+                f"{self.folder}: step {bad} went wrong (loss {loss:g}), and going back {ROLLBACKS} times did not help; "
+                f"give another --out and a lower {self.stage.key}.learning_rate"
             )
         if not self.resume():
             raise NasError(
-                f"{self.folder}: step {bad} went wrong and no checkpoint is left; fine-tune into a new folder"
+                f"{self.folder}: step {bad} went wrong (loss {loss:g}) and no checkpoint is left to go back to; give "
+                "another --out"
             )
-        self.salt = salt  # so that the same bad draw is not made again
+        self.salt = salt
         self.recent.clear()
-        self.warn(f"step {bad} went wrong; went back to step {self.step} and draws the noise anew")
+        self.warn(f"step {bad}: loss {loss:g}; went back to step {self.step} and draws the noise anew")
 
     def _give_up(self, trouble: str) -> None:
         """Return to the newest checkpoint from before the trouble can have begun; to the oldest if none is left."""
@@ -175,26 +279,40 @@ class Loop:
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint; the main process does.
+        """Write a checkpoint; every process takes part, the main one writes.
 
-        Beside the newest ones stays the last that no trouble found from now on can reach back to, and the first after
-        it, which will be that one later.
+        Beside the newest ones stay the best validated one and, where a stage can be in trouble, the last that no
+        trouble found from now on can reach back to, and the first after it, which will be that one later.
         """
+        named = dict(self.named())
+        groups: dict[str, Mapping[str, Tensor]] = {
+            "weights": {name: whole(p.detach()) for name, p in named.items()},
+            "average": self.whole_average(),
+        }
+        names: dict[Tensor, str] = {p: name for name, p in named.items()}
+        for which, optimizer in self.stage.optimizers.items():
+            groups[_group(which)] = pack_state(optimizer, names)
         if not self.world.main:
             return
-        sound = max(0, self.step - self.stage.window)
-        earlier = [int(path.name.removeprefix(PREFIX)) for path in list_checkpoints(self.folder)]
-        also = [step for step in earlier if step <= sound][-1:] + [step for step in earlier if step > sound][:1]
-        names: dict[Tensor, str] = {parameter: name for name, parameter in self._named()}
-        groups: dict[str, Mapping[str, Tensor]] = {"weights": dict(self._named()), "average": self.average.values}
-        for which, optimizer in self.stage.optimizers.items():
-            groups[f"optimizer-{which}"] = {
-                f"{names[p]}/{entry}": value for p, state in optimizer.state.items() for entry, value in state.items()
-            }
-        state = {**self.facts, "salt": self.salt, "recent": list(self.recent), "rows": list(self.rows)}
+        state = {
+            **self.facts,
+            "salt": self.salt,
+            "recent": list(self.recent),
+            "rows": list(self.rows),
+            "scaler": self.stage.engine.scaler.state_dict(),
+        }
         if (self.folder / METRICS).exists():
-            sync(self.folder / METRICS)
-        save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.stage.config.keep, also)
+            sync(self.folder / METRICS)  # never behind the checkpoint, even where the power fails
+        save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.stage.config.keep, self._kept())
+
+    def _kept(self) -> set[int]:
+        best = read_best(self.folder)
+        kept = set() if best is None else {best["step"]}
+        if self.stage.window:
+            sound = max(0, self.step - self.stage.window)
+            earlier = [int(path.name.removeprefix(PREFIX)) for path in list_checkpoints(self.folder)]
+            kept |= {*[step for step in earlier if step <= sound][-1:], *[step for step in earlier if step > sound][:1]}
+        return kept
 
     def resume(self) -> bool:
         """Take up the newest readable checkpoint; a damaged one is passed over with a sentence.
@@ -212,7 +330,9 @@ class Loop:
         answer = self.world.say(int(found.state["step"]) if found is not None else -1 - int(fresh))
         if answer == -2:
             if self.world.main:
+                self.stage.fresh(self.folder)
                 cut_metrics(self.folder / METRICS, 0)
+                (self.folder / BEST).unlink(missing_ok=True)
             self.save()
             return True
         if answer == -1:
@@ -223,22 +343,31 @@ class Loop:
         return True
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        named = dict(self._named())
+        named, tensors = dict(self.named()), checkpoint.tensors
+        path = checkpoint_path(self.folder, int(checkpoint.state["step"]))
+        check_shapes(tensors.get("weights", {}), named, path)
+        check_shapes(tensors.get("average", {}), self.average.values, path)
+        for which in self.stage.optimizers:
+            if _group(which) not in tensors:
+                raise NasError(f"{path}: holds no {_group(which)}, so another version made it; give another --out")
         with torch.no_grad():
-            for name, tensor in checkpoint.tensors["weights"].items():
-                named[name].copy_(tensor)
-            for name, tensor in checkpoint.tensors["average"].items():
-                self.average.values[name].copy_(tensor)
+            for name, tensor in tensors["weights"].items():
+                named[name].copy_(like(tensor, named[name]))
+            for name, tensor in tensors["average"].items():
+                self.average.values[name].copy_(like(tensor, self.average.values[name]))
         for which, optimizer in self.stage.optimizers.items():
-            optimizer.state.clear()
-            for name, tensor in checkpoint.tensors[f"optimizer-{which}"].items():
-                parameter, _, entry = name.rpartition("/")
-                device = "cpu" if entry == "step" else named[parameter].device
-                optimizer.state[named[parameter]][entry] = tensor.to(device)
-        state = checkpoint.state
+            unpack_state(optimizer, tensors[_group(which)], named)
+        state, scaler = checkpoint.state, self.stage.engine.scaler
+        if scaler.is_enabled():
+            scaler.load_state_dict(state["scaler"])
         self.step, self.salt = int(state["step"]), int(state["salt"])
         self.recent = deque(state["recent"], maxlen=self.recent.maxlen)
-        self.rows = deque(state["rows"], maxlen=self.rows.maxlen)
+        self.rows = deque(state.get("rows", ()), maxlen=self.rows.maxlen)
+
+
+def _group(which: str) -> str:
+    """A checkpoint's name for an optimiser's state; a stage's only one needs no name."""
+    return f"optimizer-{which}" if which else "optimizer"
 
 
 def warmed_rate(config: LoopConfig, step: int) -> float:
@@ -247,7 +376,8 @@ def warmed_rate(config: LoopConfig, step: int) -> float:
     return ramp * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / config.steps)))
 
 
-def _settings(config: LoopConfig) -> dict[str, Any]:
-    """The settings that shape the result; how often to save, and where to run, do not."""
-    free = {"checkpoint_every", "keep", "threads", "device", "spike"}
-    return {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
+def _settings(config: AnyConfig) -> dict[str, Any]:
+    """The settings that shape the loss curve; one that came later counts once it is used."""
+    since = SINCE if isinstance(config, LoopConfig) else {}
+    found = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE_OF_TRAIN}
+    return {name: value for name, value in found.items() if name not in since or value != since[name]}

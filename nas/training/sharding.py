@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -10,22 +11,24 @@ if TYPE_CHECKING:
     from nas.training.distributed import World
 
 
-def shard(supernet: Any, text: nn.Module, world: World) -> None:
-    """Split every block of the supernet, what is left of it, and the text encoder.
+def shard(network: nn.Module, units: Iterable[nn.Module], world: World, methods: Sequence[str] = ()) -> None:
+    """Split every unit of a network, and what is left of it.
 
-    Processes gather a block's weights when they reach it. They pair up by order alone, so all must walk the same
-    path; the trainer draws it from seed and step, which all share.
+    Processes gather a unit's weights when they reach it. They pair up by order alone, so all must walk the same path;
+    a stage draws it from seed and step, which all share.
+
+    Args:
+        methods: what is called beside ``forward``, and gathers as well.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for block in supernet.blocks():
-        fully_shard(block, mesh=mesh)
-    fully_shard(supernet, mesh=mesh)
-    register_fsdp_forward_method(supernet, "predict")
-    if any(True for _ in text.parameters()):
-        fully_shard(text, mesh=mesh)
+    for unit in units:
+        fully_shard(unit, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    for method in methods:
+        register_fsdp_forward_method(network, method)
 
 
 def split_again(*modules: nn.Module) -> None:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nas.errors import NasError
 
-if TYPE_CHECKING:
-    from nas.training.log import Step
-
 STRIPS = "strips"
-CURVES = ("loss", "loss_video", "loss_image", "learning_rate", "grad_norm", "frames_per_s", "loader_frames_per_s")
+Strip = tuple[NDArray[np.uint8], list[str]]  # (height, width, 3) and the captions of its rows
+NO_CURVES = ("step", "seconds", "waited")
 SAMPLED = 3  # captions a strip
 STEPS = 20  # evaluations a sample
 GAP = 4  # white pixels between frames
@@ -28,26 +26,25 @@ class Watch:
     Args:
         trackers: ``tensorboard`` writes to ``folder/tensorboard``; ``wandb`` needs its package and an account, or
             ``WANDB_MODE=offline``.
-        step: where the training goes on; curves past it are drawn again.
+        step: where the training goes on; curves past it are drawn again. key: the setting that names the trackers.
 
     Raises:
         NasError: if a tracker's package is not installed.
     """
 
-    def __init__(self, folder: Path, trackers: Sequence[str], step: int) -> None:
+    def __init__(self, folder: Path, trackers: Sequence[str], step: int, key: str) -> None:
         self.folder = folder
         self.trackers: list[Any] = []
         for name in trackers:
-            self.trackers.append(_tensorboard(folder, step) if name == "tensorboard" else _wandb(folder))
+            self.trackers.append(_tensorboard(folder, step, key) if name == "tensorboard" else _wandb(folder, key))
 
-    def log(self, done: Step) -> None:
-        """One step's curves."""
-        values = {name: getattr(done, name) for name in CURVES if getattr(done, name) is not None}
-        values["memory_mb"] = done.memory_mb
-        if done.validation is not None:
-            values["validation"] = done.validation
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
+        """One step's curves: every number of its row."""
+        values = {
+            name: value for name, value in row.items() if isinstance(value, int | float) and name not in NO_CURVES
+        }
         for tracker in self.trackers:
-            tracker.log(values, step=done.step)
+            tracker.log(values, step=step)
 
     def strip(self, picture: NDArray[np.uint8], captions: Sequence[str], step: int) -> None:
         """Keep a strip, (height, width, 3), as a PNG, the captions of its rows beside it, and it with the curves."""
@@ -67,7 +64,7 @@ class Watch:
             tracker.finish()
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
+def _tensorboard(folder: Path, step: int, key: str) -> Any:
     from accelerate.tracking import TensorBoardTracker
 
     try:
@@ -75,16 +72,16 @@ def _tensorboard(folder: Path, step: int) -> Any:
         tracker.start()
     except ImportError:
         raise NasError(
-            "train.trackers names tensorboard, which is not installed; pip install tensorboard, or train.trackers=[]"
+            f"{key} names tensorboard, which is not installed; pip install tensorboard, or {key}=[]"
         ) from None
     return tracker
 
 
-def _wandb(folder: Path) -> Any:
+def _wandb(folder: Path, key: str) -> Any:
     from accelerate.utils import is_wandb_available
 
     if not is_wandb_available():
-        raise NasError("train.trackers names wandb, which is not installed; pip install wandb, or leave it out")
+        raise NasError(f"{key} names wandb, which is not installed; pip install wandb, or leave it out")
     from accelerate.tracking import WandBTracker
 
     tracker = WandBTracker("temporal-nas", dir=str(folder), resume="allow", id=folder.resolve().parent.name)
