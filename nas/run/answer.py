@@ -292,7 +292,12 @@ def note_search(
             "tied": [e.arrangement.key for e in choice.tied],
             "sampler": everything[-1].origin if everything else "",
         },
-        empty={"loss": finer.score(baseline).loss, "gain": gained, "gain_stderr": stderr},
+        empty={
+            "loss": finer.score(baseline).loss,
+            "gain": gained,
+            "gain_stderr": stderr,
+            "layers": baseline.num_layers,
+        },
         chosen={
             **kept,
             "key": chosen.arrangement.key,
