@@ -11,7 +11,7 @@ from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
 from search_spaces.families import build_backbone
-from search_spaces.network import VideoNetwork, module_name, recompute
+from search_spaces.network import VideoNetwork, module_name
 from search_spaces.space import Space
 from search_spaces.variant import Variant
 
@@ -129,13 +129,8 @@ class Supernet(nn.Module):
         inputs = {"x": x, "timestep": timestep, "context": context, "frames": num_frames}
         return self._family.run(self.unet, inputs, at)
 
-    def checkpoint_activations(self) -> None:
-        """From now on, in training, keep only what enters a block, and compute the rest again on the way back."""
-        for block in self.blocks():
-            recompute(block)
-
     def blocks(self) -> Iterator[nn.Module]:
-        """The frame's units and all layers: compiled, sharded and checkpointed one by one, as paths differ."""
+        """The frame's units and all layers: recomputed, compiled and sharded one by one, as paths differ."""
         yield from self._family.units(self.unet)
         for shelf in self.layers.values():
             yield from shelf.values()  # type: ignore[operator]
@@ -154,16 +149,3 @@ class Supernet(nn.Module):
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
         """Everything that the search chooses among."""
         return self.layers.parameters()
-
-
-def compile_blocks(supernet: Supernet, backend: str = "inductor") -> None:
-    """Compile every block by itself, for the shapes it meets: any path is then made of compiled parts.
-
-    Blocks of one class share a compiled function per shape, so there may be as many as there are blocks.
-    """
-    import torch._dynamo
-
-    blocks = list(supernet.blocks())
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
-    for block in blocks:
-        block.compile(dynamic=False, backend=backend)
