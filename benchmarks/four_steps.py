@@ -104,7 +104,7 @@ def fresh_model(out: Path, data: DataConfig, seed: int) -> Path:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     chosen = space()
-    layers = {p.name: p.variants[: p.max_layers] for p in chosen.positions}
+    layers = {p.name: p.variants[: p.most] for p in chosen.positions}
     torch.manual_seed(seed)
     arrangement = chosen.arrange(layers)
     text = TextEncoder.small(chosen, open_data(data, chosen.clip("training")).captions)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from device_profiler import host
 
 SPACE, DEVICE = "snapgen_v", "iphone16_pro_max_roofline"
 LEAST, MOST, WANTED, NEAR = 0.55e9, 0.65e9, 0.6e9, 0.01e9
@@ -158,8 +159,7 @@ def main() -> int:
     shape = (args.frames, args.height, args.width)
     if args.stage:
         told = build(args.keep) if args.stage == "build" else globals()[args.stage](args.keep, shape)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        print(json.dumps({**told, "peak_gb": round(peak, 2)}))
+        print(json.dumps({**told, "peak_gb": round(host.most_resident_mb() / 1e3, 2)}))
         return 0
     folder = args.keep or Path(tempfile.mkdtemp(prefix="full-model-"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from search_overhead import make_problem
 from search_problems import KnownQuality
 
+from device_profiler import host
 from nas.search.storage import open_storage
 from nas.search.studies import evaluations, open_study
 from nas.search.study import search
@@ -41,15 +42,12 @@ def opened(journal: Path) -> tuple[float, int, float]:
 
 
 def open_here(journal: Path) -> None:
-    import resource
-
     problem = make_problem("snapgen_v")
     begun = time.perf_counter()
     study = open_study(journal, {}, problem, storage=open_storage(journal))
     found = evaluations(study, problem)
     seconds = time.perf_counter() - begun
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    print(json.dumps({"seconds": seconds, "evaluations": len(found), "mb": most}))
+    print(json.dumps({"seconds": seconds, "evaluations": len(found), "mb": host.most_resident_mb()}))
 
 
 def main() -> int:

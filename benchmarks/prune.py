@@ -24,8 +24,8 @@ import yaml
 
 from nas.data import open_data
 from nas.data.clip import images_of
+from nas.pretrained.given import load_given
 from nas.pretrained.text import TextEncoder
-from nas.pretrained.unet import load_unet
 from nas.prune import prune_unet
 from nas.prune.config import PruneSettings
 from nas.prune.images import Images
@@ -33,6 +33,7 @@ from nas.prune.recover import Recover
 from nas.tasks.noise import Diffusion
 from nas.training.loop import Loop
 from search_spaces.families import build_backbone
+from search_spaces.families.unet import FAMILY
 from search_spaces.space import Space
 
 WIDE = {
@@ -125,13 +126,13 @@ def one_seed(folder: Path, seed: int, args: argparse.Namespace) -> dict[str, flo
         ("new, data alone", False, 0.0),
     ):
         torch.manual_seed(seed + 1)
-        unet: Any = load_unet(told["unet"]) if inherits else build_backbone(space.backbone)
+        unet: Any = load_given(FAMILY, told["unet"]) if inherits else build_backbone(space.backbone)
         asked = settings(args.steps, args.threads, seed, distillation=distillation)
         started = time.perf_counter()
         trained(whole, unet, asked, images, folder / name.replace(" ", "_"))
         found[name] = validation_loss(unet, images, space, asked)
         print(f"  seed {seed}: {name:<20} {found[name]:.4f} in {time.perf_counter() - started:.0f} s", flush=True)
-    found["cut, untrained"] = validation_loss(load_unet(told["unet"]).eval(), images, space, cut)
+    found["cut, untrained"] = validation_loss(load_given(FAMILY, told["unet"]).eval(), images, space, cut)
     return found
 
 

@@ -79,7 +79,7 @@ class Size:
 
 
 WHOLE = Size()
-QUICK = Size(spread=2, in_band=4, warm=6, alone=4, paths=18, adapt=1, clips=4, repeats=1)
+QUICK = Size(spread=1, in_band=3, warm=3, alone=2, paths=6, adapt=1, clips=4, repeats=1)
 SETTINGS = (
     "data.source=moving_shapes",
     "data.max_objects=1",

@@ -49,7 +49,7 @@ TOKENS = 5000  # a 3D self-attention over more takes seconds
 DEVICES = {
     "ort": {"runtime": "onnxruntime"},
     "ort_2_threads": {"runtime": "onnxruntime", "threads": 2},
-    "ort_unoptimised": {"runtime": "onnxruntime", "optimization": "off"},
+    "ort_unoptimised": {"runtime": "onnxruntime", "optimization": "none"},
     "ort_fp16": {"runtime": "onnxruntime", "precision": "fp16"},
     "torch": {"runtime": "torch"},
     "torch_2_threads": {"runtime": "torch", "threads": 2},
@@ -214,6 +214,9 @@ def main() -> int:
     parser.add_argument("--draws", type=int, default=20, help="random sets of rows")
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     args = parser.parse_args()
+    if args.stored and not STORED.is_file():
+        print(f"no {STORED}; measure once with --store", file=sys.stderr)
+        return 2
     found = stored() if args.stored else measure(args.quick)
     if args.store:
         store(found)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,7 @@ from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from search_spaces.workload import Workload
 
 # With the device's own timeout_s and cool_down_s, where no other limits are given.
 LIMITS = Limits(min_rounds=15, max_rounds=30, seconds=120.0, lockstep=True, group_size=200)
@@ -97,10 +96,13 @@ class Additivity:
 
     @property
     def kendall_tau(self) -> float:
-        """Rank agreement of predicted and measured latencies, -1..1 (tau-a: a tie counts as no agreement)."""
-        predicted = np.array([row.predicted_ms for row in self.rows])
-        measured = np.array([row.measured_ms for row in self.rows])
-        return kendall_tau(predicted, measured)
+        """Kendall's tau of predicted and measured latencies, -1..1; not a number if one side is all ties."""
+        from scipy.stats import kendalltau
+
+        if len(self.rows) < 2:
+            return math.nan
+        predicted, measured = [row.predicted_ms for row in self.rows], [row.measured_ms for row in self.rows]
+        return float(kendalltau(predicted, measured).statistic)
 
     @property
     def interval(self) -> float:
@@ -144,14 +146,6 @@ class Additivity:
             ],
         }
         return {name: value for name, value in found.items() if value is not None}
-
-
-def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Concordant minus discordant pairs over all pairs (Kendall 1938)."""
-    upper = np.triu_indices(len(first), 1)
-    a = np.sign(first[:, None] - first[None, :])[upper]
-    b = np.sign(second[:, None] - second[None, :])[upper]
-    return float((a * b).mean()) if len(a) else float("nan")
 
 
 def random_networks(space: Space, count: int, seed: int) -> list[Arrangement]:
@@ -218,14 +212,36 @@ def check_additivity(
     if keep is not None:
         keep(records)
     table = Table(Header(target.name, target.runtime, precision=target.precision), records)
-    model = CostModel(CostPlan.from_json(load_plan(loaded).to_json()), table, method=method)
+    model = _costs_of_parts(loaded, table, method)
+    rows, failed = _compared(model, table, chosen, wholes)
+    if not rows:
+        raise ProfileError(
+            f"none of {len(chosen)} networks has a number; {failed[0]}; measure with other arrangements."
+        )
+    reference = log.summary(limits.drift)
+    return Additivity(loaded.name, rows, tuple(records), reference, model.rows_digest, failed)
+
+
+def _costs_of_parts(space: Space, table: Table, method: str | None) -> CostModel:
+    """What parts add up to.
+
+    Raises:
+        ProfileError: if one of them has no number.
+    """
+    model = CostModel(CostPlan.from_json(load_plan(space).to_json()), table, method=method)
     for part in model.rows.values():
         if not part.ok:
             raise ProfileError(
                 f"{part.key}: no number to add up ({part.status}: {part.reason}); measure again on a quieter machine."
             )
-    indices = np.stack([model.encode(arrangement.labels()) for arrangement in chosen])
-    costs = model.cost(indices)
+    return model
+
+
+def _compared(
+    model: CostModel, table: Table, chosen: Sequence[Arrangement], wholes: Sequence[Workload]
+) -> tuple[tuple[Row, ...], tuple[str, ...]]:
+    """Sums beside wholes, and the networks that have no number."""
+    costs = model.cost(np.stack([model.encode(arrangement.labels()) for arrangement in chosen]))
     rows, failed = [], []
     for index, (arrangement, workload) in enumerate(zip(chosen, wholes, strict=True)):
         record = table.get(workload.key)
@@ -243,12 +259,7 @@ def check_additivity(
                 sum(_own_peak(model.rows[key]) * count for key, count in _parts(model, arrangement).items()),
             )
         )
-    if not rows:
-        raise ProfileError(
-            f"none of {len(chosen)} networks has a number; {failed[0]}; measure with other arrangements."
-        )
-    reference = log.summary(limits.drift)
-    return Additivity(loaded.name, tuple(rows), tuple(records), reference, model.rows_digest, tuple(failed))
+    return tuple(rows), tuple(failed)
 
 
 def _own_peak(record: Record) -> float:

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -227,13 +226,3 @@ def _limit_memory() -> None:
 
         size = int(float(limit) * 1e6)
         resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 0.05) -> bool:
-    """Poll until the condition holds; False if it does not within the limit."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(poll_s)
-    return True

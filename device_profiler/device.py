@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from device_profiler.errors import ProfileError, nearest
+from device_profiler.errors import ProfileError
+from latency_tables.plan import BYTES_PER_ELEMENT
+from search_spaces.errors import nearest
 from search_spaces.reading import UnreadableError, parse_yaml
 
 MILLION = 1e6
@@ -21,7 +23,6 @@ Rate = Annotated[float, Field(ge=1e-6, le=MILLION)]  # TFLOP/s or GB/s: wider th
 Microseconds = Annotated[float, Field(ge=0, le=MILLION)]
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
 COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
-BYTES_PER_ELEMENT = {"fp32": 4, "fp16": 2}
 
 
 def _one_line(text: str) -> str:
@@ -126,7 +127,7 @@ class Device(_Strict):
     timeout_s: Seconds = 120.0
     cool_down_s: Annotated[float, Field(ge=0, le=MILLION)] = 0.0
     provider: Line = ""
-    optimization: Literal["", "all", "extended", "basic", "off"] = ""
+    optimization: Literal["", "all", "extended", "basic", "none"] = ""
     local: bool = False
     cuda_graph: bool = False
     roofline: Roofline | None = None

@@ -1,9 +1,6 @@
-"""The one base error of the room, the failures that become rows, and how a message names the nearest known word."""
+"""The one base error of the room, and the failures that become rows."""
 
 from __future__ import annotations
-
-import difflib
-from collections.abc import Iterable
 
 
 class ProfileError(ValueError):
@@ -44,12 +41,6 @@ WORKLOAD_ERRORS: dict[str, type[WorkloadError]] = {
     "unsupported": Unsupported,
     "timeout": TimedOut,
 }
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'host_cpu'?`` for a near miss, and an empty string where nothing is near."""
-    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {found[0]!r}?" if found else ""
 
 
 def one_line(text: object, limit: int = 300) -> str:

@@ -32,6 +32,7 @@ from device_profiler.fleet_network import connect, need_dask, own_interface
 from device_profiler.measure import Progress, silent
 from device_profiler.rows import failure
 from device_profiler.samples import Job, RunLog, append_samples
+from device_profiler.wanted import Wanted, missing_rows, records_of, wanted_rows
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
@@ -131,7 +132,7 @@ class DeviceGone(ProfileError):
 class Order:
     """What one task measures. ``space_text`` is the YAML of a space that does not ship, for workers on other hosts."""
 
-    rows: tuple[profiling.Wanted, ...]
+    rows: tuple[Wanted, ...]
     space: str
     space_text: str
     limits: Limits | None
@@ -175,10 +176,10 @@ def profile_fleet(
     workloads = (*loaded.workloads(target.precision), *loaded.ends(target.precision))
     if spatial:
         workloads += loaded.spatial_workloads(target.precision)
-    wanted = profiling.wanted_rows(workloads, target, lowerings, method)
+    wanted = wanted_rows(workloads, target, lowerings, method)
     path = table_path(table_dir, target.name, target.runtime)
     table = Table.load(path) if path.exists() else None
-    missing = profiling.missing_rows(table, wanted, retry, "estimated" if target.roofline is not None else "measured")
+    missing = missing_rows(table, wanted, retry, "estimated" if target.roofline is not None else "measured")
     if table is not None and not missing:
         return table
     origin = profiling._origin(space, loaded)
@@ -224,7 +225,7 @@ class _Run:
         self.total = 0
         self.gone: set[str] = set()
 
-    def measure(self, rows: Sequence[profiling.Wanted], group: int) -> None:
+    def measure(self, rows: Sequence[Wanted], group: int) -> None:
         """Give the rows out in groups, and write each as it comes."""
         from distributed import KilledWorker
 
@@ -236,7 +237,7 @@ class _Run:
             for start in range(0, len(rows), group)
         }
         # dask blames every task queued on a worker that dies, so suspects are tried one by one, with nothing beside.
-        suspects: list[profiling.Wanted] = []
+        suspects: list[Wanted] = []
         on_trial: Any = None
         seen = time.monotonic()
         while waiting or suspects:
@@ -272,7 +273,7 @@ class _Run:
                     f"written. Start one (nas worker ADDRESS --device {self.device.name}) and run the same command."
                 )
 
-    def _submit(self, rows: Sequence[profiling.Wanted]) -> Any:
+    def _submit(self, rows: Sequence[Wanted]) -> Any:
         return self.client.submit(
             measure_order, replace(self.order, rows=tuple(rows)), resources={self.device.name: 1}, pure=False
         )
@@ -393,9 +394,7 @@ def _measure_order(order: Order, worker: Any) -> int:
     stamp = f"{time.strftime('%Y%m%dT%H%M%S')}-{worker.name}"
     log = _Sent(lambda text: worker.log_event(order.topic + SAMPLES, {"samples": text}), stamp)
     space = _own_space(order.space_text, owner.cache) if order.space_text else order.space
-    for record in profiling._records(
-        rows, owner.device, runtime, space, order.limits, order.seed, None, owner.cache, log
-    ):
+    for record in records_of(rows, owner.device, runtime, space, order.limits, order.seed, None, owner.cache, log):
         worker.log_event(order.topic, {"record": asdict(record), "worker": str(worker.name)})
     summary = log.summary(order.limits.drift if order.limits else 0.1)
     if summary:
@@ -465,7 +464,7 @@ def _key_of(record: dict[str, Any]) -> tuple[str, str, str]:
     return record["key"], record["lowering"], record["method"]
 
 
-def _killed(row: profiling.Wanted, worker: str, error: Exception) -> dict[str, Any]:
+def _killed(row: Wanted, worker: str, error: Exception) -> dict[str, Any]:
     job = Job(row.workload, row.lowering, (), row.method)
     reason = f"every worker that took it died, the last one {worker}; measure it alone to see why"
     return {"record": asdict(failure(job, "failed", reason)), "worker": worker}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import resource
 import subprocess
+import sys
 from pathlib import Path
 
 MB = 1e6
@@ -66,6 +68,12 @@ def resident_mb() -> float:
 def resident_peak_mb() -> float:
     """Most resident memory since the last ``reset_resident_peak``, in MB. Linux only; 0.0 elsewhere."""
     return _status_value(Path("/proc/self/status"), "VmHWM")
+
+
+def most_resident_mb() -> float:
+    """Most resident memory of this process since it began, in MB; macOS counts bytes, Linux kibibytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MB if sys.platform == "darwin" else peak * 1024 / MB
 
 
 def reset_resident_peak() -> bool:

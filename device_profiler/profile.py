@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from device_profiler.admission import admit
 from device_profiler.device import Device
-from device_profiler.errors import ProfileError, WorkloadError, nearest
-from device_profiler.lowering.forms import LOWERING_NAMES
+from device_profiler.errors import ProfileError
+from device_profiler.wanted import Wanted, missing_rows, records_of, wanted_rows
 from latency_tables.header import Header
 from latency_tables.record import Record
 from latency_tables.reference import with_run
@@ -26,26 +24,9 @@ if TYPE_CHECKING:
     from device_profiler.measure import OnProgress
     from device_profiler.runtimes.contract import Runtime
     from device_profiler.samples import Limits, RunLog
-    from device_profiler.subject import Subject
 
 CACHE = ".cache"
-SLOPE_COUNTS = (1, 2, 4)
-ALL = "all"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """One row to be: (key, lowering, method) is its primary key."""
-
-    workload: Workload
-    lowering: str
-    method: str
-    arrangement: Arrangement | None = None
-
-    @property
-    def primary_key(self) -> tuple[str, str, str]:
-        """What the row will be found by."""
-        return self.workload.key, self.lowering, self.method
+USUAL_EMBEDDING = 1280  # width of Stable Diffusion 1.5's time embedding
 
 
 def profile(
@@ -175,7 +156,8 @@ def operator_workload(block: str, shape: str, precision: str, context: str = "")
     sizes = _sizes(shape, (4, 5), "shape", "CxTxHxW, for example 320x30x64x64")
     channels, frames, height, width = sizes[:4]
     variant = complete(Variant.parse(block), channels)
-    reads_text = block_spec(variant.block).needs_context
+    reads = block_spec(variant.block).reads
+    reads_text = "context" in reads
     if context and not reads_text:
         raise ProfileError(f"{variant.label} reads no text; leave the context {context!r} out.")
     tokens, dim = _sizes(context or "77x768", (2,), "context", "LxD, for example 77x768") if reads_text else (0, 0)
@@ -190,6 +172,7 @@ def operator_workload(block: str, shape: str, precision: str, context: str = "")
         precision=precision,
         context_tokens=tokens,
         context_dim=dim,
+        embedding_dim=USUAL_EMBEDDING if "embedding" in reads else 0,
     )
 
 
@@ -237,35 +220,9 @@ def measure_workloads(
     runtime = _open(target)
     found = {
         record.primary_key: record
-        for record in _records(wanted, target, runtime, origin, limits, seed, progress, Path(cache_dir), log)
+        for record in records_of(wanted, target, runtime, origin, limits, seed, progress, Path(cache_dir), log)
     }
     return [found[row.primary_key] for row in wanted]
-
-
-def wanted_rows(
-    workloads: Iterable[Workload], device: Device, lowerings: Sequence[str] = (), method: str | None = None
-) -> list[Wanted]:
-    """The rows that a table of the device should have for these workloads."""
-    from device_profiler.lowering import default_lowerings
-    from device_profiler.runtimes.contract import load_runtime_class
-
-    toolkit = load_runtime_class(device).toolkit
-    names = tuple(lowerings) or device.lowerings
-    for name in names:
-        if name not in (*LOWERING_NAMES, ALL):
-            raise ProfileError(
-                f"unknown lowering {name!r}.{nearest(name, LOWERING_NAMES)} "
-                f"Known lowerings: {', '.join(LOWERING_NAMES)}, and all."
-            )
-    how = method or device.method
-    if how not in ("alone", "slope", "in_context"):
-        raise ProfileError(f"unknown method {how!r}; it is alone, slope or in_context.")
-    rows = []
-    for workload in workloads:
-        possible = default_lowerings(toolkit, workload)
-        for name in possible if ALL in names else [n for n in names if n in possible] or possible[:1]:
-            rows.append(Wanted(workload, name, how if workload.is_block else "alone"))
-    return rows
 
 
 def _origin(given: str | Path | Space | None, loaded: Space) -> str:
@@ -315,7 +272,7 @@ def _fill(
     cache = Path(cache_dir) if cache_dir is not None else Path(table_dir) / CACHE
     log = RunLog(path.with_name(f"{path.stem}.samples.csv.gz"))
     before, measured = table.header, []
-    for record in _records(missing, device, runtime, space, limits, seed, progress, cache, log):
+    for record in records_of(missing, device, runtime, space, limits, seed, progress, cache, log):
         table.append(record)
         measured.append(record.primary_key)
         summary = log.summary(limits.drift if limits else 0.1)
@@ -338,20 +295,6 @@ def note_run(
         updated=datetime.date.today().isoformat(),
         reference=with_run(before, rows, reference, measured),
     )
-
-
-def missing_rows(
-    table: Table | None, wanted: Sequence[Wanted], retry: bool = False, source: str = "measured"
-) -> list[Wanted]:
-    """What of ``wanted`` the table lacks; an unstable row counts as lacking, one without a number where ``retry``.
-
-    Args:
-        source: of the rows that are made: where that is ``measured``, an estimate counts as lacking.
-    """
-    again = {"unstable"} | ({"oom", "unsupported", "failed", "timeout"} if retry else set())
-    kept = (row for row in table or () if not (source == "measured" and row.source == "estimated"))
-    have = {row.primary_key: row.status for row in kept}
-    return [row for row in wanted if have.get(row.primary_key, "unstable") in again]
 
 
 def opened_table(table: Table | None, path: Path, header: Header) -> Table:
@@ -414,93 +357,6 @@ def _header(device: Device, runtime: Runtime, seed: int) -> Header:
         updated=today,
         notes=notes,
         details={**settings(device), **told, "seed": seed},
-    )
-
-
-def _subjects(row: Wanted, space: str) -> tuple[tuple[Subject, ...], tuple[int, ...]]:
-    """What to lower for a row, and how many copies of the block each has."""
-    from device_profiler.subject import SEGMENT, Subject
-
-    origin = space if row.workload.block in ("backbone", "network", "spatial") else ""
-    subject = Subject(row.workload, origin, row.arrangement)
-    if row.method == "slope":
-        return tuple(subject.with_copies(count) for count in SLOPE_COUNTS), SLOPE_COUNTS
-    if row.method == "in_context":
-        segment = replace(subject, factory=SEGMENT)
-        return (segment, segment.with_copies(0)), (1, 0)
-    return (subject,), (1,)
-
-
-def _records(
-    wanted: Sequence[Wanted],
-    device: Device,
-    runtime: Runtime,
-    space: str,
-    limits: Limits | None,
-    seed: int,
-    progress: OnProgress | None,
-    cache: Path,
-    log: RunLog | None,
-) -> Iterator[Record]:
-    """Refuse, lower, then measure; a record for each wanted row, as soon as it is known."""
-    import numpy as np
-
-    from device_profiler.lowering import Lowered, lower_all
-    from device_profiler.measure import Progress, measure, silent
-    from device_profiler.rows import failure
-    from device_profiler.samples import Job, Limits
-    from device_profiler.subject import reference_subject
-
-    if limits is None:
-        limits = replace(Limits(), timeout_s=device.timeout_s, cool_down_s=device.cool_down_s)
-    tell = progress or silent
-    admitted: list[Wanted] = []
-    for row in wanted:
-        try:
-            admit(row.workload, row.lowering, device)
-        except WorkloadError as error:
-            yield failure(Job(row.workload, row.lowering, (), row.method), error.status, str(error), runtime.source)
-        else:
-            admitted.append(row)
-    if not admitted:
-        return
-    watched = runtime.source == "measured"
-    plans = [_subjects(row, space) for row in admitted]
-    lowering_jobs = [
-        (subject, runtime.toolkit, row.lowering)
-        for row, (subjects, _) in zip(admitted, plans, strict=True)
-        for subject in subjects
-    ]
-    owners = [index for index, (subjects, _) in enumerate(plans) for _ in subjects]
-    if watched:
-        lowering_jobs.append((reference_subject(device.precision), runtime.toolkit, "plain"))
-    artifacts: dict[int, Lowered | WorkloadError] = {}
-    failed: set[int] = set()
-    for index, artifact in lower_all(
-        lowering_jobs, cache, workers=min(2, os.cpu_count() or 1), timeout_s=limits.lowering_timeout_s
-    ):
-        artifacts[index] = artifact
-        tell(Progress("lower", len(artifacts), len(lowering_jobs), lowering_jobs[index][0].key))
-        if isinstance(artifact, WorkloadError) and index < len(owners) and owners[index] not in failed:
-            failed.add(owners[index])
-            row = admitted[owners[index]]
-            job = Job(row.workload, row.lowering, (), row.method)
-            yield failure(job, artifact.status, str(artifact), runtime.source)
-    jobs = []
-    for index, (row, (_, counts)) in enumerate(zip(admitted, plans, strict=True)):
-        parts = [artifacts[n] for n, owner in enumerate(owners) if owner == index]
-        good = tuple(part for part in parts if isinstance(part, Lowered))
-        if index not in failed:
-            jobs.append(Job(row.workload, row.lowering, good, row.method, counts))
-    reference = artifacts.get(len(owners)) if watched else None
-    yield from measure(
-        jobs,
-        runtime,
-        limits,
-        np.random.default_rng(seed),
-        reference=reference if isinstance(reference, Lowered) else None,
-        log=log,
-        progress=tell,
     )
 
 

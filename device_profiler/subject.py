@@ -23,7 +23,7 @@ Built = tuple["nn.Module", "tuple[Tensor, ...]", "tuple[str, ...]"]
 FACTORY = "device_profiler.subject:build_from_space"
 SEGMENT = "device_profiler.subject:build_segment"
 REFERENCE = "device_profiler.subject:build_reference"
-GROUPS = ("temporal_nas.blocks", "temporal_nas.backbones")  # what other packages add
+GROUPS = ("temporal_nas.blocks", "temporal_nas.families")  # what other packages add
 
 
 @dataclass(frozen=True)

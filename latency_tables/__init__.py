@@ -1,9 +1,13 @@
-"""What was measured: tables of costs, their checks, and the cost model made from them. Needs no torch."""
+"""What was measured: tables of costs, and the cost model made of them.
+
+Needs no torch.
+"""
 
 from latency_tables.budget import Budget, Infeasible, nearest
 from latency_tables.cost import CostModel, Costs
 from latency_tables.errors import TableError
 from latency_tables.header import Header
+from latency_tables.lookup import load_table
 from latency_tables.plan import Plan
 from latency_tables.record import COLUMNS, Record
 from latency_tables.table import PACKAGED, Table, table_path
@@ -20,6 +24,7 @@ __all__ = [
     "Record",
     "Table",
     "TableError",
+    "load_table",
     "nearest",
     "table_path",
 ]

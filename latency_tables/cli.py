@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from latency_tables.versions import committed, previous
 
 DONE, NO, WRONG_USE = 0, 1, 2
 
+Run = Callable[[argparse.Namespace], int]
+Command = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it does, summary
+
 
 def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int:
     """Run one command and give its exit code: 0 done, 1 the answer is no, 2 wrong use or bad input."""
@@ -46,15 +49,21 @@ def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Tables of what workloads cost on devices.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--dir", type=Path, default=DEFAULT, help="folder of tables (default: ./tables)")
-    shared.add_argument("--json", action="store_true", help="machine-readable output")
+    shared = _shared()
 
-    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Run, summary: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, parents=[shared], help=summary, description=summary)
         added.set_defaults(run=run)
         return added
 
+    _add_questions(command)
+    _add_comparisons(command)
+    _add_makers(command)
+    return parser
+
+
+def _add_questions(command: Command) -> None:
+    """What is in the tables, and what it says of a space."""
     command("list", _list, "the tables of --dir and those that ship with the package")
     show = command("show", _show, "the rows of a table")
     show.add_argument("table", help="path, device, or device/runtime")
@@ -76,6 +85,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     whole.add_argument("space", help="a shipped space's name, or a plan JSON")
     whole.add_argument("--device", required=True, help="path, device, or device/runtime of the table")
     _add_costing(whole)
+
+
+def _add_comparisons(command: Command) -> None:
+    """Two tables, or two versions of one."""
     compare = command("diff", _diff, "what changed between two tables; exit code 1 on a regression")
     compare.add_argument("before")
     compare.add_argument("after")
@@ -83,7 +96,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     compare.add_argument("--allow-removed", action="store_true", help="rows that disappeared are no regression")
     compare.add_argument("--markdown", action="store_true", help="as a pull-request comment")
     compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with pictures")
-    compare.add_argument("--overwrite", action="store_true", help="whatever --html names may be replaced")
+    compare.add_argument("--overwrite", action="store_true", help="replace whatever --html names")
     page = command("report", _report, "a table as one page with pictures, and what changed since its last version")
     page.add_argument("table", help="path, device, or device/runtime")
     page.add_argument("beside", nargs="?", help="another device's table, side by side")
@@ -91,6 +104,10 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     page.add_argument("--threshold", type=float, default=0.03, help="smallest slowdown that counts (0.03)")
     page.add_argument("--out", type=Path, help="path of the page (default: DEVICE_RUNTIME.html)")
     page.add_argument("--overwrite", action="store_true", help="whatever is there may be replaced")
+
+
+def _add_makers(command: Command) -> None:
+    """What makes a table of tables."""
     move = command("transfer", _transfer, "predict the rows that a hardly measured device lacks from another's table")
     move.add_argument("source", help="a complete table: path, device, or device/runtime")
     move.add_argument("target", help="a table with a few measured rows")
@@ -103,7 +120,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     join.add_argument("--prefer", default="better", help="on a conflict: better, ours, theirs or error")
     close = command("seal", _seal, "accept a table that was edited by hand: check it, write its checksum")
     close.add_argument("table", type=Path)
-    return parser
+
+
+def _shared() -> argparse.ArgumentParser:
+    """What every command takes."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", type=Path, default=DEFAULT, help="folder of tables (default: ./tables)")
+    shared.add_argument("--json", action="store_true", help="machine-readable output")
+    return shared
 
 
 def _add_costing(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,7 @@ Integers = NDArray[np.int64]
 SLACK = 1e-9  # relative tolerance of a limit: sums in another order differ in the last digits
 _WALK = 24  # steps of the subgradient
 _STEPS = 60
-_KEPT = 10  # multipliers, of all that were met
+_KEPT = 5  # multipliers, of all that were met
 _SWAPS = 1000  # options that are tried in pairs
 _STEPS_OF_DOMINANCE = 12
 _SEEN = 8  # times the beam: partial choices that are compared with one another
@@ -57,6 +57,7 @@ class Search:
     enough: float
     tolerance: float
     beams: tuple[int, ...]
+    settle: bool = False  # for what was found, if the widest beam proves nothing
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def knapsack(
             if found is not None and found[0] < better(best):
                 best, choice = found
     else:
-        raise Undecided(CROWDED)
+        if not search.settle:
+            raise Undecided(CROWDED)
     if choice is None:
         return None
     return np.array([item.index[keep[p][choice[p]]] for p, item in enumerate(options)], dtype=np.int64)
@@ -212,7 +214,8 @@ def _multipliers(
             if values[-1] > cut + 1e-12 * float(tried[-1] @ np.abs(bounds)) + 1e-15:
                 return np.array(tried), best, True
     order = np.argsort(values)[::-1][:_KEPT]
-    return np.unique(np.array([tried[i] for i in order]), axis=0), best, False
+    # Without any multiplier the bound of a whole choice is its objective: what is no better is left out.
+    return np.unique(np.array([np.zeros(len(bounds)), *(tried[i] for i in order)]), axis=0), best, False
 
 
 def _polished(stacked: Floats, starts: NDArray[np.intp], bounds: Floats, first: Floats) -> Iterator[Floats]:

@@ -22,9 +22,10 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 NO_LIMITS = Limits()
+__all__ = ["CLOSE", "Limits", "extremes", "limits_of", "marginal", "optimum"]
 OBJECTIVES = ("latency_ms", "weights_mb", "peak_mb", "parameters")
 CLOSE = 1e-3  # of the best: what a better answer must gain where too many are nearly equal to tell the very best
-_NEAR = (64, 512, 4096, 65_536)  # partial choices at once, for one as close as that
+_NEAR = (64, 512, 4096)  # partial choices at once, for one as close as that
 _EXACT = 20_000  # the same times positions, for the best
 
 
@@ -47,8 +48,8 @@ def optimum(
         enough: stop at the first arrangement that is at least this good.
         within: nothing worse than this is asked for (up to a relative ``1e-9``).
         effort: ``exact``: the best itself; ``near``: where too many arrangements are nearly as good as the best to tell
-            which one that is, one within ``CLOSE`` (0.1%) of it; ``full``: the same, and harder. The first two may end
-            in ``Undecided`` where more work would find an answer.
+            which one that is, one within ``CLOSE`` (0.1%) of it; ``full``: where even that cannot be proven in a few
+            seconds, the best that was found. The first two may end in ``Undecided``.
 
     Returns:
         Option indices, shape (P,); failed workloads are never chosen.
@@ -73,9 +74,10 @@ def optimum(
     worst = np.inf if within is None else within * sign + abs(within) * SLACK
     stop = -np.inf if enough is None else enough * sign
     peaked = objective == "peak_mb" or limits.peak_mb < np.inf
-    ways = [(0.0, (64, 512, max(512, _EXACT // len(options)))), (CLOSE, _NEAR[:-1]), (CLOSE, _NEAR[-1:])]
-    for tolerance, beams in ways[: ("exact", "near", "full").index(effort) + 1]:
-        search = Search(objective, sign, limits, worst, stop, tolerance, beams)
+    # Exactly; within CLOSE; and what the same work finds, proven or not.
+    ways = [(0.0, (64, 512, max(512, _EXACT // len(options))), False), (CLOSE, _NEAR, False), (CLOSE, _NEAR, True)]
+    for tolerance, beams, settle in ways[: ("exact", "near", "full").index(effort) + 1]:
+        search = Search(objective, sign, limits, worst, stop, tolerance, beams, settle)
         try:
             return _by_peak(model, options, search) if peaked else knapsack(model, options, search, np.inf, worst, stop)
         except Undecided:
@@ -200,7 +202,7 @@ def _highest_peak(model: CostModel, options: list[Options], limits: Limits) -> I
                 [*options[:p], Options(item.sums[pinned], item.point[pinned], item.index[pinned]), *options[p + 1 :]]
             )
     plain = Limits(limits.latency_ms, np.inf, limits.parameters_min, limits.parameters_max)
-    search = Search("weights_mb", -1.0, plain, np.inf, -np.inf, 0.0, _NEAR)
+    search = Search("weights_mb", -1.0, plain, np.inf, -np.inf, 0.0, _NEAR, True)
     for allowed in forced:
         found = knapsack(model, allowed, search, np.inf, np.inf, -np.inf)
         if found is not None and _value(model, found, "peak_mb") > best_value:

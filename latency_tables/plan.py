@@ -255,7 +255,7 @@ def _point(data: Any, path: str) -> Point:
     skips = []
     for i, skip in enumerate(_list(item.get("skips"), f"{path}.skips")):
         name, elements = skip if isinstance(skip, list) and len(skip) == 2 else (None, None)
-        if not isinstance(name, str) or not _is_whole(elements):
+        if not isinstance(name, str) or not isinstance(elements, int) or not _is_whole(elements):
             raise TableError(f"{path}.skips[{i}]: must be [tensor, elements], got {_short(skip)}; write the plan again")
         skips.append((name, elements))
     return Point(_text(item, "name", path), _text(item, "kind", path), tuple(skips))
@@ -282,9 +282,9 @@ def _text(item: Mapping[str, Any], name: str, path: str) -> str:
 
 def _whole(item: Mapping[str, Any], name: str, path: str) -> int:
     value = item.get(name)
-    if not _is_whole(value):
+    if not isinstance(value, int) or not _is_whole(value):
         raise TableError(f"{path}.{name}: must be a whole number >= 0, got {_short(value)}; write the plan again")
-    return int(value)
+    return value
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

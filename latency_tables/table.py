@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import datetime
 import io
-import os
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_tables.errors import TableError
-from latency_tables.files import checksum, locked, read_bytes, sweep, unix_lines, write_atomic
-from latency_tables.header import SCHEMA, Header, dump_header, parse_header
+from latency_tables.files import checksum, locked, read_bytes, sweep
+from latency_tables.header import SCHEMA, Header
+from latency_tables.pair import (
+    YAML_LIMIT_MB,
+    Rows,
+    Stamp,
+    check_header_is_ours,
+    keep_line_ends,
+    parse_unsealed,
+    read_csv,
+    read_pair,
+    read_rows,
+    stamp_of,
+    write_pair,
+)
 from latency_tables.record import COLUMNS, METHODS, SOURCES, Record
 
 if TYPE_CHECKING:
@@ -24,9 +34,7 @@ if TYPE_CHECKING:
 
 PACKAGED = Path(__file__).parent / "tables"
 _BELIEF = ("measured", "imported", "estimated")  # from the most to the least
-CSV_LIMIT_MB, YAML_LIMIT_MB = 64.0, 0.25
 
-Rows = list[dict[str, str]]
 PrimaryKey = tuple[str, str, str]
 # From an older schema to the next: ``MIGRATIONS[1]`` turns the header and rows of schema 1 into those of schema 2.
 MIGRATIONS: dict[int, Callable[[dict[str, Any], Rows], tuple[dict[str, Any], Rows]]] = {}
@@ -225,7 +233,7 @@ class Table:
             TableError: if a file is missing, damaged, cut short, edited without being sealed, or of a newer schema.
         """
         path = Path(csv_path)
-        mapping, data, digest, stamp = _read_pair(path)
+        mapping, data, digest, stamp = read_pair(path)
         try:
             table = cls(*_decode(mapping, data))
         except TableError as error:
@@ -261,17 +269,15 @@ class Table:
             sweep(path)
             sweep(path.with_suffix(".yaml"))
             base = self._base if self._base is not None and self._base.path == path else None
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             if stamp is None:
-                _check_header_is_ours(path.with_suffix(".yaml"))
+                check_header_is_ours(path.with_suffix(".yaml"))
             if stamp is not None and not replace and (base is None or base.stamp != stamp):
                 disk = Table.load(path)
                 check_identity(disk.header, self.header, str(path))
                 self._adopt(disk, base)
                 base = disk._base
-            old = (
-                None if stamp is None else (base.digest if base and base.stamp == stamp else checksum(_bytes_of(path)))
-            )
+            old = None if stamp is None else (base.digest if base and base.stamp == stamp else checksum(read_csv(path)))
             data = self.to_csv()
             if (
                 base is not None
@@ -283,9 +289,9 @@ class Table:
                 return path
             today = datetime.datetime.now(datetime.UTC).date().isoformat()
             self.header = dataclasses.replace(self.header, updated=today, created=self.header.created or today)
-            _write_pair(path, self.header, data, old)
-            _keep_line_ends(path.parent, self.header.device)
-            self._base = _Base(path, self.header, dict(self._rows), checksum(data), _stamp(path))
+            write_pair(path, self.header, data, old)
+            keep_line_ends(path.parent, self.header.device)
+            self._base = _Base(path, self.header, dict(self._rows), checksum(data), stamp_of(path))
         return path
 
     def _adopt(self, disk: Table, base: _Base | None) -> None:
@@ -309,7 +315,7 @@ class _Base:
     header: Header
     rows: dict[PrimaryKey, Record]
     digest: str
-    stamp: tuple[int, int, int] | None
+    stamp: Stamp | None
 
 
 def describe_sources(sources: dict[str, int]) -> str:
@@ -339,50 +345,11 @@ def seal(csv_path: str | Path) -> Table:
     path = Path(csv_path)
     mapping = parse_unsealed(read_bytes(path.with_suffix(".yaml"), YAML_LIMIT_MB), path)
     try:
-        table = Table(*_decode(mapping, _bytes_of(path)))
+        table = Table(*_decode(mapping, read_csv(path)))
     except TableError as error:
         raise TableError(f"{path}: {error}") from None
     table.save(path, replace=True)
     return table
-
-
-def parse_unsealed(data: bytes, path: Path) -> dict[str, Any]:
-    """A header mapping whatever its checksums say.
-
-    Raises:
-        TableError: if it is no header.
-    """
-    from latency_tables.header import parse_yaml
-
-    try:
-        mapping = parse_yaml(data)
-        mapping.pop("csv_checksums", None)
-        mapping.pop("header_checksum", None)
-        return parse_header(dump_header(mapping, ["none"]))[0]
-    except TableError as error:
-        raise TableError(f"{path.with_suffix('.yaml')}: {error}") from None
-
-
-def read_rows(data: bytes) -> Rows:
-    """The CSV's cells as text, by column.
-
-    Raises:
-        TableError: if the bytes are no CSV with our columns first, in order, and every row as wide as the heading.
-    """
-    try:
-        reader = csv.reader(io.StringIO(data.decode("utf-8"), newline=""), strict=True)
-        lines = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(f"no valid CSV ({error}); restore the file") from None
-    if not lines or tuple(lines[0][: len(COLUMNS)]) != COLUMNS:
-        raise TableError(f"the first line must name the columns {', '.join(COLUMNS[:3])}, ...; restore the file")
-    heading = lines[0]
-    if len(set(heading)) != len(heading):
-        raise TableError("a column stands twice in the heading; keep one")
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(heading):
-            raise TableError(f"line {number} has {len(line)} cells, the heading {len(heading)}; restore the line")
-    return [dict(zip(heading, line, strict=True)) for line in lines[1:]]
 
 
 def _decode(mapping: dict[str, Any], data: bytes) -> tuple[Header, list[Record]]:
@@ -392,78 +359,6 @@ def _decode(mapping: dict[str, Any], data: bytes) -> tuple[Header, list[Record]]
         mapping, rows = MIGRATIONS[schema](mapping, rows)
         schema += 1
     return Header.from_mapping({**mapping, "schema": SCHEMA}), [Record.from_row(row) for row in rows]
-
-
-def _read_pair(path: Path) -> tuple[dict[str, Any], bytes, str, tuple[int, int, int] | None]:
-    """Header mapping, CSV bytes, their checksum and stamp: a pair that belongs together.
-
-    The CSV is read before the header, which lists the CSV that it replaces, so a reader that meets a writer sees a
-    whole table; a reader that meets two writes in a row looks again.
-    """
-    header_path = path.with_suffix(".yaml")
-    for attempt in range(20):
-        stamp = _stamp(path)
-        if stamp is None:
-            raise TableError(f"{path}: no table there; measure one with `nas profile` or check the path")
-        data = _bytes_of(path)
-        if not header_path.exists():
-            raise TableError(f"{path}: its header {header_path.name} is missing; restore it from git or measure again")
-        try:
-            mapping, sums = parse_header(read_bytes(header_path, YAML_LIMIT_MB))
-        except TableError as error:
-            raise TableError(f"{header_path}: {error}") from None
-        digest = checksum(data)
-        if digest in sums:
-            return mapping, data, digest, stamp
-        time.sleep(0.001 * attempt)
-        if stamp == _stamp(path):
-            break
-    raise TableError(
-        f"{path}: damaged, cut short or edited (it is not the CSV that {header_path.name} was written for); "
-        "restore both files from git, or accept the edit with `python -m latency_tables seal CSV`"
-    )
-
-
-def _write_pair(path: Path, header: Header, data: bytes, old: str | None) -> None:
-    mapping, new = header.to_mapping(), checksum(data)
-    if old != new:
-        write_atomic(path.with_suffix(".yaml"), dump_header(mapping, [new] if old is None else [new, old]))
-        write_atomic(path, data)
-    if old is not None:
-        write_atomic(path.with_suffix(".yaml"), dump_header(mapping, [new]))
-
-
-def _check_header_is_ours(path: Path) -> None:
-    """A header whose table is gone, or was never written whole, may be replaced; any other file stays."""
-    if not os.path.lexists(path):
-        return
-    try:
-        parse_header(read_bytes(path, YAML_LIMIT_MB))
-    except TableError:
-        raise TableError(
-            f"{path}: is there already and is no table's header, which would take its place; give another name"
-        ) from None
-
-
-def _keep_line_ends(folder: Path, device: str) -> None:
-    """Beside tables that are kept, what tells git to leave their line ends alone; what is there already stays."""
-    attributes = folder / ".gitattributes"
-    if folder.name == device and not os.path.lexists(attributes):
-        with contextlib.suppress(TableError):  # the table is written; this is a help
-            write_atomic(attributes, b"*.csv text eol=lf\n*.yaml text eol=lf\n")
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What tells one version of the file from the next without reading it; ``None`` if there is no file."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _bytes_of(path: Path) -> bytes:
-    return unix_lines(read_bytes(path, CSV_LIMIT_MB))
 
 
 def _preference(record: Record) -> tuple[int, int, float, float, str]:

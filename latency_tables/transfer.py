@@ -24,11 +24,13 @@ LEVEL = 3.0  # prior standard deviation of the log ratio of two devices: a facto
 # Prior standard deviations that are averaged over by their marginal likelihood: few rows cannot choose between them.
 SLOPES = (0.03, 0.1, 0.3)  # of the log ratio per log of latency: small work pays overhead on one of the two
 FAMILIES = (0.1, 0.3, 0.7)  # of a family of blocks against the others: one has the better convolution, say
-CELLS = (0.03, 0.1, 0.3)  # of a variant, a size of head, a shape, a family at one shape: kernels, caches, padding
-NOISES = (0.01, 0.03, 0.1, 0.3)  # of a single row
-Prior = tuple[float, float, float, float]  # widths of slopes, families, cells and noise
-PRIORS: tuple[Prior, ...] = tuple(itertools.product(SLOPES, FAMILIES, CELLS, NOISES))
-FIRST: Prior = (0.1, 0.3, 0.1, 0.03)  # of the rows to measure before anything is known
+DETAILS = (0.02, 0.08, 0.2)  # of a variant, a size of head, a shape: kernels are made for some
+CELLS = (0.05, 0.2, 0.5)  # of a family at one shape, and of a family per log of channels: tiles, caches, padding
+NOISES = (0.01, 0.03, 0.1)  # of a single row
+Prior = tuple[float, float, float, float, float]  # widths of slopes, families, details, cells and noise
+PRIORS: tuple[Prior, ...] = tuple(itertools.product(SLOPES, FAMILIES, DETAILS, CELLS, NOISES))
+FIRST: Prior = (0.1, 0.3, 0.08, 0.2, 0.03)  # of the rows to measure before anything is known
+Parts = tuple[Floats, Floats, Floats, Floats, Floats]  # the same, level first and noise left out
 LIKELY, ASKED = 12, 400  # priors, and rows, that a choice of what to measure next looks at
 
 
@@ -55,7 +57,8 @@ def transfer(source: Table, target: Table, count: int = 3) -> Transfer:
 
     The log of the ratio of the two devices' latencies is a level, slopes in the log of the source's latency and of its
     latency an element, and offsets of each operator, each form (1D, 3D), each family of blocks, each variant, each size
-    of an attention's head, each shape and each family at each shape, all with a normal prior: a Gaussian process whose
+    of an attention's head, each shape and each family at each shape, and a slope of each family in the log of its
+    channels, all with a normal prior: a Gaussian process whose
     kernel is a sum (Duvenaud et al. 2011), averaged over the priors' widths by marginal likelihood (Rasmussen and
     Williams 2006, section 5.4). Weights follow the precision; activation peaks follow it too, times the ratio that the
     measured rows show.
@@ -115,23 +118,28 @@ class _Model:
     def __init__(self, rows: Sequence[Record]) -> None:
         size = np.log([_ms(row) for row in rows])
         density = size - np.log([_elements(row) for row in rows])
+        channels = np.log([float(row.channels or 1) for row in rows])
         self._slopes = np.stack([size - size.mean(), density - density.mean()])
+        self._channels = channels - channels.mean()
         self._codes = [
             np.unique([label(row) for row in rows], return_inverse=True)[1]
             for label in (_operator, _form, _family, _setting, _head, _shape, _cell)
         ]
 
-    def _parts(self, ours: Indices, theirs: Indices) -> tuple[Floats, Floats, Floats, Floats]:
-        """What a prior's widths are multiplied by, between two sets of rows: level, slopes, families, cells."""
+    def _parts(self, ours: Indices, theirs: Indices) -> Parts:
+        """What the widths of a prior multiply, between two sets of rows: level, slopes, families, details, cells."""
         slopes = sum(np.outer(slope[ours], slope[theirs]) for slope in self._slopes)
         same = [1.0 * (code[ours][:, None] == code[theirs][None]) for code in self._codes]
         families = same[0] + same[1] + 0.25 * same[2]
-        return np.ones((len(ours), len(theirs))), np.asarray(slopes), families, np.asarray(sum(same[3:]))
+        cells = same[6] + same[2] * np.outer(self._channels[ours], self._channels[theirs])
+        level = np.ones((len(ours), len(theirs)))
+        return level, np.asarray(slopes), families, same[3] + same[4] + same[5], cells
 
-    def _own(self, rows: Indices) -> tuple[Floats, Floats, Floats, Floats]:
+    def _own(self, rows: Indices) -> Parts:
         """The same of each row with itself."""
         ones = np.ones(len(rows))
-        return ones, (self._slopes[:, rows] ** 2).sum(axis=0), 2.25 * ones, 4.0 * ones
+        slopes = (self._slopes[:, rows] ** 2).sum(axis=0)
+        return ones, slopes, 2.25 * ones, 3.0 * ones, 1.0 + self._channels[rows] ** 2
 
     def _weigh(self, known: Indices, values: Floats) -> Floats:
         """How much the measured rows speak for each prior: its marginal likelihood, shape (priors,)."""
@@ -184,8 +192,8 @@ class _Model:
         return chosen
 
 
-def _kernel(prior: Prior, parts: tuple[Floats, Floats, Floats, Floats]) -> Floats:
-    return np.asarray(sum(width**2 * part for width, part in zip((LEVEL, *prior[:3]), parts, strict=True)))
+def _kernel(prior: Prior, parts: Parts) -> Floats:
+    return np.asarray(sum(width**2 * part for width, part in zip((LEVEL, *prior[:-1]), parts, strict=True)))
 
 
 def _split(source: Table, target: Table) -> tuple[list[tuple[Record, Record]], list[Record]]:

@@ -108,7 +108,7 @@ class TrainConfig(Settings):
         ema_decay: of the averaged weights that are scored and built.
         prediction: what the network learns: the `velocity` of flow matching, or, for Stable Diffusion's own weights,
             `epsilon` or `v` on its schedule; see `nas.tasks.noise`.
-        init: a diffusers UNet (hub id or folder) that the spatial backbone starts from; see `nas.pretrained.unet`.
+        init: a model (hub id or folder; of a UNet's space a diffusers UNet) that the frame starts from.
         precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of the gradient.
         optimizer: AdamW, fused where the device has it, or with its state in 8 bits (torchao).
         activation_checkpoints: compute activations again on the way back instead of keeping them.

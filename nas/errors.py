@@ -18,7 +18,11 @@ NO_MORE_MEMORY = ("can't allocate memory", "CUDA out of memory", "Cannot allocat
 
 def explain(error: Exception) -> str | None:
     """The sentence for a user, or None for a fault of ours, which should be reported."""
-    if isinstance(error, NasError) or type(error).__name__ in ("SpaceError", "ProfileError", "TableError"):
+    from device_profiler.errors import ProfileError
+    from latency_tables.errors import TableError
+    from search_spaces.errors import SpaceError
+
+    if isinstance(error, NasError | SpaceError | ProfileError | TableError):
         return " ".join(str(error).split()) if str(error).count("\n") > 8 else str(error)
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MORE_MEMORY):
         return "there is not enough memory for this; take smaller clips or batches, or a larger machine"

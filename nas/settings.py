@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -11,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from nas.errors import NasError
 from nas.files import read_yaml
+from search_spaces.errors import nearest
 from search_spaces.reading import UnreadableError, check_text, parse_yaml
 
 MAX_SEED = 2**32 - 1  # torch's generator on a CPU takes 32 bits: a larger seed repeats a smaller one's draws
@@ -119,9 +119,7 @@ def explained(error: ValidationError, kind: type[BaseModel]) -> str:
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = list(_at(kind, first["loc"][:-1]).model_fields)
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        return f"{path}: unknown key.{hint} Known keys: {', '.join(known)}"
+        return f"{path}: unknown key.{nearest(str(first['loc'][-1]), known)} Known keys: {', '.join(known)}"
     message = f"{first['msg'].removeprefix('Value error, ')}, but is {_short(first['input'])}"
     return f"{path}: {message}" if path else message
 

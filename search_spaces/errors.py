@@ -1,7 +1,7 @@
 """The one base error of this package, how its messages suggest what was meant, and rules that all numbers meet."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from difflib import get_close_matches
 
 
@@ -12,9 +12,13 @@ class SpaceError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """One line for a name nobody knows: the nearest known one if there is a near one, then all of them."""
     names = sorted(known)
-    near: Sequence[str] = get_close_matches(str(name), names, n=1, cutoff=0.75)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"unknown {kind} {str(name)!r}.{hint} Known {kind}s: {', '.join(names)}."
+    return f"unknown {kind} {str(name)!r}.{nearest(str(name), names)} Known {kind}s: {', '.join(names)}."
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'host_cpu'?`` for a near miss, and an empty string where nothing is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 #: What no clip, network or text here comes near: beyond it shapes overflow, and lists of layers never end.

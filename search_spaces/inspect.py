@@ -24,6 +24,7 @@ class PositionSummary:
     frames: int
     height: int
     width: int
+    least: int
     max_layers: int
     options: int
     parameters_max: int
@@ -100,8 +101,9 @@ class SpaceSummary:
         groups = {variants: f"V{number}" for number, variants in enumerate(distinct, start=1)}
         for position in self.positions:
             shape = f"{position.frames}x{position.height}x{position.width}"
+            layers = f"{position.least}..{position.max_layers}"
             lines.append(
-                f"{position.name:<10} {shape:>12} {position.channels:>8} {f'0..{position.max_layers}':>6} "
+                f"{position.name:<10} {shape:>12} {position.channels:>8} {layers:>6} "
                 f"{position.options:>9,}  {groups[position.variants]}"
             )
         lines.append("")
@@ -221,9 +223,10 @@ def _position(space: Space, plan: Plan, position: Position) -> PositionSummary:
         frames=frames,
         height=height,
         width=width,
-        max_layers=position.max_layers,
+        least=position.least,
+        max_layers=position.most,
         options=position.size,
-        parameters_max=max(costs, default=0) * position.max_layers,
+        parameters_max=max(costs, default=0) * position.most,
         variants=tuple(variant.label for variant in position.variants),
     )
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.families import backbone_forward, build_backbone, build_part
+from search_spaces.families import build_backbone, build_part
 from search_spaces.space import Space
 from search_spaces.workload import Workload
 
@@ -21,42 +23,65 @@ def module_name(position: str) -> str:
     return position.replace(".", "_")
 
 
+def recompute(module: nn.Module) -> None:
+    """From now on, in training, the module keeps only what enters it, and computes the rest again on the way back."""
+    plain = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if module.training and torch.is_grad_enabled():
+            return checkpoint(plain, *args, use_reentrant=False, **kwargs)
+        return plain(*args, **kwargs)
+
+    module.forward = forward
+
+
 class VideoNetwork(nn.Module):
     """The backbone with temporal layers in it.
 
     Attributes:
-        unet: the spatial backbone.
+        unet: the frame, of whatever family; stored models know it by this name.
         temporal: for each position (by ``module_name``) its layers in execution order.
+        reads: what each of them reads beside the running tensor.
 
     Raises:
-        SpaceError: if the arrangement does not lie in the space.
+        SpaceError: if the arrangement neither lies in the space nor is empty: the bare frame is measured too.
     """
 
     def __init__(self, space: Space, arrangement: Arrangement) -> None:
         super().__init__()
-        space.check(arrangement)
+        if arrangement != space.empty():
+            space.check(arrangement)
         self.arrangement = arrangement
         self.unet = build_backbone(space.backbone)
         self.temporal = nn.ModuleDict(
             {
                 module_name(position.name): nn.ModuleList(
-                    build_block(variant, position.channels, space.text.dim) for variant in arrangement.at(position.name)
+                    build_block(variant, position.channels, space.text.dim, space.backbone.layout.embedding)
+                    for variant in arrangement.at(position.name)
                 )
                 for position in space.positions
             }
         )
-        self._run: Callable[..., Tensor] = backbone_forward(space.backbone)
+        self._run = space.backbone.family.run
+        self.reads = {
+            module_name(name): [block_spec(variant.block).reads for variant in variants]
+            for name, variants in arrangement.layers
+        }
+        self._divided = {module_name(position.name): position.time_scale for position in space.positions}
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int) -> Tensor:
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
 
-        def temporal(position: str, x: Tensor) -> Tensor:
-            name = module_name(position)
-            for layer in self.temporal[name] if name in self.temporal else ():  # type: ignore[union-attr]
-                x = layer(x, num_frames, context)
+        def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
+            name = module_name(place)
+            if name in self.temporal:
+                frames = num_frames // self._divided[name]
+                layers: Any = self.temporal[name]
+                for layer, reads in zip(layers, self.reads[name], strict=True):
+                    x = layer(x, frames, **{read: beside[read] for read in reads})
             return x
 
-        return self._run(self.unet, x, timestep, context, num_frames, temporal)
+        return self._run(self.unet, {"x": x, "timestep": timestep, "context": context, "frames": num_frames}, at)
 
 
 class _Block(nn.Module):
@@ -67,7 +92,19 @@ class _Block(nn.Module):
         self.block, self.num_frames = block, num_frames
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        return self.block(x, self.num_frames, context)
+        return self.block(x, self.num_frames) if context is None else self.block(x, self.num_frames, context=context)
+
+
+class _TimedBlock(nn.Module):
+    """The same of a block that reads the time embedding."""
+
+    def __init__(self, block: nn.Module, num_frames: int) -> None:
+        super().__init__()
+        self.block, self.num_frames = block, num_frames
+
+    def forward(self, x: Tensor, embedding: Tensor, context: Tensor | None = None) -> Tensor:
+        text = {} if context is None else {"context": context}
+        return self.block(x, self.num_frames, embedding=embedding, **text)
 
 
 class _Network(nn.Module):
@@ -97,8 +134,8 @@ def build_module(
 
     Returns:
         The module, example inputs, and the inputs' names: ``x`` and, where they are read, ``timestep`` and ``context``;
-        ``tokens`` of a text encoder, which are int64; ``embedding`` of the time, for a spatial part. All other tensors
-        are float32 whatever the workload's precision:
+        ``tokens`` of a text encoder, which are int64; ``embedding`` of the time, for a spatial part and a block that
+        reads it. All other tensors are float32 whatever the workload's precision:
         a lowering decides how to reach it.
 
     Raises:
@@ -115,9 +152,11 @@ def build_module(
         elif workload.block == "spatial":
             module, names = _spatial_part(workload, space), ("x", "embedding", "context")
         elif workload.is_block:
-            block = build_block(workload.variant, workload.channels, workload.context_dim)
-            module = _Block(block, workload.frames)
-            names = ("x", "context") if block_spec(workload.block).needs_context else ("x",)
+            block = build_block(workload.variant, workload.channels, workload.context_dim, workload.embedding_dim)
+            reads = block_spec(workload.block).reads
+            timed = "embedding" in reads
+            module = _TimedBlock(block, workload.frames) if timed else _Block(block, workload.frames)
+            names = ("x", *(read for read in ("embedding", "context") if read in reads))
         else:
             module = _Network(_whole_network(workload, space, arrangement), workload.frames)
             names = ("x", "timestep", "context")
@@ -126,7 +165,7 @@ def build_module(
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
             "timestep": torch.full((workload.batch,), 500.0),
             "context": torch.randn(workload.batch, workload.context_tokens, workload.context_dim),
-            "embedding": torch.randn(workload.batch, getattr(module, "embedding", 1)),
+            "embedding": torch.randn(workload.batch, workload.embedding_dim or getattr(module, "embedding", 1)),
             "tokens": torch.randint(words, (workload.batch, workload.context_tokens)),
         }
     return module.eval().requires_grad_(False), tuple(examples[name] for name in names), names

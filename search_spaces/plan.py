@@ -42,6 +42,7 @@ class PlanPosition:
     width: int
     max_layers: int
     layers: tuple[PlanLayer, ...]
+    least: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Plan:
         positions: in execution order.
         points: moments of execution, in order; kind ``position`` is where that position's layers run.
         text_encoder, decoder: what a video costs beside the network; None where the space has none.
+        stated_baseline: what the space compares with, where its YAML states it.
     """
 
     space: str
@@ -86,6 +88,7 @@ class Plan:
     points: tuple[Point, ...]
     text_encoder: PlanEnd | None = None
     decoder: PlanEnd | None = None
+    stated_baseline: Arrangement | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> Plan:
@@ -131,11 +134,13 @@ class Plan:
                         PlanLayer(Variant.parse(layer.variant), layer.workload, layer.parameters)
                         for layer in item.layers
                     ),
+                    least=item.least,
                 )
                 for item in file.positions
             ),
             points=tuple(Point(item.name, item.kind, tuple(item.skips)) for item in file.points),
             **{name: PlanEnd(**end.model_dump()) for name, end in ends.items() if end is not None},
+            stated_baseline=Arrangement.from_json(file.baseline) if file.baseline is not None else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -151,9 +156,11 @@ class Plan:
                 "parameters": self.backbone_parameters,
             },
             **{name: vars(end) for name in ("text_encoder", "decoder") if (end := getattr(self, name)) is not None},
+            **({"baseline": self.stated_baseline.to_json()} if self.stated_baseline is not None else {}),
             "positions": [
                 {
                     **{name: getattr(position, name) for name in _POSITION_FIELDS},
+                    **({"least": position.least} if position.least else {}),
                     "layers": [
                         {
                             "variant": layer.variant.label,
@@ -199,8 +206,10 @@ class Plan:
         )
 
     def smallest(self) -> Arrangement:
-        """The arrangement with fewest parameters: none of the layers."""
-        return Arrangement(self.space, tuple((position.name, ()) for position in self.positions))
+        """The arrangement with fewest parameters: as few layers as every position may hold, of its smallest variant."""
+        return Arrangement(
+            self.space, tuple((p.name, (_smallest(p).variant,) * p.least if p.least else ()) for p in self.positions)
+        )
 
     def largest(self) -> Arrangement:
         """The arrangement with most parameters: every position full of its largest variant (the first of equals)."""
@@ -247,6 +256,7 @@ class _FilePosition(_Part):
     height: Count
     width: Count
     max_layers: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    least: Annotated[int, Field(ge=0, le=MAX_LAYERS)] = 0
     layers: list[_FileLayer]
 
 
@@ -278,9 +288,14 @@ class _File(_Part):
     points: list[_FilePoint]
     text_encoder: _FileEnd | None = None
     decoder: _FileEnd | None = None
+    baseline: dict[str, Any] | None = None
 
 
 _POSITION_FIELDS = ("name", "channels", "frames", "height", "width", "max_layers")
+
+
+def _smallest(position: PlanPosition) -> PlanLayer:
+    return min(position.layers, key=lambda layer: layer.parameters)
 
 
 def _dump(data: Mapping[str, Any]) -> str:

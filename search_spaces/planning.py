@@ -49,10 +49,17 @@ def plan_path(space: Space) -> Path:
 
 
 def compute(space: Space) -> Plan:
-    """Compute a plan from the real modules on torch's meta device: shapes and counts, no weights, no memory."""
+    """Compute a plan from the real modules on torch's meta device: shapes and counts, no weights, no memory.
+
+    Raises:
+        SpaceError: naming the space, if its frame refuses the configuration or is not what its layout promises.
+    """
     from search_spaces.trace import trace_plan
 
-    return trace_plan(space)
+    try:
+        return trace_plan(space)
+    except SpaceError as error:
+        raise SpaceError(f"{space.name}: {error}") from error
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -16,7 +16,7 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
 from search_spaces.ends import decoder_spec, text_encoder_spec
 from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, unknown, whole
-from search_spaces.families import Backbone, backbone_spec
+from search_spaces.families import Backbone, family_of
 from search_spaces.families.contract import Layout
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
@@ -108,23 +108,28 @@ class Text:
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the backbone that may hold up to ``max_layers`` temporal layers, each one of ``variants``."""
+    """A place in the backbone that holds between ``least`` and ``most`` layers, each one of ``variants``.
+
+    ``space_scale`` and ``time_scale`` say by how much height and width, and frames, are divided there.
+    """
 
     name: str
     channels: int
-    downscale: int
-    max_layers: int
+    space_scale: int
+    most: int
     variants: tuple[Variant, ...]
+    least: int = 0
+    time_scale: int = 1
 
     def __post_init__(self) -> None:
         where = f"positions.{self.name}"
         whole(self.channels, f"{where}.channels")
-        whole(self.downscale, f"{where}.downscale")
-        whole(self.max_layers, f"{where}.max_layers", least=0, most=MAX_LAYERS)
-        if self.max_layers and not self.variants:
-            raise SpaceError(
-                f"{where}.variants is empty, but max_layers is {self.max_layers}; name some or set it to 0"
-            )
+        whole(self.space_scale, f"{where}.space_scale")
+        whole(self.time_scale, f"{where}.time_scale")
+        whole(self.most, f"{where}.max_layers", least=0, most=MAX_LAYERS)
+        whole(self.least, f"{where}.least", least=0, most=self.most)
+        if self.most and not self.variants:
+            raise SpaceError(f"{where}.variants is empty, but max_layers is {self.most}; name some or set it to 0")
         full = []
         for index, variant in enumerate(self.variants):
             try:
@@ -136,9 +141,34 @@ class Position:
         object.__setattr__(self, "variants", tuple(full))
 
     @property
+    def lengths(self) -> range:
+        """How many layers may stand there."""
+        return range(self.least, self.most + 1)
+
+    @property
     def size(self) -> int:
-        """Number of options: ordered selections of 0 to ``max_layers`` variants, repeats allowed."""
-        return sum(len(self.variants) ** length for length in range(self.max_layers + 1))
+        """Number of options: ordered selections of ``least`` to ``most`` variants, repeats allowed."""
+        return sum(len(self.variants) ** length for length in self.lengths)
+
+    def to_json(self) -> dict[str, Any]:
+        """The definition by the names that it has had since 0.1; what is usual is left out."""
+        more = {"least": self.least, "time_scale": self.time_scale}
+        return {
+            "name": self.name,
+            "channels": self.channels,
+            "downscale": self.space_scale,
+            "max_layers": self.most,
+            "variants": [variant.label for variant in self.variants],
+            **{name: value for name, value in more.items() if value != {"least": 0, "time_scale": 1}[name]},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Position:
+        """The inverse of ``to_json``."""
+        fields = dict(data)
+        names = {"downscale": "space_scale", "max_layers": "most"}
+        given = {names.get(name, name): value for name, value in fields.items()}
+        return cls(**{**given, "variants": tuple(Variant.parse(label) for label in given["variants"])})
 
 
 @dataclass(frozen=True)
@@ -161,6 +191,7 @@ class Space:
     autoencoder: Autoencoder = Autoencoder()
     description: str = ""
     source: Path | None = field(default=None, compare=False)
+    stated_baseline: Arrangement | None = None
 
     def __post_init__(self) -> None:
         if set(self.clips) != {"training", "deployment"}:
@@ -178,10 +209,39 @@ class Space:
                 raise SpaceError(f"positions: {unknown('position', name, order)}")
         if names != [name for name in order if name in names]:
             raise SpaceError(f"positions must be named once each, in execution order: {', '.join(order)}")
-        coarsest = max((place.downscale for place in layout.places), default=1)
+        coarsest = max((place.space_scale for place in layout.places), default=1)
         self._check_ends()
         for clip_name in ("deployment", "training"):  # an absent training clip is the deployment clip: name that one
             _check_clip(f"clips.{clip_name}", self.clips[clip_name], self.autoencoder, coarsest)
+        self._check_places(layout)
+
+    def _check_places(self, layout: Layout) -> None:
+        places = {place.name: place for place in layout.places}
+        for position in self.positions:
+            frames = self.latent_shape()[0]
+            if frames % position.time_scale or self.latent_shape("training")[0] % position.time_scale:
+                raise SpaceError(
+                    f"positions.{position.name} divides time by {position.time_scale}, which does not divide the "
+                    f"clips' {frames} (deployment) and {self.latent_shape('training')[0]} (training) frames; change "
+                    "clips.*.frames"
+                )
+            place = places[position.name]
+            if position.time_scale != place.time_scale:
+                raise SpaceError(
+                    f"positions.{position.name}.time_scale must be {place.time_scale}, as backbone "
+                    f"{self.backbone.name} has it, but is {position.time_scale}"
+                )
+            for variant in position.variants:
+                if "embedding" in block_spec(variant.block).reads and not layout.embedding:
+                    raise SpaceError(
+                        f"positions.{position.name}: {variant.label} reads the time embedding, which backbone "
+                        f"{self.backbone.name} does not hand out; name another block"
+                    )
+        if self.stated_baseline is not None:
+            try:
+                self.check(self.stated_baseline)
+            except SpaceError as error:
+                raise SpaceError(f"baseline: {error}") from None
 
     def _check_ends(self) -> None:
         encoder = text_encoder_spec(self.text.encoder)
@@ -235,10 +295,8 @@ class Space:
             "autoencoder": self.autoencoder.to_json(),
             "text": self.text.to_json(),
             "clips": {name: vars(clip) for name, clip in self.clips.items()},
-            "positions": [
-                {**vars(position), "variants": [variant.label for variant in position.variants]}
-                for position in self.positions
-            ],
+            "positions": [position.to_json() for position in self.positions],
+            **({"baseline": self.stated_baseline.to_json()} if self.stated_baseline is not None else {}),
         }
 
     @classmethod
@@ -252,14 +310,12 @@ class Space:
             return cls(
                 name=data["name"],
                 backbone=Backbone(data["backbone"]["name"], dict(data["backbone"]["config"])),
-                positions=tuple(
-                    Position(**{**item, "variants": tuple(Variant.parse(label) for label in item["variants"])})
-                    for item in data["positions"]
-                ),
+                positions=tuple(Position.from_json(item) for item in data["positions"]),
                 clips={name: Clip(**clip) for name, clip in data["clips"].items()},
                 text=Text(**data["text"]),
                 latent_channels=data["latent_channels"],
                 autoencoder=Autoencoder(**data["autoencoder"]),
+                stated_baseline=Arrangement.from_json(data["baseline"]) if "baseline" in data else None,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, SpaceError):
@@ -288,7 +344,8 @@ class Space:
         return {}
 
     def options(self, position: str | Position) -> tuple[tuple[Variant, ...], ...]:
-        """All that a position may hold: index 0 is nothing, then by length, then in product order of ``variants``."""
+        """All that a position may hold, by length (nothing first, where that is allowed), then in product order of
+        ``variants``."""
         place = self.position(position)
         if place.name not in self._options:
             if place.size > MAX_OPTIONS:
@@ -296,9 +353,8 @@ class Space:
                     f"positions.{place.name} has {place.size:,} options, over {MAX_OPTIONS:,}; "
                     "lower max_layers or name fewer variants"
                 )
-            lengths = range(place.max_layers + 1)
             self._options[place.name] = tuple(
-                option for length in lengths for option in product(place.variants, repeat=length)
+                option for length in place.lengths for option in product(place.variants, repeat=length)
             )
         return self._options[place.name]
 
@@ -324,8 +380,18 @@ class Space:
         return arrangement
 
     def empty(self) -> Arrangement:
-        """No temporal layer anywhere: the bare image backbone."""
-        return self.arrange({})
+        """No layer anywhere: the bare frame. It lies in the space only where every position may hold none."""
+        return Arrangement(self.name, tuple((position.name, ()) for position in self.positions))
+
+    def baseline(self) -> Arrangement:
+        """What the space compares with: stated in its YAML, or else the least of every position, in its first variant.
+
+        Where every position may hold nothing, that is the empty arrangement.
+        """
+        if self.stated_baseline is not None:
+            return self.stated_baseline
+        least = tuple((position.name, position.variants[:1] * position.least) for position in self.positions)
+        return Arrangement(self.name, least)
 
     def sample(self, rng: Generator) -> Arrangement:
         """A random arrangement: at each position first a number of layers, then each layer, all uniform.
@@ -334,7 +400,7 @@ class Space:
         """
         layers = []
         for position in self.positions:
-            length = int(rng.integers(position.max_layers + 1))
+            length = position.least + int(rng.integers(len(position.lengths)))
             chosen = tuple(position.variants[int(rng.integers(len(position.variants)))] for _ in range(length))
             layers.append((position.name, chosen))
         return Arrangement(self.name, tuple(layers))
@@ -367,10 +433,10 @@ class Space:
             )
         for position in self.positions:
             layers = arrangement.at(position.name)
-            if len(layers) > position.max_layers:
-                raise SpaceError(
-                    f"{position.name}: {len(layers)} layers, over max_layers={position.max_layers}; drop some"
-                )
+            if len(layers) > position.most:
+                raise SpaceError(f"{position.name}: {len(layers)} layers, over max_layers={position.most}; drop some")
+            if len(layers) < position.least:
+                raise SpaceError(f"{position.name}: {len(layers)} layers, under least={position.least}; add some")
             for variant in layers:
                 if variant not in position.variants:
                     allowed = ", ".join(other.label for other in position.variants) or "nothing"
@@ -398,7 +464,7 @@ class Space:
         """The feature map at a position: ``(T, C, H, W)``."""
         place = self.position(position)
         frames, _, height, width = self.latent_shape(clip)
-        return frames, place.channels, height // place.downscale, width // place.downscale
+        return frames // place.time_scale, place.channels, height // place.space_scale, width // place.space_scale
 
     def workload(
         self, position: str | Position, variant: Variant, precision: str, clip: str = "deployment"
@@ -407,7 +473,7 @@ class Space:
         place = self.position(position)
         full = complete(variant, place.channels)
         frames, channels, height, width = self.position_shape(place, clip)
-        reads_text = block_spec(full.block).needs_context
+        reads = block_spec(full.block).reads
         return Workload(
             full.block,
             full.params,
@@ -416,8 +482,9 @@ class Space:
             height=height,
             width=width,
             precision=precision,
-            context_tokens=self.text.tokens if reads_text else 0,
-            context_dim=self.text.dim if reads_text else 0,
+            context_tokens=self.text.tokens if "context" in reads else 0,
+            context_dim=self.text.dim if "context" in reads else 0,
+            embedding_dim=self.backbone.layout.embedding if "embedding" in reads else 0,
         )
 
     def backbone_workload(self, precision: str, clip: str = "deployment") -> Workload:
@@ -465,22 +532,21 @@ class Space:
 
     def spatial_workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """What the backbone is made of, part by part in execution order; none where it is not known in parts."""
-        parts = backbone_spec(self.backbone.name).parts
         frames, _, height, width = self.latent_shape(clip)
         return tuple(
             Workload(
                 "spatial",
                 (),
                 channels=part.channels,
-                frames=frames,
-                height=height // part.downscale,
-                width=width // part.downscale,
+                frames=frames // part.time_scale,
+                height=height // part.space_scale,
+                width=width // part.space_scale,
                 precision=precision,
                 context_tokens=self.text.tokens,
                 context_dim=self.text.dim,
                 name=f"{self.backbone_id}.{part.name}",
             )
-            for part in (parts(self.backbone.config) if parts is not None else ())
+            for part in self.backbone.layout.parts
         )
 
     def ends(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
@@ -497,15 +563,15 @@ class Space:
         """All that must be measured to cost any arrangement: the backbone, then each distinct workload once."""
         found = {self.backbone_workload(precision, clip): None}
         for position in self.positions:
-            for variant in position.variants if position.max_layers else ():
+            for variant in position.variants if position.most else ():
                 found[self.workload(position, variant, precision, clip)] = None
         return tuple(found)
 
     @property
     def backbone_id(self) -> str:
         """What keys call the backbone: its name; with a hash once the space changes its config or text length."""
-        spec = backbone_spec(self.backbone.name)
-        if (dict(self.backbone.config), self.text.tokens) == (dict(spec.config), spec.tokens):
+        preset = self.backbone.preset
+        if (dict(self.backbone.config), self.text.tokens) == (dict(preset.config), preset.tokens):
             return self.backbone.name
         definition = json.dumps([self.backbone.config, self.text.tokens], sort_keys=True, separators=(",", ":"))
         return f"{self.backbone.name}-{hashlib.sha256(definition.encode()).hexdigest()[:6]}"
@@ -536,11 +602,11 @@ def _neighbours(layers: tuple[Variant, ...], position: Position) -> list[tuple[V
     found: dict[tuple[Variant, ...], None] = {}
     for at in range(len(layers) + 1):
         for variant in position.variants:
-            if len(layers) < position.max_layers:
+            if len(layers) < position.most:
                 found[(*layers[:at], variant, *layers[at:])] = None
             if at < len(layers):
                 found[(*layers[:at], variant, *layers[at + 1 :])] = None
-        if at < len(layers):
+        if at < len(layers) and len(layers) > position.least:
             found[(*layers[:at], *layers[at + 1 :])] = None
     return [option for option in found if option != layers]
 
@@ -588,7 +654,9 @@ def _read(path: Path, shown: str) -> Space:
 
 
 def _parse(data: Any, source: Path) -> Space:
-    fields = _mapping(data, "", ("name", "backbone", "text", "clips", "positions"), ("description", "autoencoder"))
+    fields = _mapping(
+        data, "", ("name", "backbone", "text", "clips", "positions"), ("description", "autoencoder", "baseline")
+    )
     name = fields["name"]
     if not isinstance(name, str) or not name.replace("_", "").isalnum() or len(name) > 100:
         raise SpaceError(f"name must be letters, digits and _ (it becomes part of table keys), but is {name!r}")
@@ -598,7 +666,7 @@ def _parse(data: Any, source: Path) -> Space:
     autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder", "causal"))
     clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
     parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
-    return Space(
+    space = Space(
         name=name,
         description=plain_text(fields.get("description", ""), "description").strip(),
         backbone=backbone,
@@ -609,19 +677,31 @@ def _parse(data: Any, source: Path) -> Space:
         autoencoder=Autoencoder(**autoencoder),
         source=source,
     )
+    if "baseline" not in fields:
+        return space
+    stated = _mapping(fields["baseline"], "baseline", (), tuple(position.name for position in space.positions))
+    for where, layers in stated.items():
+        if not isinstance(layers, list):
+            raise SpaceError(f"baseline.{where} must be a list of variants, but is {layers!r:.60}")
+    try:
+        labels = {where: [Variant.parse(label) for label in layers] for where, layers in stated.items()}
+        return replace(space, stated_baseline=space.arrange(labels))
+    except SpaceError as error:
+        raise SpaceError(f"baseline: {error}") from None
 
 
 def _parse_backbone(data: Any) -> Backbone:
     fields = _mapping({"name": data} if isinstance(data, str) else data, "backbone", ("name",), ("config",))
     name = plain_text(fields["name"], "backbone.name")
     try:
-        spec = backbone_spec(name)
+        family = family_of(name)
     except SpaceError as error:
         raise SpaceError(f"backbone.name: {error}") from None
-    changes = _mapping(fields.get("config") or {}, "backbone.config", (), (*spec.config, *spec.extras))
-    backbone = Backbone(name, {**spec.config, **changes})
+    preset = family.presets[name]
+    changes = _mapping(fields.get("config") or {}, "backbone.config", (), (*preset.config, *preset.extras))
+    backbone = Backbone(name, {**preset.config, **changes})
     try:
-        spec.layout(backbone.config)
+        family.layout(backbone.config)
     except SpaceError as error:
         raise SpaceError(f"backbone.config: {error}") from None
     return backbone
@@ -641,7 +721,10 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
     positions = []
     for place in (place for name, place in places.items() if name in fields):
         where = f"positions.{place.name}"
-        entry = _mapping(fields[place.name], where, ("max_layers", "variants"))
+        entry = dict(fields[place.name]) if isinstance(fields[place.name], Mapping) else fields[place.name]
+        if isinstance(entry, dict) and "most" in entry and "max_layers" not in entry:
+            entry["max_layers"] = entry.pop("most")
+        entry = _mapping(entry, where, ("max_layers", "variants"), ("least",))
         if not isinstance(entry["variants"], list):
             raise SpaceError(f"{where}.variants must be a list, but is {entry['variants']!r}")
         variants = []
@@ -650,7 +733,17 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
                 variants.append(Variant.parse(label))
             except SpaceError as error:
                 raise SpaceError(f"{where}.variants[{index}]: {error}") from None
-        positions.append(Position(place.name, place.channels, place.downscale, entry["max_layers"], tuple(variants)))
+        positions.append(
+            Position(
+                place.name,
+                place.channels,
+                place.space_scale,
+                entry["max_layers"],
+                tuple(variants),
+                entry.get("least", 0),
+                place.time_scale,
+            )
+        )
     return tuple(positions)
 
 
@@ -674,10 +767,10 @@ def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int,
     """Latent frames, height and width of a clip in pixels.
 
     Raises:
-        NasError: naming what a length or a side must divide by, and the nearest that does.
+        SpaceError: naming what a length or a side must divide by, and the nearest that does.
     """
     time, side = space.autoencoder.time, space.autoencoder.space
-    down = max((position.downscale for position in space.positions), default=1) * side
+    down = max((position.space_scale for position in space.positions), default=1) * side
     if space.autoencoder.causal and not space.autoencoder.divides(frames):
         near = 1 + max(0, round((frames - 1) / time)) * time
         raise SpaceError(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from search_spaces.blocks import build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.families import backbone_forward, build_backbone
+from search_spaces.families import build_backbone
 from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
 from search_spaces.space import Space
 
@@ -35,7 +35,8 @@ def trace_plan(space: Space) -> Plan:
         unet = build_backbone(space.backbone)
         x, timestep = torch.empty(frames, channels, height, width), torch.empty(1)
         context = torch.empty(1, space.text.tokens, space.text.dim)
-        backbone_forward(space.backbone)(unet, x, timestep, context, frames, lambda name, x: x, watch)
+        inputs = {"x": x, "timestep": timestep, "context": context, "frames": frames}
+        space.backbone.family.run(unet, inputs, lambda name, x, beside: x, watch)
         for position in space.positions:
             expected = space.position_shape(position)
             if seen.get(position.name) != expected:
@@ -44,7 +45,7 @@ def trace_plan(space: Space) -> Plan:
                     f"but the module gives {seen.get(position.name)}; correct the layout"
                 )
         counts = {
-            key: _count(build_block(key[1], key[0], space.text.dim))
+            key: _count(build_block(key[1], key[0], space.text.dim, space.backbone.layout.embedding))
             for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
         }
 
@@ -58,7 +59,7 @@ def trace_plan(space: Space) -> Plan:
         position = space.position(position_name)
         return tuple(
             PlanLayer(variant, space.workload(position, variant, "fp32").base, counts[position.channels, variant])
-            for variant in position.variants * (position.max_layers > 0)
+            for variant in position.variants * (position.most > 0)
         )
 
     return Plan(
@@ -72,17 +73,19 @@ def trace_plan(space: Space) -> Plan:
             PlanPosition(
                 position.name,
                 position.channels,
-                frames,
-                height // position.downscale,
-                width // position.downscale,
-                position.max_layers,
+                frames // position.time_scale,
+                height // position.space_scale,
+                width // position.space_scale,
+                position.most,
                 layers(position.name),
+                position.least,
             )
             for position in space.positions
         ),
         points=tuple(points),
         text_encoder=PlanEnd(space.text_encoder_workload("fp32").base, encoder_parameters),
         decoder=decoder,
+        stated_baseline=space.stated_baseline,
     )
 
 

@@ -18,7 +18,7 @@ MAX_ELEMENTS = 2**40  # of one input: some terabytes
 
 _KEY = re.compile(
     r"(?P<label>[^/@]+)/c(?P<channels>\d{1,9})/t(?P<frames>\d{1,9})/(?P<height>\d{1,9})x(?P<width>\d{1,9})"
-    r"(/l(?P<tokens>\d{1,9})x(?P<dim>\d{1,9}))?/b(?P<batch>\d{1,9})@(?P<precision>\w+)"
+    r"(/l(?P<tokens>\d{1,9})x(?P<dim>\d{1,9}))?(/e(?P<embedding>\d{1,9}))?/b(?P<batch>\d{1,9})@(?P<precision>\w+)"
 )
 
 
@@ -42,6 +42,7 @@ class Workload:
     context_tokens: int = 0
     context_dim: int = 0
     name: str = ""
+    embedding_dim: int = 0
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -74,7 +75,8 @@ class Workload:
         if not self.is_block:
             return f"{self.block}:{self.name}/{shape}/b{self.batch}"
         text = f"/l{self.context_tokens}x{self.context_dim}" if self.context_tokens else ""
-        return f"{self.variant.label}/c{self.channels}/{shape}{text}/b{self.batch}"
+        time = f"/e{self.embedding_dim}" if self.embedding_dim else ""
+        return f"{self.variant.label}/c{self.channels}/{shape}{text}{time}/b{self.batch}"
 
     @property
     def key(self) -> str:
@@ -109,4 +111,5 @@ class Workload:
             precision=match["precision"],
             context_tokens=int(match["tokens"] or 0),
             context_dim=int(match["dim"] or 0),
+            embedding_dim=int(match["embedding"] or 0),
         )

@@ -5,7 +5,7 @@ import pytest
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError
-from search_spaces.families.unet.picture import picture
+from search_spaces.picture import picture
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
 from search_spaces.variant import Variant

@@ -82,7 +82,7 @@ def space_yaml(folder: Path, change: tuple[str, str]) -> Path:
 
 def test_a_misspelt_key(shell: Shell, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert "Did you mean steps?" in shell.refused("run", "tiny", "--out", out, "--set", "train.stepz=3")
+    assert "Did you mean 'steps'?" in shell.refused("run", "tiny", "--out", out, "--set", "train.stepz=3")
     config = tmp_path / "config.yaml"
     config.write_text("serach: {trials: 3}\n")
     assert "serach: unknown key" in shell.refused("train", "tiny", "--out", out, "--config", config)

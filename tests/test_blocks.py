@@ -80,7 +80,7 @@ def test_cross_attention_encodes_time_and_only_in_3d_the_place(name, knows_place
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch.export about torch
 @pytest.mark.parametrize("name", [name for name in BLOCKS if "Attention" in name])
 def test_attention_exports_to_one_fusable_call(name):
-    reads_text = block_spec(name).needs_context
+    reads_text = "context" in block_spec(name).reads
     workload = Workload(name, (("heads", 2),), 8, 4, 4, 4, context_tokens=3 * reads_text, context_dim=4 * reads_text)
     module, examples, _ = build_module(workload)
     exported = torch.export.export(module, examples).run_decompositions({})
@@ -139,7 +139,7 @@ class Brightness(torch.nn.Module):
 
 class FakeEntryPoint:
     name, value = "Brightness", "theirs:SPEC"
-    spec: object = BlockSpec(f"{__name__}:Brightness", {"power": 1}, False, "the clip's mean")
+    spec: object = BlockSpec(f"{__name__}:Brightness", {"power": 1}, frozenset(), "the clip's mean")
 
     def load(self):
         return self.spec
@@ -169,7 +169,7 @@ class Broken(Brightness):
 
 
 def test_the_contract_catches_a_broken_block(their_package, monkeypatch):
-    monkeypatch.setattr(FakeEntryPoint, "spec", BlockSpec(f"{__name__}:Broken", {"power": 1}, False, ""))
+    monkeypatch.setattr(FakeEntryPoint, "spec", BlockSpec(f"{__name__}:Broken", {"power": 1}, frozenset(), ""))
 
     class Contract(BlockContract):
         variant = Variant.of("Brightness")

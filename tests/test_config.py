@@ -35,8 +35,8 @@ def test_the_papers_recipe_is_there_by_name_and_freezes_and_evolves(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("train.stepz=3", "train.stepz: unknown key. Did you mean steps?"),
-        ("trian.steps=3", "trian: unknown key. Did you mean train?"),
+        ("train.stepz=3", "train.stepz: unknown key. Did you mean 'steps'?"),
+        ("trian.steps=3", "trian: unknown key. Did you mean 'train'?"),
         ("train.steps=abc", "train.steps: .*'abc'"),
         ("train.steps=0", "train.steps: .*greater than or equal to 1, but is 0"),
         ("train.paths=best", "train.paths: .*'uniform', 'fair', 'sandwich' or 'within_budget'"),

@@ -13,7 +13,7 @@ from tuning_fixtures import make_model
 from nas.errors import NasError
 from nas.model.pipeline import load_pipeline
 from nas.recipes.discriminator import Encoder, Heads
-from nas.tasks.noise import Diffusion
+from search_spaces.families.unet import UNet
 
 
 @pytest.fixture(scope="module")
@@ -110,25 +110,14 @@ def test_the_text_moves_the_answers(unet: Any) -> None:
 def test_heads_stand_only_where_asked() -> None:
     assert list(heads("unified", (1,)).heads) == ["1-unified"]
     assert list(heads("separate", ()).heads) == ["0-spatial", "0-temporal", "1-spatial", "1-temporal"]
-    with pytest.raises(NasError, match="there is no down block 5, only 0 to 1"):
+    with pytest.raises(NasError, match="there is no feature 5, only 0 to 1"):
         heads("unified", (5,))
 
 
-def test_a_backbone_without_down_blocks_is_refused() -> None:
-    class Network(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.unet = torch.nn.Linear(1, 1)
-            self.temporal = torch.nn.ModuleDict()
-
-    class Plain(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = Network()
-            self.diffusion = Diffusion()
-
-    with pytest.raises(NasError, match="needs a UNet, whose down blocks"):
-        Encoder(Plain())  # type: ignore[arg-type]
+def test_a_family_without_features_is_refused(unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(UNet, "features", lambda self, frame: {})
+    with pytest.raises(NasError, match="family unet names none"):
+        Encoder(unet)
 
 
 def test_the_model_folder_is_not_touched_by_building_an_encoder(unet: Any, tmp_path: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_model_may_be_the_folder_one_stands_in(model: Path, tmp_path: Path, mo
 
 
 def test_unknown_settings_are_named(model: Path) -> None:
-    with pytest.raises(NasError, match="clip: unknown key. Did you mean clips?"):
+    with pytest.raises(NasError, match="clip: unknown key. Did you mean 'clips'?"):
         resolve_evaluate(model, None, ["clip=3"])
     assert mini().name == "mini"
 

@@ -8,7 +8,6 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,10 @@ from nas.cli import main
 from nas.errors import NasError
 from nas.export import compress, ends, export_model
 from nas.export.forms import best_forms
-from nas.export.metadata import PREFIX
 from nas.export.network import NAMES, bound_at, function_name, parse_shape
-from nas.export.packages import _peak_mb, _put
+from nas.export.packages import _put
 from nas.model.network import VideoUNet
+from nas.model.packages import PREFIX
 from nas.model.pipeline import TextToVideoPipeline
 from nas.pretrained.text import TextEncoder
 from nas.supernet.supernet import Supernet
@@ -283,14 +282,6 @@ def test_what_export_json_tells_of_is_there_whenever_it_is_killed(
     for key, name in (("operations", "unet"), ("text_encoder", "text_encoder")):
         assert key not in told or told[key] == (out / f"{name}.mlpackage" / "made").read_text()
     assert killed_at < 6 or told == {**before, **facts}  # six moves in all
-
-
-def test_peak_memory_is_told_in_megabytes_on_both_systems(monkeypatch: pytest.MonkeyPatch) -> None:
-    for system, unit in (("linux", 1024), ("darwin", 1)):
-        monkeypatch.setattr("nas.export.packages.sys", SimpleNamespace(platform=system))
-        told = SimpleNamespace(ru_maxrss=2_048_000_000 // unit)
-        monkeypatch.setattr("nas.export.packages.resource.getrusage", lambda who, told=told: told)
-        assert _peak_mb() == 2048
 
 
 def test_sizes_are_added_up_by_bits() -> None:

@@ -284,7 +284,7 @@ def test_what_cannot_be_fine_tuned_is_one_line(model: Path, tmp_path: Path) -> N
 
 
 def test_settings_say_what_is_wrong_with_them(model: Path) -> None:
-    with pytest.raises(NasError, match="adversarial.head: unknown key. Did you mean heads?"):
+    with pytest.raises(NasError, match="adversarial.head: unknown key. Did you mean 'heads'?"):
         resolve_finetune(model, None, ["adversarial.head=unified"])
     with pytest.raises(NasError, match="adversarial.text_rate: unknown key"):  # it trains no text encoder
         resolve_finetune(model, None, ["adversarial.text_rate=0.1"])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from device_profiler import host
 
 HOLES = """
 import ctypes
@@ -44,3 +47,11 @@ def test_what_is_freed_leaves_no_trace_in_the_heaps_holes() -> None:
     assert left == pytest.approx(0, abs=0.5)
     assert peak == pytest.approx(4, abs=0.5)
     assert fillers == 0
+
+
+def test_peak_memory_is_told_in_megabytes_on_both_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    for system, unit in (("linux", 1024), ("darwin", 1)):
+        monkeypatch.setattr("device_profiler.host.sys", SimpleNamespace(platform=system))
+        told = SimpleNamespace(ru_maxrss=2_048_000_000 // unit)
+        monkeypatch.setattr("device_profiler.host.resource.getrusage", lambda who, told=told: told)
+        assert host.most_resident_mb() == 2048

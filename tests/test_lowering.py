@@ -56,7 +56,7 @@ def test_a_changed_block_of_another_package_never_meets_an_old_artifact(
     (package / "parts.py").write_text("SCALE = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("Mine", "other_blocks.blocks:Mine", "temporal_nas.blocks")
-    gone = EntryPoint("Gone", "absent_package:Gone", "temporal_nas.backbones")
+    gone = EntryPoint("Gone", "absent_package:Gone", "temporal_nas.families")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [p for p in (point, gone) if p.group == group])
     names = []
     for scale in (1, 2):

@@ -24,14 +24,14 @@ def test_paths_are_a_pure_function_of_seed_and_step(name: str) -> None:
 
 def test_fair_paths_use_every_variant_of_a_slot_exactly_as_often_over_a_cycle() -> None:
     for position in SPACE.positions:
-        cycle = (position.max_layers + 1) * len(position.variants)
+        cycle = (position.most + 1) * len(position.variants)
         for start in (0, 5 * cycle):
             drawn = [fair(SPACE, 7, step)[0].at(position.name) for step in range(start, start + cycle)]
             depths = Counter(len(layers) for layers in drawn)
-            assert depths == {depth: len(position.variants) for depth in range(position.max_layers + 1)}
-            for slot in range(position.max_layers):
+            assert depths == {depth: len(position.variants) for depth in range(position.most + 1)}
+            for slot in range(position.most):
                 counts = Counter(layers[slot] for layers in drawn if len(layers) > slot)
-                assert counts == {variant: position.max_layers - slot for variant in position.variants}
+                assert counts == {variant: position.most - slot for variant in position.variants}
 
 
 def test_fair_paths_put_no_two_variants_together_for_good() -> None:
@@ -45,7 +45,7 @@ def test_fair_paths_put_no_two_variants_together_for_good() -> None:
 
 def test_a_position_without_variants_stays_empty() -> None:
     first, *others = SPACE.positions
-    space = replace(SPACE, positions=(replace(first, max_layers=0, variants=()), *others))
+    space = replace(SPACE, positions=(replace(first, most=0, variants=()), *others))
     for draw in PATHS.values():
         assert all(a.at(first.name) == () for a in draw(space, 0, 1))
 
@@ -57,6 +57,6 @@ def test_another_seed_is_another_training() -> None:
 
 def test_the_sandwich_is_the_deepest_the_empty_and_one_between() -> None:
     deepest, empty, between = sandwich(SPACE, 0, 5)
-    assert all(len(deepest.at(p.name)) == p.max_layers for p in SPACE.positions)
+    assert all(len(deepest.at(p.name)) == p.most for p in SPACE.positions)
     assert empty == SPACE.empty()
     assert between == fair(SPACE, 0, 5)[0]

@@ -21,8 +21,9 @@ from nas.errors import NasError
 from nas.model.pipeline import load_pipeline
 from nas.pretrained.autoencoder import VideoAutoencoder
 from nas.pretrained.files import rank_weights
+from nas.pretrained.given import load_given
 from nas.pretrained.text import TextEncoder
-from nas.pretrained.unet import load_unet
+from search_spaces.families.unet import FAMILY
 
 NAME = "diffusion_pytorch_model"
 SHARDED = 20_000  # bytes
@@ -58,7 +59,7 @@ def test_weights_load_whatever_their_files_are_called(
 ) -> None:
     saved(unet, tmp_path / "given" / part, **how)
     expected = weights_of(unet / f"{NAME}.safetensors")
-    found = load_unet(str(tmp_path / "given")).state_dict()
+    found = load_given(FAMILY, str(tmp_path / "given")).state_dict()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
@@ -76,9 +77,9 @@ def test_a_mixed_folder_gives_its_full_precision_and_what_was_not_downloaded_giv
     saved(unet, folder)
     whole = weights_of(folder / f"{NAME}.safetensors")
     save_file({key: 2 * value for key, value in whole.items()}, folder / f"{NAME}.fp16.safetensors", {"format": "pt"})
-    assert torch.equal(load_unet(str(folder)).conv_in.weight, whole["conv_in.weight"])
+    assert torch.equal(load_given(FAMILY, str(folder)).conv_in.weight, whole["conv_in.weight"])
     (folder / f"{NAME}.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n")
-    assert torch.equal(load_unet(str(folder)).conv_in.weight, 2 * whole["conv_in.weight"])
+    assert torch.equal(load_given(FAMILY, str(folder)).conv_in.weight, 2 * whole["conv_in.weight"])
 
 
 def broken(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
@@ -118,7 +119,7 @@ def test_weights_that_cannot_be_trusted_are_one_line(fault: str, unet: Path, tmp
     break_, said = FAULTS[fault]
     break_(folder / f"{NAME}.safetensors")
     with pytest.raises(NasError, match=said) as caught:
-        load_unet(str(folder))
+        load_given(FAMILY, str(folder))
     assert "\n" not in str(caught.value)
 
 
@@ -127,7 +128,7 @@ def test_a_missing_shard_is_named(unet: Path, tmp_path: Path) -> None:
     shard = sorted((tmp_path / "unet").glob("*-00002-of-*"))[0]
     shard.unlink()
     with pytest.raises(NasError, match=f"lacks {shard.name} of"):
-        load_unet(str(tmp_path / "unet"))
+        load_given(FAMILY, str(tmp_path / "unet"))
 
 
 def test_an_index_leads_to_no_other_folder(unet: Path, tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_an_index_leads_to_no_other_folder(unet: Path, tmp_path: Path) -> None:
     told["weight_map"]["conv_in.weight"] = "../../elsewhere.safetensors"
     index.write_text(json.dumps(told))
     with pytest.raises(NasError, match="which is no shard beside it"):
-        load_unet(str(tmp_path / "unet"))
+        load_given(FAMILY, str(tmp_path / "unet"))
 
 
 def test_tensors_without_a_place_are_told_and_left_out(
@@ -145,7 +146,7 @@ def test_tensors_without_a_place_are_told_and_left_out(
 ) -> None:
     shutil.copytree(unet, tmp_path / "unet")
     broken(lambda w: w.update(strange=torch.zeros(3)))(tmp_path / "unet" / f"{NAME}.safetensors")
-    load_unet(str(tmp_path / "unet"))
+    load_given(FAMILY, str(tmp_path / "unet"))
     assert "has no place for it: strange" in capsys.readouterr().err
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from profiler_fakes import DEVICE, ERRORS, Script, ScriptedRuntime
 
 from device_profiler import ProfileError, additivity
 from device_profiler import profile as profile_module
-from device_profiler.additivity import LIMITS, audit_table, check_additivity, kendall_tau, random_networks
+from device_profiler.additivity import LIMITS, audit_table, check_additivity, random_networks
 from device_profiler.admission import admit, predicted_peak_mb
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory
@@ -367,13 +366,6 @@ def test_unknown_lowerings_and_methods_are_refused() -> None:
     both = wanted_rows(workloads, device, ["fused", "decomposed"])
     assert len(both) > len(workloads) and {row.lowering for row in both} == {"plain", "fused", "decomposed"}
     assert all(row.method == "alone" for row in wanted_rows(workloads[:1], device, (), "slope"))
-
-
-def test_kendall_tau_counts_pairs() -> None:
-    first = np.array([1.0, 2.0, 3.0, 4.0])
-    assert kendall_tau(first, first) == 1
-    assert kendall_tau(first, -first) == -1
-    assert kendall_tau(first, np.array([1.0, 2.0, 4.0, 3.0])) == pytest.approx(4 / 6)
 
 
 def _environment() -> dict[str, str]:

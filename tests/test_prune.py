@@ -17,13 +17,14 @@ from training_fixtures import clips
 from latency_tables.table import Table
 from nas.cli import main
 from nas.errors import NasError
+from nas.pretrained.given import init_frame, load_given
 from nas.pretrained.text import TextEncoder
-from nas.pretrained.unet import init_backbone, load_unet
 from nas.prune import prune_unet
 from nas.prune.config import PruneSettings
 from nas.prune.cuts import block_cuts, narrowed, width_cut
 from nas.prune.sensitivity import Sensitivity
 from search_spaces.families import build_backbone
+from search_spaces.families.unet import FAMILY
 from search_spaces.families.unet.narrow import keep, prunable, width
 from search_spaces.space import Space
 
@@ -125,15 +126,15 @@ def test_with_no_target_the_space_s_own_backbone_comes_out_with_the_source_s_wei
     assert told["parameters"] < told["parameters_before"] and told["missed"] == told["missed_before_recovery"] > 0
     made = Space.load(told["space"])
     backbone = build_backbone(made.backbone)
-    assert init_backbone(backbone, told["unet"]).copied == told["parameters"]
+    assert init_frame(FAMILY, backbone, told["unet"]).copied == told["parameters"]
     direct = build_backbone(Space.load(space(tmp_path)).backbone)
-    init_backbone(direct, source)
-    pruned = load_unet(told["unet"])
+    init_frame(FAMILY, direct, source)
+    pruned = load_given(FAMILY, told["unet"])
     assert all(torch.equal(p, q) for p, q in zip(pruned.parameters(), direct.parameters(), strict=True))
 
 
 def test_each_cut_is_the_one_that_is_missed_least_for_what_it_saves(source: str, tmp_path: Path) -> None:
-    whole = sum(p.numel() for p in load_unet(source).parameters())
+    whole = sum(p.numel() for p in load_given(FAMILY, source).parameters())
     told = prune_unet(source, space(tmp_path), tmp_path / "out", settings(), parameters=0.6 * whole)
     assert told["parameters"] <= 0.6 * whole
     rows = [line.split(",") for line in (tmp_path / "out" / "sensitivity.csv").read_text().splitlines()[1:]]
@@ -148,7 +149,7 @@ def test_each_cut_is_the_one_that_is_missed_least_for_what_it_saves(source: str,
 def test_a_stopped_pruning_goes_on_and_ends_the_same(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = sum(p.numel() for p in load_unet(source).parameters())
+    whole = sum(p.numel() for p in load_given(FAMILY, source).parameters())
     asked = {"parameters": 0.6 * whole}
     straight = prune_unet(source, space(tmp_path), tmp_path / "straight", settings(steps=4), **asked)
     tries: list[Any] = []
@@ -180,12 +181,12 @@ def test_recovery_brings_the_answer_back(source: str, tmp_path: Path) -> None:
 
 
 def test_heads_and_channels_meet_a_target_finely_and_are_stored(source: str, tmp_path: Path) -> None:
-    whole = load_unet(source)
+    whole = load_given(FAMILY, source)
     count = sum(p.numel() for p in whole.parameters())
     fine = settings(units=["heads", "channels"], share=0.1)
     told = prune_unet(source, space(tmp_path), tmp_path / "out", fine, parameters=0.95 * count)
     assert 0.9 * count < told["parameters"] <= 0.95 * count
-    pruned = load_unet(told["unet"])
+    pruned = load_given(FAMILY, told["unet"])
     assert type(pruned).__name__ == "NarrowUNet" and pruned.config.widths
     kept = {name: width(module) for name, module in prunable(pruned)}
     had = {name: width(module) for name, module in prunable(whole)}
@@ -193,11 +194,11 @@ def test_heads_and_channels_meet_a_target_finely_and_are_stored(source: str, tmp
     # The space that was written builds the same network, and takes its weights.
     made = Space.load(told["space"])
     backbone = build_backbone(made.backbone)
-    assert init_backbone(backbone, told["unet"]).copied == told["parameters"]
+    assert init_frame(FAMILY, backbone, told["unet"]).copied == told["parameters"]
 
 
 def test_a_head_that_does_nothing_is_the_first_to_go(source: str) -> None:
-    unet = load_unet(source)
+    unet = load_given(FAMILY, source)
     modules = dict(prunable(unet))
     dead = [name for name in modules if name.endswith("attn1")][1]
     size = modules[dead].inner_dim // modules[dead].heads
@@ -217,7 +218,7 @@ def test_the_second_order_scores_are_what_removing_really_costs(source: str) -> 
     """Estimate against the real loss without that head, over all heads of the network."""
     import copy
 
-    unet = load_unet(source)
+    unet = load_given(FAMILY, source)
     generator = torch.Generator().manual_seed(0)
     batch = (torch.randn(4, 3, 16, 16, generator=generator), torch.full((4,), 300.0), torch.randn(4, 8, 16))
     sensitivity = Sensitivity(unet, [batch])

@@ -21,7 +21,7 @@ from PIL import Image
 
 from nas.errors import NasError
 from nas.report import write_report
-from nas.report.drawing import brief, skips, unet_svg
+from nas.report.drawing import brief, network_svg, skips
 from nas.report.figures import curve_figure, front_figure, running_mean
 from nas.report.folder import read_run
 from nas.report.report import verdict
@@ -386,7 +386,7 @@ def test_every_position_and_layer_is_drawn_once(name: str) -> None:
     space = Space.load(name)
     arrangement = load_plan(space).largest()
     layers = [(position, [v.label for v in variants]) for position, variants in arrangement.layers]
-    svg = unet_svg(load_plan(space).to_json(), layers, {}, width=860, title='a "title" <here>')
+    svg = network_svg(load_plan(space).to_json(), layers, {}, width=860, title='a "title" <here>')
     for position, _ in layers:
         assert svg.count(f">{position}</text>") == 1
     assert svg.count('class="chip') == arrangement.num_layers
@@ -395,7 +395,7 @@ def test_every_position_and_layer_is_drawn_once(name: str) -> None:
 
 
 def test_a_backbone_that_is_no_unet_is_drawn_as_a_list() -> None:
-    svg = unet_svg(None, [("stage.0", ["Odd block!"]), ("stage.1", [])], {"stage.0": "+1 ms"}, width=360, title="x")
+    svg = network_svg(None, [("stage.0", ["Odd block!"]), ("stage.1", [])], {"stage.0": "+1 ms"}, width=360, title="x")
     assert svg.count('class="card"') == 2 and "no temporal layer" in svg and "+1 ms" in svg
     assert brief("Odd block!") == "Odd block!" and brief("Conv3D(kernel_size=3)") == "Conv3D k3"
 

@@ -154,7 +154,7 @@ def test_a_search_can_be_told_otherwise_than_its_run(run: Path, capsys: pytest.C
     assert nas("search", run, "--set", "train.steps=3") == 2
     assert "a search changes search.* alone" in capsys.readouterr().err
     assert nas("search", run, "--set", "search.margins=0") == 2
-    assert "search.margins: unknown key. Did you mean margin?" in capsys.readouterr().err
+    assert "search.margins: unknown key. Did you mean 'margin'?" in capsys.readouterr().err
 
 
 def test_a_table_may_be_measured_into_the_run_folder_first(tmp_path: Path) -> None:

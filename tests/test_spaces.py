@@ -42,7 +42,7 @@ def test_positions_stand_in_execution_order(tiny, snapgen_v):
     assert {v.block for v in snapgen_v.position("up.2.1").variants} == {
         f"{family}{axes}" for family in ("SelfAttention", "CrossAttention", "Conv") for axes in ("1D", "3D")
     }
-    assert all(v.block != "SelfAttention3D" for p in tiny.positions if p.downscale == 1 for v in p.variants)
+    assert all(v.block != "SelfAttention3D" for p in tiny.positions if p.space_scale == 1 for v in p.variants)
 
 
 def test_options_count_up_from_nothing_in_product_order(tiny):
@@ -258,7 +258,7 @@ def test_a_space_is_inspected_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['diffusers'] = None\n"
         "from search_spaces.inspect import summary; summary('snapgen_v').render()\n"
-        "from search_spaces.space import Space; s = Space.load('tiny'); s.largest(); s.workloads('fp32')"
+        "from search_spaces.space import Space; s = Space.load('tiny'); s.empty(); s.workloads('fp32')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

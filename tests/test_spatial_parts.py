@@ -55,7 +55,7 @@ def test_the_parts_one_after_the_other_are_the_backbone(which: str, tmp_path: Pa
     context = torch.randn(1, space.text.tokens, space.text.dim)
     workloads = {w.name.partition(".")[2]: w for w in space.spatial_workloads("fp32", "training")}
     with torch.no_grad():
-        whole = run_unet(unet, x, timestep, context, frames, lambda name, x: x)
+        whole = run_unet(unet, x, timestep, context, frames, lambda name, x, beside: x)
         embedding = unet.time_embedding(unet.get_time_embed(x[:1], timestep))
         running, skips = x, []
         for part in unet_parts(space.backbone.config):

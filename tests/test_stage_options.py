@@ -17,8 +17,8 @@ from nas.errors import NasError
 from nas.recipes import finetune
 from nas.recipes.adversarial import Adversarial
 from nas.recipes.joint import Joint
-from nas.training.engine import recompute
 from nas.training.log import read_best
+from search_spaces.network import recompute
 
 STAGES = pytest.mark.parametrize("stage", ["joint", "adversarial"])
 

@@ -74,7 +74,7 @@ def test_only_the_layers_of_the_path_get_gradients(supernet: Supernet) -> None:
 def test_every_slot_of_every_position_has_every_variant(supernet: Supernet) -> None:
     for position in supernet.space.positions:
         shelf = supernet.layers[module_name(position.name)]
-        assert len(shelf) == position.max_layers * len(position.variants)  # type: ignore[arg-type]
+        assert len(shelf) == position.most * len(position.variants)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

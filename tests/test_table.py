@@ -15,6 +15,7 @@ import pytest
 import yaml
 from table_fixtures import small_header, small_record, small_table
 
+import latency_tables.pair as pair_module
 import latency_tables.table as table_module
 from latency_tables import COLUMNS, Header, Table, TableError, table_path
 from latency_tables.files import write_atomic
@@ -227,7 +228,7 @@ def test_a_crash_between_any_two_writes_leaves_a_pair_that_loads(path, monkeypat
         if len(done) == write:
             raise _Crash
 
-    monkeypatch.setattr(table_module, "write_atomic", crash)
+    monkeypatch.setattr(pair_module, "write_atomic", crash)
     with pytest.raises(_Crash):
         table.save(path)
     monkeypatch.undo()

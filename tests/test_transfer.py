@@ -89,9 +89,12 @@ def test_the_rows_named_next_help_more_than_others() -> None:
         rest = [row.key for row in TRUTH if row.key not in start.keys]
         for keys, found in ((transfer(OLD, start, 3).next, named), (rng.choice(rest, 3, replace=False), others)):
             grown = transfer(OLD, Table(NEW, [*start, *(TRUTH.get(str(key)) for key in keys)]))
-            found.append((error(grown.table, grown.predicted), grown.width))
+            pairs = [(grown.table.get(key), TRUTH.get(key)) for key in grown.predicted]
+            held = np.mean([row.latency_low_ms <= true.latency_ms_median <= row.latency_high_ms for row, true in pairs])
+            found.append((error(grown.table, grown.predicted), held))
+    # Random rows leave out whole families, and then the intervals know too little of how families differ.
     assert np.mean(named, axis=0)[0] < 0.8 * np.mean(others, axis=0)[0]
-    assert np.mean(named, axis=0)[1] < np.mean(others, axis=0)[1]
+    assert np.mean(named, axis=0)[1] >= max(0.85, np.mean(others, axis=0)[1])
 
 
 def test_transferred_rows_say_so_and_drive_nothing_unasked() -> None:

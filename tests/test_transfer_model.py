@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import pytest
 
 from latency_tables import Header, Record, Table
 from latency_tables.transfer import measure_first, transfer
@@ -46,10 +45,11 @@ OLD, TRUTH = device("old", {}), device("new", FACTORS, noise=0.01)
 def test_a_row_tells_most_of_its_own_block_at_its_own_shape() -> None:
     known = [row for row in TRUTH if "heads=0" in row.key]
     found = transfer(OLD, Table(TRUTH.header, known))
-    for key in found.predicted:
-        row, truth = found.table.get(key), TRUTH.get(key)
-        assert row is not None and truth is not None
-        assert row.latency_ms_median == pytest.approx(truth.latency_ms_median, rel=0.08)
+    truth = np.array([TRUTH.get(key).latency_ms_median for key in found.predicted])  # type: ignore[union-attr]
+    told = np.array([found.table.get(key).latency_ms_median for key in found.predicted])  # type: ignore[union-attr]
+    base = np.array([OLD.get(key).latency_ms_median for key in found.predicted])  # type: ignore[union-attr]
+    constant = base * np.median([row.latency_ms_median / OLD.get(row.key).latency_ms_median for row in known])  # type: ignore[union-attr]
+    assert np.abs(np.log(told / truth)).mean() < 0.25 * np.abs(np.log(constant / truth)).mean()
 
 
 def test_one_of_each_kind_is_asked_for_before_a_second() -> None:

@@ -12,7 +12,7 @@ from tuning_fixtures import DATA, make_model
 
 from nas.errors import NasError
 from nas.evaluate import EvaluateConfig, vbench_folder, vbench_scores
-from nas.evaluate.vbench import QUALITY, SEMANTIC, read_prompts, read_results, write_folder
+from nas.evaluate.vbench import QUALITY, SEMANTIC, read_counts, read_results, write_folder
 
 
 def frame_maker(made: list[tuple[str, int]]) -> object:
@@ -57,8 +57,8 @@ def test_results_are_read_back_from_one_file_or_several(tmp_path: Path) -> None:
 def test_prompts_are_read_from_vbenchs_own_file_or_from_lines(tmp_path: Path) -> None:
     (tmp_path / "full.json").write_text(json.dumps([{"prompt_en": "a cat", "dimension": ["scene"]}] * 2))
     (tmp_path / "lines.txt").write_text("a cat\n\na dog\n")
-    assert read_prompts(tmp_path / "full.json") == ["a cat"]
-    assert read_prompts(tmp_path / "lines.txt") == ["a cat", "a dog"]
+    assert list(read_counts(tmp_path / "full.json")) == ["a cat"]
+    assert list(read_counts(tmp_path / "lines.txt")) == ["a cat", "a dog"]
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_prompts_are_read_from_vbenchs_own_file_or_from_lines(tmp_path: Path) ->
 def test_prompts_that_cannot_be_used_are_one_line(name: str, text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(NasError, match=said):
-        read_prompts(tmp_path / name)
+        read_counts(tmp_path / name)
     with pytest.raises(NasError, match="no such file"):
-        read_prompts(tmp_path / "none.txt")
+        read_counts(tmp_path / "none.txt")
     (tmp_path / name).write_bytes(b"caf\xe9")
     with pytest.raises(NasError, match="is not text in UTF-8 .byte 3"):
-        read_prompts(tmp_path / name)
+        read_counts(tmp_path / name)
 
 
 @pytest.mark.parametrize(

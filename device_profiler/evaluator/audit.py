@@ -118,7 +118,7 @@ def audit(function: Function, feeds: Mapping[str, Tensor]) -> Audit:
 
     def read(one: Operation) -> None:
         nonlocal near
-        near = next((name for name in one.reads() if function.is_stored(name)), near)
+        near = _stored_weight(function, one) or near
         worst = max((errors.get(name, 0.0) for name in one.reads()), default=0.0)
         if one.kind.startswith("constexpr_"):
             return
@@ -146,6 +146,12 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     scale = float(torch.where(expected.isfinite(), expected, torch.zeros(())).abs().max())
     off = float(apart.max())
     return float("inf") if off != off else off / max(scale, 1e-12)
+
+
+def _stored_weight(function: Function, one: Operation) -> str | None:
+    """The stored constant that an operation reads, its weight before others; a message keeps no order of inputs."""
+    keys = sorted(one.inputs, key=lambda key: (key not in ("weight", "gamma"), key))
+    return next((name for key in keys for name in one.inputs[key] if function.is_stored(name)), None)
 
 
 def _inside(values: Values, one: Operation) -> float:

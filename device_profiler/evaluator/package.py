@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_profiler.errors import nearest
 from device_profiler.evaluator.blob import Blob
 from device_profiler.evaluator.types import STORED, PackageError, TensorType, unpacked
+from search_spaces.errors import nearest
 
 MODEL_PATH = "@model_path/"
 IN_BYTES = {"FLOAT16": "<f2", "INT8": "i1", "UINT8": "u1", "INT16": "<i2", "UINT16": "<u2", "UINT32": "<u4"}

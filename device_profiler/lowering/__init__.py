@@ -1,4 +1,6 @@
-"""From a workload to something a runtime executes: lowered once, cached by content, checkable against torch.
+"""From a workload to what a runtime executes, cached by its content.
+
+What was lowered can be checked against torch.
 
 An artifact is a folder: what the toolkit wrote, and ``lowered.json`` with the inputs' shapes, a sample of the torch
 module's output and the toolkit's statistics. Its name is a hash over everything it depends on, so a second device

@@ -1,14 +1,13 @@
-"""What executes a workload: one file a runtime, found by name in one readable dict or through an entry point."""
+"""What executes a workload: one file a runtime.
+
+A runtime is found by its name, in one readable dict or through an entry point.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 # name -> "module:class"; other packages add theirs with an entry point of the group "temporal_nas.runtimes".
 RUNTIMES: dict[str, str] = {

@@ -27,7 +27,7 @@ from device_profiler.lowering import Input, sample_error
 from device_profiler.waits import Watch
 
 LEVELS = {
-    "off": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -43,7 +43,7 @@ class Loaded:
     threads = 1
 
 
-def _open(path: str, threads: int, provider: str, arena: bool, optimization: str) -> Any:
+def _open(path: str, threads: int, provider: str, arena: bool, optimization: str = "all") -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[optimization]
     options.intra_op_num_threads = threads

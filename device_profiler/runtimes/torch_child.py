@@ -59,43 +59,20 @@ def load(folder: str, threads: int, cuda: bool, graph: bool = False) -> dict[str
     if cuda:
         torch.cuda.synchronize()
     cold = (time.perf_counter() - start) * 1e3
-
-    def error_of(output: torch.Tensor) -> float:
-        return sample_error(
-            output.float().cpu().numpy(),
-            manifest["output_shape"],
-            manifest["expected_at"],
-            manifest["expected"],
-            manifest["scale"],
-        )
-
-    error = error_of(module(*inputs()))
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        before = float(torch.cuda.memory_allocated())
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        host.return_freed_memory(True)
-        host.reset_resident_peak()
-        before = host.resident_mb()
+    error = _error_of(module(*inputs()), manifest)
+    before = _memory_before(cuda)
     given, notes = inputs(), ""
     Loaded.once, Loaded.cuda = lambda: module(*given), cuda
     for _ in range(2):
         Loaded.once()
-    if cuda:
-        torch.cuda.synchronize()
-        peak = (torch.cuda.max_memory_allocated() - before) / 1e6
-    else:
-        peak = host.resident_peak_mb() - before
-        host.return_freed_memory(False)
+    peak = _memory_peak(cuda) - before
     if graph:
         try:
             Loaded.once = captured(Loaded.once)
         except (RuntimeError, AssertionError) as reason:
             notes = one_line(f"timed eagerly, not as a graph: {reason}", 160)
         else:
-            error = max(error, error_of(Loaded.once()))
+            error = max(error, _error_of(Loaded.once(), manifest))
     return {
         "load_cold_ms": cold,
         "weights_mb": manifest["stats"]["weights_mb"],
@@ -103,6 +80,40 @@ def load(folder: str, threads: int, cuda: bool, graph: bool = False) -> dict[str
         "max_error": error,
         "notes": notes,
     }
+
+
+def _error_of(output: torch.Tensor, manifest: dict[str, Any]) -> float:
+    """How far an output is from the sample that was kept when the workload was lowered."""
+    return sample_error(
+        output.float().cpu().numpy(),
+        manifest["output_shape"],
+        manifest["expected_at"],
+        manifest["expected"],
+        manifest["scale"],
+    )
+
+
+def _memory_before(cuda: bool) -> float:
+    """MB in use before the inputs are made; the high-water mark begins anew."""
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated() / 1e6
+        torch.cuda.reset_peak_memory_stats()
+        return before
+    host.return_freed_memory(True)
+    host.reset_resident_peak()
+    return host.resident_mb()
+
+
+def _memory_peak(cuda: bool) -> float:
+    """The high-water mark since ``_memory_before``, in MB."""
+    if cuda:
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = host.resident_peak_mb()
+    host.return_freed_memory(False)
+    return peak
 
 
 def captured(once: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:

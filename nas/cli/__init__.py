@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -23,7 +24,10 @@ from nas.errors import AnswerIsNo, NasError, explain
 
 __all__ = ["app", "costs", "explain", "main", "models", "search", "train"]  # importing the last four adds the commands
 
-USAGE_ERROR: Any = typer.BadParameter.__mro__[2]  # the base of whatever click typer is built on
+# What typer is built on is click, under a name that depends on typer's version.
+USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+NO_ARGUMENTS: Any = getattr(import_module(USAGE_ERROR.__module__), "NoArgsIsHelpError", ())
+LEFT: Any = import_module(USAGE_ERROR.__module__.replace("exceptions", "utils")).PacifyFlushWrapper  # nobody reads on
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -60,7 +64,7 @@ def _run(arguments: list[str]) -> int:
     try:
         code = app(args=arguments, standalone_mode=False) or DONE
     except USAGE_ERROR as error:
-        if not arguments or type(error).__name__ == "NoArgsIsHelpError":
+        if not arguments or isinstance(error, NO_ARGUMENTS):
             error.show()
             return WRONG_USE
         of = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
@@ -70,7 +74,7 @@ def _run(arguments: list[str]) -> int:
             raise stop.__cause__ from None
         code = STOPPED
     except SystemExit as stop:  # typer's own answer to an interrupt, or to a reader of the help who left
-        code = DONE if type(sys.stdout).__name__ == "PacifyFlushWrapper" else int(stop.code or DONE)
+        code = DONE if isinstance(sys.stdout, LEFT) else int(stop.code or DONE)
     if code == STOPPED:
         from latency_tables.terminal import warn
 

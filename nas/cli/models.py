@@ -87,6 +87,15 @@ def export(
     quantize: Annotated[
         str | None, typer.Option(help="Weights in fewer bits: int8, palettize8, palettize6 or palettize4.")
     ] = None,
+    safe: Annotated[
+        bool, typer.Option("--safe", help="Spell what may leave float16's range so that it holds; timestep in float32.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Evaluate what was saved against the model; 1 if it differs.")
+    ] = True,
+    audit: Annotated[
+        Path | None, typer.Option(help="A cache or folder of clips: how large values become on them, by operation.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
@@ -97,6 +106,7 @@ def export(
     from nas.console import say
     from nas.export import export_model
     from nas.export.network import parse_shape
+    from nas.export.telling import sentences
 
     stats = export_model(
         model,
@@ -105,6 +115,9 @@ def export(
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
         quantize=quantize,
+        safe=safe,
+        check=check,
+        audit=audit,
         device=device,
         tables=tables,
         tell=(lambda line: None) if as_json else say,
@@ -122,6 +135,8 @@ def export(
         if name in stats:
             end = stats[name]
             tell(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
+    for line in sentences(stats):
+        tell(line)
     if stats["lowerings"]:
         layers = [f"{name} {'/'.join(wanted)}" for name, wanted in stats["lowerings"].items() if wanted]
         tell(f"lowered as predicted, which the table found fastest: {', '.join(layers)}")

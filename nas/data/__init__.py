@@ -1,4 +1,4 @@
-"""Captioned clips: a folder of videos, webdataset shards, cached latents, sample footage, or moving shapes."""
+"""Captioned clips: videos, shards, cached latents, moving shapes."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def _summary(out: Path) -> dict[str, Any]:
 
 def check_clip(space: Space, clip: ClipLike) -> None:
     """Refuse a clip that does not divide by the autoencoder and the backbone's strides."""
-    down = space.autoencoder.space * max(position.downscale for position in space.positions)
+    down = space.autoencoder.space * max(position.space_scale for position in space.positions)
     if not space.autoencoder.divides(clip.frames):
         alone = "be 1 + a multiple of" if space.autoencoder.causal else "divide by"
         raise NasError(

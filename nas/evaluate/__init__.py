@@ -1,4 +1,4 @@
-"""Evaluation of a model: pixels, Frechet distance, prompts on moving shapes, and the way to VBench."""
+"""How good a model is: pixels, Frechet distance, prompts, VBench."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ METRICS = "metrics.json"
 CLASSIFIERS = Path("runs/.classifiers")
 
 Progress = Callable[[int, int, str], None]
+Reading = Callable[[int, Sequence[str], NDArray[np.float32]], dict[str, float]]  # (objects, prompts, videos)
 
 
 class EvaluateConfig(Settings):
@@ -94,33 +95,62 @@ def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | Non
         "guidance": guidance,
     }
     features: Any = None
-    reason = "no features: give an ONNX network with --features"
     if config.features is not None:
         from nas.evaluate.frechet import onnx_features
 
         features, told["features"] = onnx_features(config.features), str(config.features)
     groups: dict[int, list[str]] = {0: [items[i % len(items)]["caption"] for i in range(config.clips)]}
-    classifier: Any = None
+    read: Reading | None = None
     if config.data.source == "moving_shapes":
-        from nas.data.shapes import Cast
-        from nas.evaluate.classifier import classifier_features, prompts, trained_classifier
-
-        cast = Cast.of(config.data)
-        classifier, held_out = trained_classifier(
-            config.data, clip, config.classifiers, steps=config.classifier_steps, progress=progress
-        )
-        told["classifier"] = held_out
+        groups, read, of_shapes = _shapes(config, clip, told, progress)
         if features is None:
-            features = classifier_features(classifier)
+            features = of_shapes
             told["features"] = "inside of the moving-shapes classifier (128 numbers); comparable within this scene only"
-        groups = {n: prompts(cast, n, config.clips, config.seed) for n in range(1, config.data.max_objects + 1)}
-        told["prompts"] = {}
+    made = _sampled_groups(pipeline, groups, config, told, read, progress)
+    told.update(measure(real, made, features))
+    if features is None:
+        told["frechet_missing"] = "no features: give an ONNX network with --features"
+    keep(model, told)
+    return told
+
+
+def _shapes(
+    config: EvaluateConfig, clip: Any, told: dict[str, Any], progress: Progress | None
+) -> tuple[dict[int, list[str]], Reading, Any]:
+    """Prompts by number of objects, what reads videos made of them, and the features inside of it."""
+    import torch
+
+    from nas.data.shapes import Cast
+    from nas.evaluate.classifier import accuracies, chance, classifier_features, prompts, trained_classifier
+
+    cast = Cast.of(config.data)
+    classifier, told["classifier"] = trained_classifier(
+        config.data, clip, config.classifiers, steps=config.classifier_steps, progress=progress
+    )
+
+    def read(objects: int, texts: Sequence[str], videos: NDArray[np.float32]) -> dict[str, float]:
+        shown = classifier.read(torch.from_numpy(videos.transpose(0, 1, 4, 2, 3)).float() * 2 - 1)
+        return {**accuracies(shown, texts), "chance": chance(cast, objects)}
+
+    groups = {n: prompts(cast, n, config.clips, config.seed) for n in range(1, config.data.max_objects + 1)}
+    return groups, read, classifier_features(classifier)
+
+
+def _sampled_groups(
+    pipeline: Any,
+    groups: Mapping[int, Sequence[str]],
+    config: EvaluateConfig,
+    told: dict[str, Any],
+    read: Reading | None,
+    progress: Progress | None,
+) -> NDArray[np.float32]:
+    """Sample the prompts of each number of objects, and put down the time and what ``read`` says; (N, T, H, W, 3)."""
     made: list[NDArray[np.float32]] = []
-    seconds = 0.0
-    total = sum(len(texts) for texts in groups.values())
+    seconds, total = 0.0, sum(len(texts) for texts in groups.values())
+    if read is not None:
+        told["prompts"] = {}
     for objects, texts in groups.items():
-        started = time.perf_counter()
-        before = sum(len(part) for part in made)
+        started, before = time.perf_counter(), sum(len(part) for part in made)
 
         def sampled(count: int, before: int = before) -> None:
             if progress is not None:
@@ -129,19 +159,10 @@ def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | Non
         videos = sample_many(pipeline, texts, config, sampled)
         seconds += time.perf_counter() - started
         made.append(videos)
-        if classifier is not None:
-            import torch
-
-            from nas.evaluate.classifier import accuracies, chance
-
-            read = classifier.read(torch.from_numpy(videos.transpose(0, 1, 4, 2, 3)).float() * 2 - 1)
-            told["prompts"][str(objects)] = {**accuracies(read, texts), "chance": chance(cast, objects)}
-    told.update(measure(real, np.concatenate(made), features))
-    if features is None:
-        told["frechet_missing"] = reason
+        if read is not None:
+            told["prompts"][str(objects)] = read(objects, texts, videos)
     told["seconds"] = seconds / total
-    keep(model, told)
-    return told
+    return np.concatenate(made)
 
 
 def real_clips(pipeline: Any, data: Any, items: Sequence[Item], batch: int) -> NDArray[Any]:

@@ -166,6 +166,18 @@ def trained_classifier(
             return classifier.eval(), dict(checkpoint.state["held_out"])
         except (NasError, RuntimeError, KeyError):
             shutil.rmtree(kept)  # damaged: it is ours to make again
+    classifier = _trained(data, clip, steps, seed, progress).eval()
+    checked = _held_out(classifier, data, clip)
+    if kept is not None:
+        save_checkpoint(
+            kept, steps, Checkpoint({"weights": classifier.state_dict()}, {**facts, "held_out": checked}), 1
+        )
+    return classifier, checked
+
+
+def _trained(
+    data: DataConfig, clip: ClipLike, steps: int, seed: int, progress: Callable[[int, int, str], None] | None
+) -> ShapeClassifier:
     clips = MovingShapes(data.model_copy(update={"different_videos": 0}), clip, "train", seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -185,7 +197,11 @@ def trained_classifier(
             schedule.step()
             if progress is not None:
                 progress(step + 1, steps, f"loss {float(loss.detach()):.3f}")
-    classifier.eval()
+    return classifier
+
+
+def _held_out(classifier: ShapeClassifier, data: DataConfig, clip: ClipLike) -> dict[str, float]:
+    """How often it is right on clips that nobody trained on, and for each number of objects."""
     held = MovingShapes(data.model_copy(update={"validation_clips": HELD_OUT}), clip, "validation")
     items = [held[i] for i in range(HELD_OUT)]
     found = classifier.read(torch.stack([item["video"] for item in items]))
@@ -194,11 +210,7 @@ def trained_classifier(
     for objects in range(1, data.max_objects + 1):
         which = [i for i, text in enumerate(captions) if len(parse_caption(text)) == objects]
         checked[f"accuracy_{objects}"] = accuracies([found[i] for i in which], [captions[i] for i in which])["accuracy"]
-    if kept is not None:
-        save_checkpoint(
-            kept, steps, Checkpoint({"weights": classifier.state_dict()}, {**facts, "held_out": checked}), 1
-        )
-    return classifier, checked
+    return checked
 
 
 def classifier_features(classifier: ShapeClassifier) -> Callable[[NDArray[Any]], NDArray[np.float64]]:

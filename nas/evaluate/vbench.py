@@ -62,11 +62,6 @@ RANGES = {
 WEIGHTS = {"dynamic_degree": 0.5}  # 1 for the others
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of ``read_counts``."""
-    return list(read_counts(path))
-
-
 def read_counts(path: Path) -> dict[str, int]:
     """Prompts for VBench, and how many videos its protocol wants of each.
 

@@ -1,4 +1,4 @@
-"""A model folder as Core ML packages, ready for a phone: the network, its text encoder, its decoder."""
+"""A model as Core ML packages: network, text encoder, decoder."""
 
 from nas.export.packages import export_model
 

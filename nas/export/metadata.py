@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nas.export.ends import IMAGES, Part
+from nas.model.packages import APP, PREFIX, Clip, DecoderFacts, NetworkFacts, TextFacts
+from nas.pretrained.autoencoder import VideoAutoencoder
+from nas.tasks.noise import TIMESTEPS
+from search_spaces.ends import DECODERS
+from search_spaces.space import latent_shape
+
 if TYPE_CHECKING:
+    from nas.export.network import Shape
     from nas.model.network import VideoUNet
 
-PREFIX = "temporal_nas."
 
-
-def facts_of(unet: VideoUNet, predicted: dict[str, str] | None = None) -> dict[str, str]:
-    """Name -> text: space, arrangement, toolkit version, and the predicted costs where there are some."""
+def facts_of(unet: VideoUNet, predicted: dict[str, str] | None = None, check: Any = None) -> dict[str, str]:
+    """Name -> text: space, arrangement, toolkit version, what the check told, and predicted costs where there are."""
     from nas.doctor import version
 
     space, arrangement = unet.space, unet.arrangement
@@ -23,6 +31,8 @@ def facts_of(unet: VideoUNet, predicted: dict[str, str] | None = None) -> dict[s
         "arrangement": arrangement.key,
         "layers": layers,
     }
+    if check is not None:
+        known["check"] = check if isinstance(check, str) else json.dumps(check)
     return {**known, **(predicted or {})}
 
 
@@ -56,17 +66,64 @@ def predicted_costs(unet: VideoUNet, device: str, tables: Path) -> dict[str, str
 
 def write(package: Path, facts: dict[str, str]) -> None:
     """Put the facts into the package's user-defined metadata, each under ``temporal_nas.``."""
-    import shutil
-
     from device_profiler.quiet import quiet
 
     with quiet():
-        import coremltools as ct
+        from coremltools.proto import Model_pb2
 
-        model: Any = ct.models.MLModel(str(package), skip_model_load=True)
-        for name, text in facts.items():
-            model.user_defined_metadata[PREFIX + name] = text
-        partial = package.with_name(f"told-{package.name}")
-        model.save(str(partial))
-    shutil.rmtree(package)
-    partial.rename(package)
+    file = next(package.rglob("*.mlmodel"))
+    spec = Model_pb2.Model()
+    spec.ParseFromString(file.read_bytes())
+    for name, text in facts.items():
+        spec.description.metadata.userDefined[PREFIX + name] = text
+    file.write_bytes(spec.SerializeToString())
+
+
+def network_app(pipeline: Any, model: str, functions: Mapping[str, Shape]) -> dict[str, str]:
+    """What an app must know of the network; see ``nas.model.packages``.
+
+    Args:
+        functions: name -> the shape in pixels that it takes.
+    """
+    space = pipeline.unet.space
+    levels, guidance = pipeline.plan()
+    pipeline.scheduler.set_timesteps(sigmas=levels)  # which may move them, by its own configuration
+    clips = {}
+    for name, shape in functions.items():
+        frames, height, width = latent_shape(space, *shape)
+        clips[name] = Clip(pixels=list(shape), latents=[frames, space.latent_channels, height, width])
+    facts = NetworkFacts(
+        model=model,
+        sigmas=pipeline.scheduler.sigmas[:-1].tolist(),
+        guidance=guidance,
+        renoise=bool(pipeline.scheduler.config.stochastic_sampling),
+        timestep_scale=TIMESTEPS,
+        fps=space.clip("training").fps,
+        functions=clips,
+        latents=pipeline.vae is not None,
+    )
+    return {APP.removeprefix(PREFIX): facts.model_dump_json()}
+
+
+def end_app(pipeline: Any, model: str, name: str, part: Part) -> dict[str, str]:
+    """What an app must know of the text encoder or of the decoder, by the inputs that it was exported with."""
+    facts: TextFacts | DecoderFacts
+    sizes = part[1][0].shape
+    if name == "decoder":
+        autoencoder = VideoAutoencoder(pipeline.vae, "vae")
+        facts = DecoderFacts(
+            model=model,
+            tile=[sizes[0], *sizes[2:]],
+            overlap=[0, 0, 0] if autoencoder.kind in IMAGES else list(DECODERS["allegro"].overlap),
+            time=autoencoder.time,
+            space=autoencoder.space,
+        )
+    else:
+        facts = TextFacts(
+            model=model,
+            length=sizes[1],
+            pad=pipeline.tokenizer.pad_token_id,
+            unknown=pipeline.tokenizer.unk_token_id,
+            tokenizer=pipeline.tokenizer.backend_tokenizer.to_str(),
+        )
+    return {APP.removeprefix(PREFIX): facts.model_dump_json()}

@@ -14,7 +14,9 @@ from search_spaces.space import latent_shape
 if TYPE_CHECKING:
     from nas.model.network import VideoUNet
 
-NAMES = ("x", "timestep", "context")
+TIMESTEP = "timestep"
+NAMES = ("x", TIMESTEP, "context")
+BETWEEN = 999.3  # a timestep between two float16s, which only an input in float32 hears
 Shape = tuple[int, int, int]  # frames, height, width in pixels
 
 
@@ -34,8 +36,11 @@ class Bound(nn.Module):
         return self.diffusion.as_velocity(x, timestep / TIMESTEPS, predict)
 
 
-def bound_at(unet: VideoUNet, shape: Shape) -> tuple[Bound, tuple[Tensor, ...]]:
+def bound_at(unet: VideoUNet, shape: Shape, between: bool = False) -> tuple[Bound, tuple[Tensor, ...]]:
     """The network bound to a clip of ``shape``, and random inputs of it.
+
+    Args:
+        between: the timestep is one that float16 cannot hold.
 
     Raises:
         NasError: if the autoencoder or the network cannot divide the shape.
@@ -45,7 +50,7 @@ def bound_at(unet: VideoUNet, shape: Shape) -> tuple[Bound, tuple[Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
     inputs = (
         torch.randn(frames, space.latent_channels, height, width, generator=generator),
-        torch.full((1,), 500.0),
+        torch.full((1,), BETWEEN if between else 500.0),
         torch.randn(1, space.text.tokens, space.text.dim, generator=generator),
     )
     return Bound(unet, frames), inputs

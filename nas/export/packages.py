@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from device_profiler import host
 from nas.errors import NasError
 from nas.export import compress, ends, forms, metadata
-from nas.export.network import NAMES, Shape, bound_at, function_name
-from nas.export.ranges import check_range
+from nas.export.audit import audit_network
+from nas.export.checks import UNCHECKED, Function, check_functions, check_storable
+from nas.export.network import NAMES, TIMESTEP, Shape, bound_at, function_name
 from nas.files import folder_beside, write_whole
 from nas.outputs import MADE_BY, check_replaceable, keep_rest, put_folder, restore, sole_writer_of
 from search_spaces.space import latent_shape
@@ -28,6 +29,22 @@ PACKAGE, FACTS = "unet.mlpackage", "export.json"
 ENDS = ("text_encoder", "decoder")
 PARTS = ("network", *ENDS)
 PARITY = 0.05  # of the largest output, float16 against float32
+MAIN = "main"  # what the converter calls the function of a package that has one
+
+
+@dataclass(frozen=True)
+class How:
+    """How packages are written.
+
+    Attributes:
+        quantize: weights in fewer bits: one of ``compress.BITS``. Outputs then differ, and are held to no module.
+        safe: normalisation and attention spelled so that float16 holds them, and the timestep in float32.
+        check: evaluate what was saved, and refuse it over a bound; see ``nas.export.checks``.
+    """
+
+    quantize: str | None = None
+    safe: bool = False
+    check: bool = True
 
 
 def export_model(
@@ -38,21 +55,24 @@ def export_model(
     shapes: Sequence[Shape] = (),
     parts: Sequence[str] = PARTS,
     quantize: str | None = None,
+    safe: bool = False,
+    check: bool = True,
+    audit: Path | None = None,
     device: str | None = None,
     tables: Path = Path("tables"),
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write ``out/unet.mlpackage`` (float16, iOS 18), those of its ends, and ``out/export.json`` beside them.
 
-    The exported program is compared with the network in torch everywhere; the package's own output only where Core ML
-    can predict (macOS), and ``parity`` says which of the two happened. Packages of other parts that lie in ``out``
-    stay, with their facts.
+    Every function of every saved package is evaluated with torch against the module it was made from (``check`` in the
+    facts); Core ML's own output only where it can predict (macOS), and ``parity`` says whether it did. Packages of
+    other parts that lie in ``out`` stay, with their facts.
 
     Args:
         clip: of the space; its shape is the package's. shapes: in its place; several become functions of one package
             that share their weights, named ``f16x512x512``, the first the default.
         parts: of ``PARTS``; a space that works in pixels has no decoder.
-        quantize: weights in fewer bits: one of ``compress.BITS``. Outputs then differ, and are not held to ``PARITY``.
+        quantize, safe, check: see ``How``. audit: a cache or folder of clips; see ``nas.export.audit``.
         device, tables: whose table predicts the costs that the package's metadata states, and says in which form each
             layer is written: the one that was fastest there.
         tell: called with a sentence before something long.
@@ -61,16 +81,19 @@ def export_model(
         Package path, operation counts, fused attentions, rank, sizes in MB, seconds, peak host memory, parity.
 
     Raises:
-        NasError: if the folder holds no model, Core ML cannot express a part, or the outputs differ. TableError: if the
-            device has no table of the space.
+        AnswerIsNo: if a package computes something else than its part, or float16 cannot hold it; what was there stays.
+        NasError: if the folder holds no model, or Core ML cannot express a part. TableError: if the device has no table
+            of the space.
     """
     compress.check(quantize)
+    if audit is not None and "network" not in parts:
+        raise NasError("--audit is of the network, which --parts leaves out; add it, or leave --audit out")
     unknown = [name for name in parts if name not in PARTS]
     if unknown or not parts:
         raise NasError(f"--parts {','.join(parts)}: must be of {', '.join(PARTS)}")
     out = Path(os.path.realpath(out))  # "." has no name to put something beside
     with sole_writer_of(out):
-        return _export(model, out, clip, shapes, parts, quantize, device, tables, tell)
+        return _export(model, out, clip, shapes, parts, How(quantize, safe, check), audit, device, tables, tell)
 
 
 def _export(
@@ -79,7 +102,8 @@ def _export(
     clip: str,
     shapes: Sequence[Shape],
     parts: Sequence[str],
-    quantize: str | None,
+    how: How,
+    audit: Path | None,
     device: str | None,
     tables: Path,
     tell: Callable[[str], None],
@@ -106,29 +130,28 @@ def _export(
     started = time.perf_counter()
     restore(out)
     with folder_beside(out) as partial:
-        facts: dict[str, Any] = {"package": str(out / PACKAGE), "weights": weights, "clip": clip, "quantize": quantize}
-        facts["made_by"] = MADE_BY
+        facts: dict[str, Any] = {"package": str(out / PACKAGE), "weights": weights, "clip": clip}
+        facts |= {"quantize": how.quantize, "made_by": MADE_BY}
         if "network" in parts:
-            facts |= _network(model, unet, wanted, quantize, partial, tell)
-            metadata.write(partial / PACKAGE, metadata.facts_of(unet, predicted))
+            facts |= _network(model, unet, wanted, how, partial, tell)
+            told = metadata.facts_of(unet, predicted, facts["check"])
+            metadata.write(partial / PACKAGE, told | metadata.network_app(pipeline, weights, _functions_of(wanted)))
+            if audit is not None:
+                tell(f"evaluating the network on {audit}")
+                functions = _bound(unet, wanted, how)
+                facts["audit"] = audit_network(partial / PACKAGE, functions, wanted, pipeline, audit)
         facts["predicted"], facts["lowerings"], facts["forms"] = predicted, written, forms.forms_in(written)
-        for name, part in (
-            ("text_encoder", ends.text_encoder(pipeline)),
-            ("decoder", ends.decoder(pipeline, latents[0])),
-        ):
-            if name in parts and part is not None:
+        for name in ENDS:
+            part = _part(pipeline, name, latents[0]) if name in parts else None
+            if part is not None:
                 tell(f"lowering the {name.replace('_', ' ')}")
-                facts[name] = _end(model, name, *part, quantize, partial)
+                facts[name] = _end(model, name, part, how, partial)
+                told = metadata.facts_of(unet, None, facts[name]["check"])
+                metadata.write(partial / f"{name}.mlpackage", told | metadata.end_app(pipeline, weights, name, part))
         facts["seconds"] = round(time.perf_counter() - started, 1)
-        facts["peak_host_mb"] = _peak_mb()
+        facts["peak_host_mb"] = round(host.most_resident_mb(), 0)
         _put(partial, out, facts, before)
     return facts
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process so far; macOS counts bytes, Linux kibibytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 0)
 
 
 def _exported(out: Path) -> dict[str, Any]:
@@ -177,90 +200,92 @@ def _put(partial: Path, out: Path, facts: Mapping[str, Any], before: Mapping[str
 
 
 def _network(
-    model: Path, unet: Any, shapes: Sequence[Shape], quantize: str | None, folder: Path, tell: Callable[[str], None]
+    model: Path, unet: Any, shapes: Sequence[Shape], how: How, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """``unet.mlpackage`` in the folder, of one shape or of several functions; what is in it."""
     sizes = [p.numel() for p in unet.parameters()]
-    expected = compress.predicted_mb(sizes, quantize)
-    if quantize is not None:
+    expected = compress.predicted_mb(sizes, how.quantize)
+    if how.quantize is not None:
         plain = compress.predicted_mb(sizes, None)
-        tell(f"{quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
-    single, stats, largest = [], [], []
-    for shape in shapes:
-        tell(f"lowering the network at {'x'.join(map(str, shape))}")
-        bound, inputs = bound_at(unet, shape)
-        largest.append(check_range(bound, inputs, f"{model}: the network"))
-        place = folder / function_name(shape)
-        place.mkdir()
-        stats.append(_lower(model, bound, inputs, NAMES, place))
-        package = place / stats[-1].pop("file")
-        if quantize is not None:
-            compress.compress(package, quantize)
-        single.append((package, parity(package, bound, NAMES, inputs, None if quantize else PARITY)))
-    if len(shapes) == 1:
-        os.replace(single[0][0], folder / PACKAGE)
-    else:
-        _join(
-            [(package, function_name(shape)) for (package, _), shape in zip(single, shapes, strict=True)],
-            folder / PACKAGE,
-        )
-    for shape in shapes:
-        shutil.rmtree(folder / function_name(shape))
-    first = stats[0]
+        tell(f"{how.quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
+    functions = _bound(unet, shapes, how)
+    tell(f"lowering the network at {', '.join('x'.join(map(str, shape)) for shape in shapes)}")
+    written = _written(f"{model}: the network", functions, how, folder / PACKAGE)
     return {
-        "functions": [function_name(shape) for shape in shapes] if len(shapes) > 1 else [],
+        "functions": [one.name for one in functions] if len(shapes) > 1 else [],
         "shapes": ["x".join(map(str, shape)) for shape in shapes],
-        "inputs": {name: list(x.shape) for name, x in zip(NAMES, bound_at(unet, shapes[0])[1], strict=True)},
+        "inputs": {name: list(x.shape) for name, x in zip(NAMES, functions[0].inputs, strict=True)},
         "parameters": sum(sizes),
-        "largest_activation": max(largest),
-        "fused_attention": first.pop("attention_ops"),
-        **first,
-        "weights_mb": weights_mb(folder / PACKAGE),
+        "safe": how.safe,
+        "fused_attention": written.pop("attention_ops"),
+        **written,
         "weights_mb_expected": round(expected, 3),
-        "package_mb": package_mb(folder / PACKAGE),
-        "parity": single[0][1],
     }
 
 
-def _end(
-    model: Path,
-    name: str,
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    names: tuple[str, ...],
-    quantize: str | None,
-    folder: Path,
-) -> dict[str, Any]:
-    check_range(module, inputs, f"{model}: the {name.replace('_', ' ')}")
-    place = folder / name
-    place.mkdir()
-    stats = _lower(model, module, inputs, names, place)
-    package = place / stats.pop("file")
-    if quantize is not None:
-        compress.compress(package, quantize)
-    told = parity(package, module, names, inputs, None if quantize else PARITY)
-    os.replace(package, folder / f"{name}.mlpackage")
-    shutil.rmtree(place)
+def _functions_of(shapes: Sequence[Shape]) -> dict[str, Shape]:
+    """What the functions of the network's package are called."""
+    return {function_name(shape): shape for shape in shapes} if len(shapes) > 1 else {MAIN: shapes[0]}
+
+
+def _bound(unet: Any, shapes: Sequence[Shape], how: How) -> list[Function]:
+    return [Function(name, *bound_at(unet, shape, how.safe), NAMES) for name, shape in _functions_of(shapes).items()]
+
+
+def _part(pipeline: Any, name: str, latents: tuple[int, int, int]) -> ends.Part | None:
+    return ends.decoder(pipeline, latents) if name == "decoder" else ends.text_encoder(pipeline)
+
+
+def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dict[str, Any]:
+    module, inputs, names = part
+    functions = [Function(MAIN, module, inputs, names)]
+    written = _written(f"{model}: the {name.replace('_', ' ')}", functions, how, folder / f"{name}.mlpackage")
+    kept = ("operations", "weights_mb", "package_mb", "parity", "check")
     return {
         "inputs": {key: list(x.shape) for key, x in zip(names, inputs, strict=True)},
-        "quantize": quantize,
-        "operations": stats["operations"],
-        "weights_mb": weights_mb(folder / f"{name}.mlpackage"),
-        "package_mb": package_mb(folder / f"{name}.mlpackage"),
-        "parity": told,
+        **{"quantize": how.quantize, "safe": how.safe},
+        **{key: written[key] for key in kept},
     }
 
 
-def _lower(
-    model: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], folder: Path
-) -> dict[str, Any]:
+def _written(what: str, functions: Sequence[Function], how: How, target: Path) -> dict[str, Any]:
+    """Lower, compress, join and check the functions of one package; what the first is made of, and the check."""
+    places, stats, told = [], [], []
+    for one in functions:
+        check_storable(one.module, what)
+        place = target.with_name(f"{target.stem}-{one.name}")
+        place.mkdir()
+        stats.append(_lower(what, one, how.safe, place))
+        package = place / stats[-1].pop("file")
+        if how.quantize is not None:
+            if how.check:  # whether the converter kept the function shows before its weights are changed
+                check_functions(package, [replace(one, name=MAIN)], what)
+            compress.compress(package, how.quantize)
+        told.append(parity(package, one.module, one.names, one.inputs, None if how.quantize else PARITY))
+        places.append((package, one.name))
+    if len(places) == 1:
+        os.replace(places[0][0], target)
+    else:
+        _join(places, target)
+    for package, _ in places:
+        shutil.rmtree(package.parent)
+    checked: Any = UNCHECKED
+    if how.check:
+        checked = check_functions(target, functions, what, compressed=how.quantize is not None)
+    sizes = {"weights_mb": weights_mb(target), "package_mb": package_mb(target)}
+    return {**stats[0], **sizes, "parity": told[0], "check": checked}
+
+
+def _lower(what: str, one: Function, safe: bool, folder: Path) -> dict[str, Any]:
     from device_profiler.errors import WorkloadError
     from device_profiler.lowering.coreml import lower
 
+    wide = [name for name in one.names if name == TIMESTEP and safe]
     try:
-        return lower(module, inputs, names, "fused", "fp16", folder)
+        stats = lower(one.module, one.inputs, one.names, "fused", "fp16", folder, check=False, safe=safe, wide=wide)
     except WorkloadError as error:
-        raise NasError(f"{model}: cannot be exported to Core ML: {error}") from error
+        raise NasError(f"{what} cannot be exported to Core ML: {error}") from error
+    return {name: told for name, told in stats.items() if name not in ("export_error", "numeric_error")}
 
 
 def _join(packages: Sequence[tuple[Path, str]], target: Path) -> None:
@@ -294,7 +319,7 @@ def parity(
         NasError: if it is off by more than ``limit`` of the largest output.
     """
     if platform.system() != "Darwin":
-        return "not checked: Core ML predicts on macOS only; the exported program equals the module in torch"
+        return "not checked: Core ML predicts on macOS only"
     import coremltools as ct
     import numpy as np
 

@@ -58,8 +58,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         return Arrangement.from_json(self.config["arrangement"])
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Resnets, attentions and temporal layers: what is recomputed, compiled and sharded one by one."""
-        yield from spatial_blocks(self.network.unet)
+        """The frame's units and all layers: what is recomputed, compiled and sharded one by one."""
+        yield from self.space.backbone.family.units(self.network.unet)
         for layers in self.network.temporal.values():
             yield from layers  # type: ignore[misc]
 
@@ -92,11 +92,3 @@ class VideoUNet(ModelMixin, ConfigMixin):
         else:
             video = self.diffusion.as_velocity(sample, steps / TIMESTEPS, predict).to(sample.dtype)
         return UNet2DConditionOutput(sample=video) if return_dict else (video,)
-
-
-def spatial_blocks(unet: Any) -> Iterator[nn.Module]:
-    """Resnets and attentions of a UNet, in execution order."""
-    for stage in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
-        if stage is not None:
-            yield from stage.resnets
-            yield from getattr(stage, "attentions", ())

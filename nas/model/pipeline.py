@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 from nas.errors import NasError
 from nas.finite import check_finite
 from nas.model.folder import INDEX, Index, _damaged, read_index
+from nas.model.levels import plan_levels
 from nas.model.network import VideoUNet
 from nas.outputs import new_folder
 from nas.pretrained.autoencoder import VideoAutoencoder
@@ -128,7 +128,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         width = default_width if width is None else width
         if min(frames, height, width) < 1:
             raise NasError(f"a latent of {frames}x{height}x{width} is empty; use 1 or more of each")
-        down = max(position.downscale for position in space.positions)
+        down = max(position.space_scale for position in space.positions)
         if height % down or width % down:
             raise NasError(
                 f"a latent of {height}x{width} cannot be halved to the lowest stage; use multiples of {down}"
@@ -159,19 +159,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         Raises:
             NasError: if there is no step, the guidance is no number, or the noise levels do not fall.
         """
-        trained = list(self.sampling.get("sigmas", ()))
-        steps = num_inference_steps if num_inference_steps is not None else len(sigmas or trained) or 25
-        if steps < 1:
-            raise NasError(f"num_inference_steps must be 1 or more, but is {steps}")
-        as_trained = not sigmas and len(trained) == steps
-        levels = list(sigmas or (trained if as_trained else torch.linspace(1, 1 / steps, steps).tolist()))
-        if guidance_scale is None:
-            guidance_scale = float(self.sampling.get("guidance", 1.0)) if as_trained else 1.0
-        if not math.isfinite(guidance_scale):
-            raise NasError(f"guidance must be a finite number, but is {guidance_scale}; 1 is off")
-        if not all(1 >= a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True)):
-            raise NasError(f"sigmas must fall, from 1 or less to above 0, but are {levels}")
-        return levels, guidance_scale
+        return plan_levels(self.sampling, num_inference_steps, sigmas, guidance_scale)
 
     def fingerprint(self) -> str:
         """12 hex characters of the weights of network and text encoder: which model it is, wherever it lies."""

@@ -6,13 +6,90 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from nas.errors import NasError
 from nas.media import enlarge, to_uint8, write_contact_sheet, write_video
-from nas.model.pipeline import load_pipeline
+from nas.model.packages import Packages, is_packages
 from nas.outputs import MADE_BY
 from search_spaces.space import latent_shape
+
+if TYPE_CHECKING:
+    import torch
+
+    from nas.model.pipeline import VideoOutput
+
+Shape = tuple[int, int, int]  # frames, height, width in pixels
+
+
+class Sampler(Protocol):
+    """What a video is sampled from: a model folder, or packages."""
+
+    @property
+    def fps(self) -> float: ...
+
+    def shape(self, *wanted: int | None) -> tuple[Shape, bool]:
+        """The size with its own in place of what is not given, and whether the model was made for it."""
+        ...
+
+    def unknown_words(self, prompt: str) -> list[str]: ...
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        shape: Shape,
+        generators: Sequence[torch.Generator],
+        steps: int | None,
+        guidance: float | None,
+        callback: Callable[[int, int], None],
+    ) -> VideoOutput: ...
+
+
+class Model:
+    """A model folder as a ``Sampler``."""
+
+    def __init__(self, folder: Path) -> None:
+        from nas.model.pipeline import load_pipeline
+
+        self._pipeline = load_pipeline(folder)
+        self._space = self._pipeline.unet.space
+
+    @property
+    def fps(self) -> float:
+        return float(self._space.clip("training").fps)
+
+    def shape(self, *wanted: int | None) -> tuple[Shape, bool]:
+        own, deployed = self._space.clip("training"), self._space.clip("deployment")
+        sizes = (own.frames, own.height, own.width)
+        frames, height, width = (size if size is not None else ours for size, ours in zip(wanted, sizes, strict=True))
+        made = [list(sizes), [deployed.frames, deployed.height, deployed.width]]
+        latent_shape(self._space, frames, height, width)  # refused here, before a prompt is read
+        return (frames, height, width), [frames, height, width] in [*made, *self._pipeline.sampling.get("clips", [])]
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        return list(self._pipeline.unknown_words(prompt))
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        shape: Shape,
+        generators: Sequence[torch.Generator],
+        steps: int | None,
+        guidance: float | None,
+        callback: Callable[[int, int], None],
+    ) -> VideoOutput:
+        frames, height, width = latent_shape(self._space, *shape)
+        output: VideoOutput = self._pipeline(
+            list(prompts),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            num_frames=frames,
+            height=height,
+            width=width,
+            generator=list(generators) if len(prompts) > 1 else generators[0],
+            callback=callback,
+        )
+        return output
 
 
 def sample_video(
@@ -30,7 +107,7 @@ def sample_video(
     warn: Callable[[str], None] = lambda message: None,
     progress: Callable[[int, int, str], None] = lambda done, total, told: None,
 ) -> dict[str, Any]:
-    """Sample ``model`` (a folder as ``nas build`` writes it) and write ``out`` and ``out`` with ``.png``.
+    """Sample ``model`` (what ``nas build`` or ``nas export`` wrote) and write ``out`` and ``out`` with ``.png``.
 
     Several prompts are sampled as one batch and written as ``NAME-0.mp4``, ``NAME-1.mp4`` and so on. The noise of a
     video depends on the seed and its place alone, so a video does not change with what stands after it.
@@ -51,6 +128,32 @@ def sample_video(
     """
     import torch
 
+    _check_options(prompts, out, steps, guidance)
+    names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
+    if not overwrite:
+        check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
+    opened: Sampler = Packages(model) if is_packages(model) else Model(model)
+    shape, known = opened.shape(frames, height, width)
+    if not known:
+        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
+    for prompt in prompts:
+        if unknown := opened.unknown_words(prompt):
+            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
+    output = opened.sample(
+        list(prompts),
+        shape,
+        [torch.Generator().manual_seed(seed + 1_000_003 * i) for i in range(len(prompts))],
+        steps,
+        guidance,
+        lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
+    )
+    files = _write(names, output.frames, prompts, opened.fps)
+    size = dict(zip(("frames", "height", "width"), shape, strict=True))
+    made_with = {"steps": output.steps, "sigmas": output.sigmas, "guidance": output.guidance, "seed": seed}
+    return {**files[0], "videos": files, **size, **made_with}
+
+
+def _check_options(prompts: Sequence[str], out: Path, steps: int | None, guidance: float | None) -> None:
     if steps is not None and steps < 1:
         raise NasError(f"--steps must be 1 or more, but is {steps}")
     if not prompts:
@@ -59,54 +162,18 @@ def sample_video(
         raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
     if guidance is not None and not math.isfinite(guidance):
         raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
-    names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
-    if not overwrite:
-        check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
-    pipeline = load_pipeline(model)
-    space = pipeline.unet.space
-    clip = space.clip("training")
-    shape = (
-        clip.frames if frames is None else frames,
-        clip.height if height is None else height,
-        clip.width if width is None else width,
-    )
-    latent = latent_shape(space, *shape)
-    known = [[c.frames, c.height, c.width] for c in (clip, space.clip("deployment"))]
-    if list(shape) not in [*known, *pipeline.sampling.get("clips", [])]:
-        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
-    for prompt in prompts:
-        if unknown := pipeline.unknown_words(prompt):
-            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
-    generators = [torch.Generator().manual_seed(seed + 1_000_003 * i) for i in range(len(prompts))]
-    output = pipeline(
-        list(prompts),
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        num_frames=latent[0],
-        height=latent[1],
-        width=latent[2],
-        generator=generators if len(prompts) > 1 else generators[0],
-        callback=lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _write(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: float) -> list[dict[str, str]]:
+    """Videos (N, T, H, W, 3) in 0..1 as files, each with its contact sheet."""
+    names[0].parent.mkdir(parents=True, exist_ok=True)
     files = []
-    for i, video in enumerate(output.frames):
-        name = names[i]
+    for name, video, prompt in zip(names, videos, prompts, strict=True):
         pixels = enlarge(to_uint8(video.numpy()))
-        write_video(name, pixels, clip.fps)
+        write_video(name, pixels, fps)
         write_contact_sheet(name.with_suffix(".png"), pixels)
-        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompts[i]})
-    return {
-        **files[0],
-        "videos": files,
-        "frames": shape[0],
-        "height": shape[1],
-        "width": shape[2],
-        "steps": output.steps,
-        "sigmas": output.sigmas,
-        "guidance": output.guidance,
-        "seed": seed,
-    }
+        files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompt})
+    return files
 
 
 def check_outputs(files: Sequence[Path]) -> None:

@@ -1,1 +1,1 @@
-"""Other people's models, and ours on disk: found, chosen by rank, checked, and loaded behind one guard."""
+"""Other people's models, and ours on disk, loaded behind one guard."""

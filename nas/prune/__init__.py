@@ -1,4 +1,4 @@
-"""From a large diffusers UNet to a small backbone: what it can do without is cut, the rest recovers by distillation."""
+"""A large UNet cut to a small backbone, which recovers by distillation."""
 
 from nas.prune.prune import prune_unet
 

@@ -10,7 +10,6 @@ from typing import Any
 import yaml
 
 from nas.errors import NasError
-from search_spaces.families import backbone_spec
 from search_spaces.space import Space
 
 
@@ -67,19 +66,18 @@ def space_with(space: Space, unet: Any) -> Space:
     Raises:
         NasError: if the space's backbone cannot be configured to be that UNet.
     """
-    spec = backbone_spec(space.backbone.name)
-    config = {key: _plain(unet.config.get(key, spec.config[key])) for key in spec.config}
+    usual = space.backbone.preset.config
+    config = {key: _plain(unet.config.get(key, usual[key])) for key in usual}
     widths = dict(unet.config.get("widths") or {})
     if widths:
         config["widths"] = widths
     positions = []
-    for place in spec.layout(config).places:
-        twins = [p for p in space.positions if (p.channels, p.downscale) == (place.channels, place.downscale)]
+    for place in space.backbone.family.layout(config).places:
+        twins = [p for p in space.positions if (p.channels, p.space_scale) == (place.channels, place.space_scale)]
         named = [p for p in twins if p.name == place.name]
         if named or twins:
             like = (named or twins)[0]
-            variants = [variant.label for variant in like.variants]
-            positions.append({**vars(like), "name": place.name, "variants": variants})
+            positions.append({**like.to_json(), "name": place.name})
     if not positions:
         raise NasError(f"{space.name}: none of its positions is left in the pruned UNet; give a space of its kind")
     told = space.to_json()
@@ -97,8 +95,8 @@ def _plain(value: Any) -> Any:
 
 def space_text(space: Space) -> str:
     """A space as the YAML that loads as it."""
-    spec, told = backbone_spec(space.backbone.name), space.to_json()
-    changed = {k: v for k, v in space.backbone.config.items() if k not in spec.config or spec.config[k] != v}
+    usual, told = space.backbone.preset.config, space.to_json()
+    changed = {k: v for k, v in space.backbone.config.items() if k not in usual or usual[k] != v}
     text = {name: value for name, value in told["text"].items() if name != "dim"}
     fields: Mapping[str, Any] = {
         "name": space.name,
@@ -108,7 +106,11 @@ def space_text(space: Space) -> str:
         "text": text,
         "clips": {name: dict(clip) for name, clip in told["clips"].items()},
         "positions": {
-            position.name: {"max_layers": position.max_layers, "variants": [v.label for v in position.variants]}
+            position.name: {
+                **({"least": position.least} if position.least else {}),
+                "max_layers": position.most,
+                "variants": [v.label for v in position.variants],
+            }
             for position in space.positions
         },
     }

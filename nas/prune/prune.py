@@ -18,7 +18,7 @@ from nas.config import CONFIG_FILE
 from nas.console import progress, say
 from nas.errors import NasError, why_full
 from nas.files import folder_beside, only_leftovers, read_yaml, sole_writer, write_whole
-from nas.pretrained.unet import load_unet
+from nas.pretrained.given import load_given
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
 from nas.prune.cuts import Cut, block_cuts, width_cut
@@ -87,7 +87,8 @@ def prune_unet(
         raise NasError(f"{out} is not empty and holds no pruning; give a new or empty folder to --out")
     if config.threads:
         torch.set_num_threads(config.threads)
-    whole = load_unet(source).to(usable_device(config.device, "prune.device")).eval().requires_grad_(False)
+    where = usable_device(config.device, "prune.device")
+    whole = load_given(loaded.backbone.family, source).to(where).eval().requires_grad_(False)
     for note in check_unet(loaded, whole, source):
         say(f"prune      {source}: {note}")
     if parameters is None and latency_ms is None and not _leads(whole.config, loaded):

@@ -1,1 +1,1 @@
-"""Does the supernet rank arrangements as training each of them alone would? The evidence, and what to do without it."""
+"""Does the supernet rank arrangements as training each alone would?"""

@@ -1,4 +1,7 @@
-"""Fine-tuning of a built model: on images and videos together, and adversarially down to a few steps."""
+"""Ways to fine-tune a built model.
+
+On images and videos together, and adversarially down to a few steps.
+"""
 
 from __future__ import annotations
 

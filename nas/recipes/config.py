@@ -39,7 +39,7 @@ class AdversarialConfig(StageConfig):
     Attributes:
         levels: the noise levels of the generator, falling from 1: the steps that it will be sampled at.
         heads: `unified` (SnapGen-V), `separate` (a spatial and a temporal one, SF-V), `spatial` or `temporal` alone.
-        head_stages: the down blocks that carry a head, counted from 0; all, where the list is empty.
+        head_stages: the family's features (a UNet's down blocks) that carry a head, counted from 0; all, if empty.
         head_width: channels inside a head. head_rate: learning rate of the heads. head_steps: their steps for each of
             the generator. head_warmup: first steps in which the heads alone learn, so that the generator does not
             begin by following a discriminator that knows nothing.

@@ -1,9 +1,10 @@
-"""The discriminator: the model's own encoder, frozen, with a small head after each down block that judges space and
-time."""
+"""The discriminator: the model's own first half, frozen, with a small head at each place that its family lets be read;
+heads judge space and time."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,46 +12,42 @@ from torch import Tensor, nn
 
 from nas.errors import NasError
 from nas.model.network import VideoUNet
-from search_spaces.families import run_unet
 from search_spaces.network import module_name
 
 Kind = Literal["unified", "separate", "spatial", "temporal"]
 
 
 class Encoder(nn.Module):
-    """The way down of a video network, frozen: what it sees after each down block.
+    """The first half of a video network, frozen: what it sees at the features of its family.
 
     Args:
-        model: its network is copied, without the way up.
+        model: its network is copied, as far as the last feature.
 
     Raises:
-        NasError: if its backbone is no UNet.
+        NasError: if its family names no features.
     """
 
     def __init__(self, model: VideoUNet) -> None:
         super().__init__()
-        network = model.network
+        backbone, network = model.space.backbone, model.network
         self.diffusion = model.diffusion
-        unet: Any = network.unet
-        if not all(name in dict(unet.named_children()) for name in ("down_blocks", "up_blocks", "conv_in")):
+        self.family = backbone.family
+        self.features = dict(self.family.features(network.unet))
+        if not self.features:
             raise NasError(
-                f"the adversarial stage needs a UNet, whose down blocks the discriminator reads, but the backbone is a "
-                f"{type(unet).__name__}"
+                f"the adversarial stage needs features that a discriminator can read, but family {self.family.name} "
+                "names none"
             )
-        kept = {name: unet._modules[name] for name in ("up_blocks", "conv_norm_out", "conv_out")}
-        for name in kept:  # not copied, only to be thrown away
-            unet._modules[name] = None
-        try:
-            self.unet: Any = copy.deepcopy(unet)
-        finally:
-            unet._modules.update(kept)
-        self.unet.up_blocks, self.unet.mid_block = nn.ModuleList(), None
-        self.unet.conv_norm_out, self.unet.conv_out = None, nn.Identity()
-        self.last = {f"down.{i}.{len(block.resnets) - 1}": i for i, block in enumerate(self.unet.down_blocks)}
-        self.temporal = copy.deepcopy(
-            nn.ModuleDict({name: layers for name, layers in network.temporal.items() if name.startswith("down")})
+        self.channels = list(self.features.values())
+        self.unet: Any = self.family.encoder(network.unet)
+        places = [place.name for place in backbone.layout.places]
+        last = max(places.index(name) for name in self.features)
+        names = {module_name(name) for name in places[: last + 1]}
+        self.temporal = nn.ModuleDict(
+            {name: copy.deepcopy(layers) for name, layers in network.temporal.items() if name in names}
         )
-        self.channels = [int(block.resnets[-1].out_channels) for block in self.unet.down_blocks]
+        self.reads = dict(network.reads)
+        self.divided = {place.name: place.time_scale for place in backbone.layout.places}
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Encoder:
@@ -64,21 +61,24 @@ class Encoder(nn.Module):
             video: (B, C, T, H, W). level: (B,) noise levels in 0..1. context: (B, L, D) text.
 
         Returns:
-            For each down block, highest resolution first, (B*T, C_i, H_i, W_i).
+            For each feature of the family, in order, (B*T, C_i, H_i, W_i).
         """
         frames = video.shape[2]
         found: list[Tensor] = []
 
-        def temporal(position: str, x: Tensor) -> Tensor:
-            name = module_name(position)
-            for layer in self.temporal[name] if name in self.temporal else ():  # type: ignore[union-attr]
-                x = layer(x, frames, context)
-            if position in self.last:
+        def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
+            name = module_name(place)
+            if name in self.temporal:
+                layers: Any = self.temporal[name]
+                for layer, reads in zip(layers, self.reads[name], strict=True):
+                    x = layer(x, frames // self.divided[place], **{read: beside[read] for read in reads})
+            if place in self.features:
                 found.append(x)
             return x
 
         def look(noisy: Tensor, timestep: Tensor) -> Tensor:
-            run_unet(self.unet, noisy.transpose(1, 2).flatten(0, 1), timestep, context, frames, temporal)
+            x = noisy.transpose(1, 2).flatten(0, 1)
+            self.family.run(self.unet, {"x": x, "timestep": timestep, "context": context, "frames": frames}, at)
             return noisy
 
         self.diffusion.as_velocity(video, level, look)  # noise and timestep as this network knows them
@@ -159,7 +159,7 @@ class Heads(nn.Module):
     """The heads of a discriminator: all that is trained of it.
 
     Args:
-        channels: of each down block's features. stages: which of them are judged; all, where it is empty.
+        channels: of each feature. stages: which of them are judged; all, where it is empty.
         kind: see ``Head``; ``separate`` has a spatial and a temporal one each.
         text: width of the pooled text. width: channels inside a head.
 
@@ -171,9 +171,7 @@ class Heads(nn.Module):
         super().__init__()
         for stage in stages:
             if not 0 <= stage < len(channels):
-                raise NasError(
-                    f"adversarial.head_stages: there is no down block {stage}, only 0 to {len(channels) - 1}"
-                )
+                raise NasError(f"adversarial.head_stages: there is no feature {stage}, only 0 to {len(channels) - 1}")
         self.stages = tuple(sorted(set(stages))) or tuple(range(len(channels)))
         kinds: tuple[Any, ...] = ("spatial", "temporal") if kind == "separate" else (kind,)
         self.heads = nn.ModuleDict(

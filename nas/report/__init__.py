@@ -1,4 +1,4 @@
-"""One self-contained page about a run, made from whatever its folder holds."""
+"""One page about a run, made from whatever its folder holds."""
 
 from nas.report.report import write_report
 

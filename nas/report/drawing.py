@@ -1,4 +1,4 @@
-"""A UNet with its temporal layers, drawn as SVG: down on the left, up on the right, skip tensors straight across."""
+"""A network with its layers, drawn as SVG: one column, or down on the left, up on the right, skips straight across."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from search_spaces.families.unet.picture import short
+from search_spaces.errors import SpaceError
+from search_spaces.families import family_of_id
+from search_spaces.families.contract import Picture
+from search_spaces.picture import short
 from search_spaces.variant import Variant
 
 FAMILIES = ("Conv1D", "Conv3D", "SelfAttention1D", "SelfAttention3D", "CrossAttention1D", "CrossAttention3D")
@@ -30,7 +33,7 @@ class Node:
         return HEAD + CHIP * max(1, len(self.layers)) + PAD if self.is_position else PILL
 
 
-def unet_svg(
+def network_svg(
     plan: Mapping[str, Any] | None,
     layers: Sequence[tuple[str, Sequence[str]]],
     costs: Mapping[str, str],
@@ -41,7 +44,7 @@ def unet_svg(
     """Draw an arrangement.
 
     Args:
-        plan: the space's plan; without it, or for a backbone that is no UNet, positions are drawn in a list.
+        plan: the space's plan; without it, or for a family that is not installed, positions are drawn in a list.
         layers: variant labels of every position, in execution order.
         costs: short texts by position, such as ``+1.2 ms``.
         width: of the drawing in pixels; 360 for a phone, 860 for a desk.
@@ -51,11 +54,25 @@ def unet_svg(
     sizes = {}
     for position in plan["positions"] if plan else ():
         sizes[position["name"]] = f"{position['height']}×{position['width']} · {position['channels']} ch"
-    rows = _rows(plan, chosen, sizes, costs) if plan else None
-    if rows is None:
-        nodes = [Node(name, True, labels, sizes.get(name, ""), costs.get(name, "")) for name, labels in chosen.items()]
-        return _list_svg(nodes, width, title)
-    return _unet_svg(rows, width, title)
+    drawn = _drawn(plan) if plan else None
+    names = [point["name"] for point in plan["points"]] if plan and drawn else list(chosen)
+    nodes = {
+        name: Node(name, name in chosen, chosen.get(name, ()), sizes.get(name, ""), costs.get(name, ""))
+        for name in names
+    }
+    if drawn is None or not any(row.right for row in drawn.rows):
+        return _list_svg(list(nodes.values()), width, title)
+    rows = [(nodes.get(row.left or ""), nodes.get(row.right or ""), row.joined) for row in drawn.rows]
+    return _two_columns_svg(drawn, rows, width, title)
+
+
+def _drawn(plan: Mapping[str, Any]) -> Picture | None:
+    """How the family of a plan draws it; None where the family is not installed."""
+    try:
+        family = family_of_id(plan["backbone"]["name"])
+    except SpaceError:
+        return None
+    return family.picture([point["name"] for point in plan["points"]], skips(plan["points"]))
 
 
 def skips(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -78,41 +95,13 @@ def skips(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 Pair = tuple[Node | None, Node | None, bool]
 
 
-def _rows(
-    plan: Mapping[str, Any], chosen: Mapping[str, tuple[str, ...]], sizes: Mapping[str, str], costs: Mapping[str, str]
-) -> list[Pair] | None:
-    """(down, up, joined by a skip) from top to bottom; None if the points do not pair up like a UNet's."""
-    consumed = skips(plan["points"])
-    if not consumed:
-        return None
-    names = [point["name"] for point in plan["points"]]
-    turn = names.index(next(iter(consumed)))
-    nodes = {
-        name: Node(name, name in chosen, chosen.get(name, ()), sizes.get(name, ""), costs.get(name, ""))
-        for name in names
-    }
-    left, right = names[:turn], names[turn:][::-1]
-    producers = set(consumed.values())
-    rows: list[Pair] = []
-    while left or right:
-        if right and right[0] not in consumed:
-            rows.append((None, nodes[right.pop(0)], False))
-        elif left and left[0] not in producers:
-            rows.append((nodes[left.pop(0)], None, False))
-        elif left and right and consumed[right[0]] == left[0]:
-            rows.append((nodes[left.pop(0)], nodes[right.pop(0)], True))
-        else:
-            return None
-    return rows
-
-
-def _unet_svg(rows: Sequence[Pair], width: int, title: str) -> str:
+def _two_columns_svg(drawn: Picture, rows: Sequence[Pair], width: int, title: str) -> str:
     card = min(320, round(width * 0.435))
     left, right = 1, width - card - 1
     parts: list[str] = []
     y = 28
-    parts.append(_text(left, 14, "noisy clip, text, time ↓", "note"))
-    parts.append(_text(width - 1, 14, "↑ velocity", "note", anchor="end"))
+    parts.append(_text(left, 14, f"{drawn.enters} ↓", "note"))
+    parts.append(_text(width - 1, 14, f"↑ {drawn.leaves}", "note", anchor="end"))
     last: dict[str, float] = {}
     label = ""
     for down, up, joined in rows:

@@ -51,46 +51,32 @@ def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], held: Mapping[s
         for row in named
         if row.chosen or row.is_empty
     ]
-    shapes = []
-    asked = budget.get("latency_ms")
-    limit = held.get("latency_ms", asked)
-    if asked is not None and limit is not None:
-        told = f"budget {asked:.4g} ms" + (f", held to {limit:.4g}" if limit < asked else "")
-        shapes.append(
-            {
-                "type": "line",
-                "xref": "x",
-                "yref": "paper",
-                "x0": limit,
-                "x1": limit,
-                "y0": 0,
-                "y1": 1,
-                "line": {"color": "$warn", "width": 1.5, "dash": "dash"},
-            }
-        )
-        annotations.append(
-            {
-                "x": limit,
-                "y": 1,
-                "yref": "paper",
-                "text": told,
-                "showarrow": False,
-                "xanchor": "left",
-                "yanchor": "top",
-                "xshift": 4,
-                "font": {"color": "$warn", "size": 12},
-            }
-        )
+    line, label = _budget_line(budget, held)
     return {
         "data": [trace for trace in data if trace["x"]],
         "layout": {
             "xaxis": {"title": {"text": f"latency of one evaluation, ms{_aside(source)}"}, "zeroline": False},
             "yaxis": {"title": {"text": "validation loss"}, "zeroline": False},
-            "annotations": annotations,
-            "shapes": shapes,
+            "annotations": annotations + label,
+            "shapes": line,
             "hovermode": "closest",
         },
     }
+
+
+def _budget_line(budget: Mapping[str, Any], held: Mapping[str, Any]) -> tuple[list[Figure], list[Figure]]:
+    """The line of the latency limit and its label; empty without one."""
+    asked = budget.get("latency_ms")
+    limit = held.get("latency_ms", asked)
+    if asked is None or limit is None:
+        return [], []
+    told = f"budget {asked:.4g} ms" + (f", held to {limit:.4g}" if limit < asked else "")
+    line = {"type": "line", "xref": "x", "yref": "paper", "x0": limit, "x1": limit, "y0": 0, "y1": 1}
+    label = {"x": limit, "y": 1, "yref": "paper", "text": told, "showarrow": False, "xanchor": "left"}
+    return (
+        [line | {"line": {"color": "$warn", "width": 1.5, "dash": "dash"}}],
+        [label | {"yanchor": "top", "xshift": 4, "font": {"color": "$warn", "size": 12}}],
+    )
 
 
 def curve_figure(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str], title: str) -> Figure:

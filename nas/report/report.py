@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -12,12 +11,28 @@ from typing import Any
 from markupsafe import Markup
 
 from latency_tables.report.page import render_page, write_page
-from nas.report.drawing import FAMILIES, brief, unet_svg
+from nas.report.drawing import FAMILIES, brief, network_svg
 from nas.report.figures import curve_figure, front_figure
 from nas.report.folder import KINDS, Row, RunFolder, read_run
 from nas.report.measured import disturbed_sentence, measurement
 from nas.report.searching import growth_figure, positions_figure, reasons
 from nas.report.strips import animated_strip, sheet, still
+from nas.report.texts import (
+    as_mapping,
+    count_text,
+    facts,
+    inline,
+    latency_of,
+    listed,
+    loss_of,
+    loss_text,
+    mb,
+    ms,
+    number,
+    percent,
+    seconds_text,
+    value_of,
+)
 
 HERE = Path(__file__).parent
 FILE = "report.html"
@@ -83,7 +98,7 @@ def render(run: RunFolder) -> str:
         HERE,
         "report.html.j2",
         _figures(run),
-        {"ms": _ms, "mb": _mb, "loss": _loss, "count": _count, "percent": _percent, "brief": brief},
+        {"ms": ms, "mb": mb, "loss": loss_text, "count": count_text, "percent": percent, "brief": brief},
         run=run,
         metrics=run.metrics,
         chosen=chosen,
@@ -92,7 +107,7 @@ def render(run: RunFolder) -> str:
         tiles=_tiles(run),
         source=run.sources.word,
         estimate_notice=_estimate_notice(run),
-        front_rows=sorted((row for row in run.front if row.on_front or row.is_empty), key=_latency),
+        front_rows=sorted((row for row in run.front if row.on_front or row.is_empty), key=latency_of),
         tally=_tally(run.front),
         why=_why(run),
         reasons=reasons(run.explained),
@@ -101,13 +116,13 @@ def render(run: RunFolder) -> str:
         breakdown=_breakdown(run),
         comparison=_comparison(run),
         drift=_drift(run),
-        disturbed=disturbed_sentence(_dict(run.metrics.get("chosen"))),
+        disturbed=disturbed_sentence(as_mapping(run.metrics.get("chosen"))),
         clips=_clips(run),
         kinds=[KIND_NAMES[kind] for kind in KINDS if run.samples and kind in run.samples.clips],
         provenance=_provenance(run),
         timings=_timings(run),
-        coreml=_facts(run.metrics.get("coreml")),
-        evaluation=_evaluation(_dict(run.metrics.get("evaluation"))),
+        coreml=facts(run.metrics.get("coreml")),
+        evaluation=_evaluation(as_mapping(run.metrics.get("evaluation"))),
     )
 
 
@@ -123,37 +138,37 @@ def verdict(run: RunFolder) -> str:
         if variants:
             texts = [(brief(variant.label), len(list(same))) for variant, same in groupby(variants)]
             places.setdefault(" then ".join(t if n == 1 else f"{n} × {t}" for t, n in texts), []).append(name)
-    parts = [f"{text} at {_listed(names)}" for text, names in places.items()]
+    parts = [f"{text} at {listed(names)}" for text, names in places.items()]
     everywhere = all(variants for _, variants in run.arrangement.layers)
     sentences = [f"Put {', '.join(parts)}{'.' if everywhere else ', and nothing elsewhere.'}"]
     if not parts:
         sentences = ["Put no temporal layers anywhere."]
-    chosen, empty = _dict(run.metrics.get("chosen")), _dict(run.metrics.get("empty"))
+    chosen, empty = as_mapping(run.metrics.get("chosen")), as_mapping(run.metrics.get("empty"))
     latency, method = measurement(chosen, "latency_ms")
     backbone, _ = measurement(chosen, "backbone_latency_ms")
     if latency is None:
-        latency, method, backbone = _value(chosen, "latency_ms_predicted"), _predicted(run), None
+        latency, method, backbone = value_of(chosen, "latency_ms_predicted"), _predicted(run), None
     if latency is not None:
         if backbone is None:
-            backbone = _value(chosen, "backbone_latency_ms")
-        share = "" if backbone is None else f", {_ms(backbone)} of it the image backbone"
+            backbone = value_of(chosen, "backbone_latency_ms")
+        share = "" if backbone is None else f", {ms(backbone)} of it the image backbone"
         peak, peak_method = measurement(chosen, "peak_mb")
         if peak is None:
-            peak, peak_method = _value(chosen, "peak_mb_predicted"), _predicted(run)
+            peak, peak_method = value_of(chosen, "peak_mb_predicted"), _predicted(run)
         how = method if method == peak_method or peak is None else f"latency {method}, memory {peak_method}"
-        memory = "" if peak is None else f" and peaks at {_mb(peak)}"
-        sentences.append(f"One evaluation on {_device(run)} takes {_ms(latency)}{share}{memory} ({how}).")
-    loss, without = _value(chosen, "loss"), _value(empty, "loss")
+        memory = "" if peak is None else f" and peaks at {mb(peak)}"
+        sentences.append(f"One evaluation on {_device(run)} takes {ms(latency)}{share}{memory} ({how}).")
+    loss, without = value_of(chosen, "loss"), value_of(empty, "loss")
     if loss is not None and without:
         change = (without - loss) / without
-        better = f"{_percent(abs(change))} {'below' if change >= 0 else 'above'}"
-        gain, doubt = _value(empty, "gain"), _value(empty, "gain_stderr")
+        better = f"{percent(abs(change))} {'below' if change >= 0 else 'above'}"
+        gain, doubt = value_of(empty, "gain"), value_of(empty, "gain_stderr")
         paired = chance = ""
         if gain is not None and doubt is not None:
             paired = f"; on the same clips and noise the difference is {gain:.4f} ± {doubt:.4f}"
             chance = ", too little to tell from chance" if gain < 2 * doubt else ""
-        rest = f"{better} the {_loss(without)} without temporal layers{paired}{chance}"
-        sentences.append(f"Its validation loss is {_loss(loss)}, {rest}.")
+        rest = f"{better} the {loss_text(without)} without temporal layers{paired}{chance}"
+        sentences.append(f"Its validation loss is {loss_text(loss)}, {rest}.")
     return " ".join(sentences)
 
 
@@ -168,7 +183,7 @@ def _estimate_notice(run: RunFolder) -> str:
         return ""
     total = sum(counts.values())
     parts = [f"{count} are {name}" for name, count in counts.items() if name != "measured"]
-    return f"Of the table's {total} usable rows, {_listed(parts)}: not measured here. Costs below rest on them."
+    return f"Of the table's {total} usable rows, {listed(parts)}: not measured here. Costs below rest on them."
 
 
 def _device(run: RunFolder) -> str:
@@ -178,29 +193,29 @@ def _device(run: RunFolder) -> str:
 
 def _tiles(run: RunFolder) -> list[dict[str, Any]]:
     """The four numbers to remember, each with what it is held against; ``fill`` is its share of the budget."""
-    chosen, empty = _dict(run.metrics.get("chosen")), _dict(run.metrics.get("empty"))
-    budget, held = (_dict(run.metrics.get(name)) for name in ("budget", "held"))
+    chosen, empty = as_mapping(run.metrics.get("chosen")), as_mapping(run.metrics.get("empty"))
+    budget, held = (as_mapping(run.metrics.get(name)) for name in ("budget", "held"))
     tiles = []
-    for name, column, unit in (("Latency", "latency_ms", _ms), ("Peak memory", "peak_mb", _mb)):
+    for name, column, unit in (("Latency", "latency_ms", ms), ("Peak memory", "peak_mb", mb)):
         value, how = measurement(chosen, column)
         is_predicted = value is None
         if value is None:
-            value, how = _value(chosen, f"{column}_predicted"), _predicted(run)
-        limit = _value(budget, "latency_ms" if column == "latency_ms" else "memory_mb")
+            value, how = value_of(chosen, f"{column}_predicted"), _predicted(run)
+        limit = value_of(budget, "latency_ms" if column == "latency_ms" else "memory_mb")
         if value is not None:
             note = f"{how}; budget {unit(limit)}" if limit else f"{how}; no budget"
-            kept = _value(held, "latency_ms") if column == "latency_ms" and is_predicted else None
+            kept = value_of(held, "latency_ms") if column == "latency_ms" and is_predicted else None
             if limit and kept and kept < limit:
                 note += f", held to {unit(kept)}"
             fill = None if not limit else value / limit
             tiles.append({"name": name, "value": unit(value), "note": note, "fill": fill})
-    loss, without = _value(chosen, "loss"), _value(empty, "loss")
+    loss, without = value_of(chosen, "loss"), value_of(empty, "loss")
     if loss is not None:
-        note = "lower is better" if without is None else f"{_loss(without)} without temporal layers"
-        tiles.append({"name": "Validation loss", "value": _loss(loss), "note": note, "fill": None})
-    parameters = _value(chosen, "parameters")
+        note = "lower is better" if without is None else f"{loss_text(without)} without temporal layers"
+        tiles.append({"name": "Validation loss", "value": loss_text(loss), "note": note, "fill": None})
+    parameters = value_of(chosen, "parameters")
     if parameters is not None:
-        tiles.append({"name": "Parameters", "value": _count(parameters), "note": "whole network", "fill": None})
+        tiles.append({"name": "Parameters", "value": count_text(parameters), "note": "whole network", "fill": None})
     return tiles
 
 
@@ -216,15 +231,15 @@ def _tally(rows: Sequence[Row]) -> str:
 
 def _why(run: RunFolder) -> str:
     """Why the chosen one: the search's own words, or else how it compares with the lowest loss on the front."""
-    said = _dict(run.metrics.get("search")).get("sentence")
+    said = as_mapping(run.metrics.get("search")).get("sentence")
     if isinstance(said, str) and said:
         return f"{said[:1].upper()}{said[1:].rstrip('.')}."
     chosen = next((row for row in run.front if row.chosen), None)
-    best = min((row for row in run.front if row.on_front), key=_loss_of, default=None)
+    best = min((row for row in run.front if row.on_front), key=loss_of, default=None)
     if chosen is None or best is None or chosen["loss"] is None or best["loss"] is None or best.key == chosen.key:
         return ""
-    less, more = chosen["loss"] - best["loss"], _latency(best) - _latency(chosen)
-    return f"The lowest loss on the front is {less:.4f} below the chosen one's and costs {_ms(more)} more."
+    less, more = chosen["loss"] - best["loss"], latency_of(best) - latency_of(chosen)
+    return f"The lowest loss on the front is {less:.4f} below the chosen one's and costs {ms(more)} more."
 
 
 # Parts of the page ---------------------------------------------------------------------------------
@@ -233,7 +248,7 @@ def _why(run: RunFolder) -> str:
 def _figures(run: RunFolder) -> dict[str, Any]:
     figures = {}
     if run.front:
-        budget, held = (_dict(run.metrics.get(name)) for name in ("budget", "held"))
+        budget, held = (as_mapping(run.metrics.get(name)) for name in ("budget", "held"))
         figures["front"] = front_figure(run.front, budget, held, run.sources.word)
         figures["growth"] = growth_figure(run.front)
         figures["positions"] = positions_figure(run.front)
@@ -254,12 +269,12 @@ def _drawings(run: RunFolder) -> dict[str, Markup]:
     for row in _breakdown(run)["rows"]:
         if row["latency_ms"] is not None and row["layers"]:
             costs[row["position"]] = (
-                f"{_ms(row['latency_ms'])} est." if row["estimated"] else f"+{_ms(row['latency_ms'])}"
+                f"{ms(row['latency_ms'])} est." if row["estimated"] else f"+{ms(row['latency_ms'])}"
             )
     layers = [(name, [variant.label for variant in variants]) for name, variants in run.arrangement.layers]
     title = f"The chosen arrangement on the UNet. {verdict(run)}"
     return {
-        name: Markup(unet_svg(run.plan, layers, costs, width=width, title=title))  # noqa: S704 - escaped where made
+        name: Markup(network_svg(run.plan, layers, costs, width=width, title=title))  # noqa: S704 - escaped where made
         for name, width in (("wide", 860), ("narrow", 352))
     }
 
@@ -290,7 +305,7 @@ def _breakdown(run: RunFolder) -> dict[str, Any]:
         keys = [workloads.get((position, label), "") for label in layers or ([""] if position == "backbone" else [])]
         found = {run.sources.by_workload.get(key, "measured") for key in keys}
         row: dict[str, Any] = {"position": position, "layers": layers, "is_peak": bool(entry.get("is_peak"))}
-        row |= {name: _value(entry, name) for name in columns}
+        row |= {name: value_of(entry, name) for name in columns}
         row["estimated"] = bool(found - {"measured"})
         rows.append(row)
     for name in columns:
@@ -304,10 +319,10 @@ def _breakdown(run: RunFolder) -> dict[str, Any]:
 
 def _comparison(run: RunFolder) -> list[dict[str, Any]]:
     """Predicted against measured for the chosen network, built and run whole."""
-    chosen = _dict(run.metrics.get("chosen"))
+    chosen = as_mapping(run.metrics.get("chosen"))
     rows = []
-    for name, column, unit in (("latency", "latency_ms", _ms), ("peak memory", "peak_mb", _mb)):
-        predicted, (measured, how) = _value(chosen, f"{column}_predicted"), measurement(chosen, column)
+    for name, column, unit in (("latency", "latency_ms", ms), ("peak memory", "peak_mb", mb)):
+        predicted, (measured, how) = value_of(chosen, f"{column}_predicted"), measurement(chosen, column)
         if predicted is None and measured is None:
             continue
         error = None if predicted is None or not measured else (predicted - measured) / measured
@@ -331,14 +346,14 @@ def _drift(run: RunFolder) -> str | None:
     The comparison runs minutes after the table was measured; neighbours and clocks move whole runs meanwhile, and
     without this sentence that would read as an error of the sum.
     """
-    chosen = _dict(run.metrics.get("chosen"))
+    chosen = as_mapping(run.metrics.get("chosen"))
     names = ("latency_ms_predicted", "latency_ms_measured", "backbone_latency_ms", "backbone_latency_ms_measured")
-    predicted, measured, before, now = (_value(chosen, name) for name in names)
+    predicted, measured, before, now = (value_of(chosen, name) for name in names)
     if not (predicted and measured and before and now):
         return None
     error = predicted * now / before / measured - 1
     return (
-        f"The bare backbone, timed again in the same rounds, took {_ms(now)} where the table has {_ms(before)} "
+        f"The bare backbone, timed again in the same rounds, took {ms(now)} where the table has {ms(before)} "
         f"({100 * (now / before - 1):+.1f}%): the machine's speed changed in between. With the sum scaled by that, "
         f"latency is off by {100 * error:+.1f}%."
     )
@@ -359,39 +374,39 @@ def _clips(run: RunFolder) -> list[dict[str, Any]]:
 def _evaluation(told: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     """What nas evaluate measured: rows of (measure, value, what to read it beside), and facts."""
     rows: list[tuple[str, ...]] = []
-    for objects, found in sorted(_dict(told.get("prompts")).items()):
-        row = _dict(found)
-        value, chance = _value(row, "accuracy"), _value(row, "chance")
+    for objects, found in sorted(as_mapping(told.get("prompts")).items()):
+        row = as_mapping(found)
+        value, chance = value_of(row, "accuracy"), value_of(row, "chance")
         if value is not None:
             parts = [
                 f"{name} {100 * part:.1f}%"
                 for name in ("kind", "colour", "direction")
-                if (part := _value(row, name)) is not None
+                if (part := value_of(row, name)) is not None
             ]
             what = f"prompts of {objects} object{'' if objects == '1' else 's'} shown as asked"
             beside = "" if chance is None else f"{100 * chance:.2f}% by guessing"
             rows.append((what, f"{100 * value:.1f}% ({', '.join(parts)})" if parts else f"{100 * value:.1f}%", beside))
-    distance = _value(told, "frechet")
+    distance = value_of(told, "frechet")
     if distance is not None:
         rows.append(("Fréchet distance", f"{distance:.3f}", f"features: {told.get('features')}"))
-    real = _dict(told.get("pixels_real"))
-    for name, value in _dict(told.get("pixels")).items():
-        if _number(value) is not None:
-            beside = f"{real[name]:.4f} in real clips" if _number(real.get(name)) is not None else ""
+    real = as_mapping(told.get("pixels_real"))
+    for name, value in as_mapping(told.get("pixels")).items():
+        if number(value) is not None:
+            beside = f"{real[name]:.4f} in real clips" if number(real.get(name)) is not None else ""
             rows.append((str(name), f"{value:.4f}", beside))
-    right = _value(_dict(told.get("classifier")), "accuracy")
+    right = value_of(as_mapping(told.get("classifier")), "accuracy")
     facts: list[tuple[str, ...]] = []
     if right is not None:
         facts.append(("classifier, held-out clips right", f"{100 * right:.1f}%"))
-    vbench = _dict(told.get("vbench"))
+    vbench = as_mapping(told.get("vbench"))
     scores = {
-        **_dict(vbench.get("dimensions")),
+        **as_mapping(vbench.get("dimensions")),
         **{f"VBench {n}": vbench.get(n) for n in ("quality", "semantic", "total")},
     }
     facts += [
-        (str(name).replace("_", " "), f"{value:.4f}") for name, value in scores.items() if _number(value) is not None
+        (str(name).replace("_", " "), f"{value:.4f}") for name, value in scores.items() if number(value) is not None
     ]
-    if (seconds := _value(told, "seconds")) is not None:
+    if (seconds := value_of(told, "seconds")) is not None:
         facts.append(("sampling a clip", f"{seconds:.3f} s"))
     return {"rows": rows, "facts": facts}
 
@@ -405,109 +420,25 @@ def _provenance(run: RunFolder) -> list[tuple[str, str]]:
         pairs += [(name.replace("_", " "), header[name]) for name in names if header.get(name)]
         for name in ("additivity", "reference"):
             if header.get(name):
-                pairs.append((f"table's {name}", _inline(header[name])))
+                pairs.append((f"table's {name}", inline(header[name])))
     counts = run.sources.counts
     if counts:
-        pairs.append(("table rows", _listed([f"{count} {name}" for name, count in counts.items()])))
-    pairs += [("machine", _inline(metrics.get("machine"))), ("seeds", _inline(metrics.get("seeds")))]
-    pairs += [("commit", metrics.get("commit")), ("budget", _inline(metrics.get("budget")))]
+        pairs.append(("table rows", listed([f"{count} {name}" for name, count in counts.items()])))
+    pairs += [("machine", inline(metrics.get("machine"))), ("seeds", inline(metrics.get("seeds")))]
+    pairs += [("commit", metrics.get("commit")), ("budget", inline(metrics.get("budget")))]
     pairs += [
-        ("reachable", _inline(metrics.get("reachable"))),
+        ("reachable", inline(metrics.get("reachable"))),
         ("arrangement", run.arrangement and run.arrangement.key),
     ]
-    pairs.append(("versions", _inline(metrics.get("versions"))))
+    pairs.append(("versions", inline(metrics.get("versions"))))
     return [(name, str(value)) for name, value in pairs if value not in (None, "", "unknown")]
 
 
 def _timings(run: RunFolder) -> list[dict[str, Any]]:
-    known = {str(name): _number(value) for name, value in _dict(run.metrics.get("timings")).items()}
+    known = {str(name): number(value) for name, value in as_mapping(run.metrics.get("timings")).items()}
     timings = {name: value for name, value in known.items() if value is not None}
     longest = max(timings.values(), default=0.0)
     return [
-        {"name": name, "value": _seconds(value), "share": value / longest if longest else 0.0}
+        {"name": name, "value": seconds_text(value), "share": value / longest if longest else 0.0}
         for name, value in timings.items()
     ]
-
-
-# Small texts ---------------------------------------------------------------------------------------
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _value(mapping: Mapping[str, Any], name: str) -> float | None:
-    return _number(mapping.get(name))
-
-
-def _loss_of(row: Row) -> float:
-    return row["loss"] if row["loss"] is not None else math.inf
-
-
-def _latency(row: Row) -> float:
-    return row["latency_ms"] if row["latency_ms"] is not None else math.inf
-
-
-def _ms(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3g} ms" if abs(value) < 10 else f"{value:.1f} ms"
-
-
-def _mb(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2g} MB" if abs(value) < 1 else f"{value:.1f} MB"
-
-
-def _loss(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4f}"
-
-
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None else f"{100 * value:.1f}%"
-
-
-def _count(value: float | None) -> str:
-    if value is None:
-        return "unknown"
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.0f}"
-
-
-def _seconds(value: float) -> str:
-    if value >= 60:
-        minutes, seconds = divmod(round(value), 60)
-        return f"{minutes} min {seconds} s"
-    return f"{value:.1f} s"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "none"
-
-
-def _named(name: Any) -> str:
-    """``latency_ms`` as ``latency (ms)``, ``max_rank`` as ``max rank``."""
-    words = str(name).split("_")
-    units = {"ms": "(ms)", "mb": "(MB)", "s": "(s)"}
-    return " ".join([*words[:-1], units.get(words[-1], words[-1])] if len(words) > 1 else words)
-
-
-def _inline(value: Any) -> str:
-    """Nested values in one line: ``a 1, b 2 to 3``."""
-    if value is None or value == {} or value == []:
-        return ""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_named(name)} {_inline(item)}" for name, item in value.items())
-    if isinstance(value, list | tuple):
-        if len(value) == 2 and all(isinstance(item, int | float) for item in value):
-            return f"{value[0]:.4g} to {value[1]:.4g}"
-        return " ".join(_inline(item) for item in value)
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def _facts(value: Any) -> list[tuple[str, str]]:
-    """A mapping as (name, text) pairs; what is nested in it in one line."""
-    return [(_named(name), _inline(item) or "none") for name, item in _dict(value).items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,41 @@ class Answer:
         return "\n".join([*(lines if self.front else []), self.message, self.picture]).strip()
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A search as it was asked for, with the run's own values where nothing was said."""
+
+    out: Path
+    config: RunConfig
+    limits: dict[str, float | None]
+    trials: int
+    sampler: str
+    workers: int
+    storage: str | None
+    study: str | None
+    scoring: str | None
+    sets: Sequence[str]
+    helper_of: int | None
+
+    @property
+    def where(self) -> Path | str:
+        """The study's database or journal; each scoring that was asked for has a journal of its own."""
+        return self.storage or self.out / (f"study.{self.scoring}.journal" if self.scoring else "study.journal")
+
+    @property
+    def study_name(self) -> str:
+        """In a database it must tell spaces and devices apart."""
+        return self.study or (f"{self.config.space} on {self.config.device}" if self.storage else "search")
+
+    @property
+    def words(self) -> list[str]:
+        """The command of a helper."""
+        found = ["search", str(self.out), "--trials", str(self.trials), "--sampler", self.sampler]
+        for option, value in {**self.limits, "study": self.study, "scoring": self.scoring}.items():
+            found += [f"--{option.replace('_', '-')}", str(value)] if value is not None else []
+        return found + [word for text in self.sets for word in ("--set", text)]
+
+
 def search_arrangement(
     out: Path,
     *,
@@ -84,21 +119,15 @@ def search_arrangement(
         helper_of: process that started this one beside it; it only evaluates, and writes no answer.
     """
     from latency_tables.budget import nearest
-    from nas.search.samplers import NEED_WHOLE_SCORES, SAMPLERS
-    from nas.search.study import search
-    from nas.search.workers import Helpers, check_workers, helping, one_thread, one_writer
-    from nas.supernet.quality import Quality
+    from nas.search.samplers import SAMPLERS
+    from nas.search.workers import check_workers, one_thread, one_writer
 
     check_workers(workers)
     if trials is not None and trials < 1:
         raise NasError(f"--trials must be 1 or more, but is {trials}; leave it out for the run's own number")
     config = with_scoring(with_search(load(out), sets), scoring)
-    limits = {
-        "latency_ms": latency_ms,
-        "memory_mb": memory_mb,
-        "parameters_min": parameters_min,
-        "parameters_max": parameters_max,
-    }
+    limits = {"latency_ms": latency_ms, "memory_mb": memory_mb}
+    limits |= {"parameters_min": parameters_min, "parameters_max": parameters_max}
     problem = make_problem(config, out, limits)
     name = sampler or config.search.sampler
     if name not in SAMPLERS:
@@ -110,53 +139,60 @@ def search_arrangement(
         from nas.search.storage import shown
 
         shown(storage)  # what is no URL is said before anything is loaded
+    wanted = trials or config.search.trials
+    asked = _Asked(out, config, limits, wanted, name, workers, storage, study, scoring, sets, helper_of)
+    left_out: list[str] = []
     with one_thread(workers) if workers > 1 else nullcontext():
         quality, steps = open_scorer(config, out)
         scored = scored_by(config, out, steps)
-        identity = {
-            "space": problem.space.fingerprint,
-            "table": table_digest(problem.costs),
-            **scored,
-            "seed": str(config.seed),
-        }
-        words = ["search", str(out), "--trials", str(trials or config.search.trials), "--sampler", name]
-        for option, limit in {**limits, "study": study, "scoring": scoring}.items():
-            words += [f"--{option.replace('_', '-')}", str(limit)] if limit is not None else []
-        words += [word for text in sets for word in ("--set", text)]
-        same_table = table_watch(config, out, problem)
-        left_out: list[str] = []
-        with Helpers(words, workers - 1, storage) as helpers, progress("search") as report:
-
-            def check() -> None:
-                same_table()
-                helpers.check()
-                if helper_of is not None:
-                    helping(helper_of)
-
-            found = search(
-                problem,
-                quality.score,
-                storage or out / (f"study.{scoring}.journal" if scoring else "study.journal"),
-                identity=identity,
-                details={"table": table_rows(problem.costs)},
-                trials=trials or config.search.trials,
-                sampler=name,
-                seed=config.seed,
-                study_name=study or (f"{config.space} on {config.device}" if storage else "search"),
-                check=check,
-                progress=lambda done, wanted, e: report(done, wanted, evaluation_line(e)),
-                gradual=quality if isinstance(quality, Quality) else None,
-                halving=config.search.halving and name not in NEED_WHOLE_SCORES,
-                together=config.search.together,
-                left_out=left_out.append,
-                population=config.search.population,
-            )
-            if workers > 1:  # whoever had the last trial
-                report(trials or config.search.trials, trials or config.search.trials, f"by {workers} workers")
+        found = _found(asked, problem, quality, scored, left_out.append)
     if helper_of is not None:
         return Answer(True, "")
     with one_writer(out):
         return write_answer(config, out, problem, found, quality, scored, left_out)
+
+
+def _found(
+    asked: _Asked, problem: Problem, quality: Scorer, scored: dict[str, str], left_out: Callable[[str], None]
+) -> list[Evaluation]:
+    """Search, with the helpers that were asked for."""
+    from nas.search.samplers import NEED_WHOLE_SCORES
+    from nas.search.study import search
+    from nas.search.workers import Helpers, helping
+    from nas.supernet.quality import Quality
+
+    config = asked.config
+    same_table = table_watch(config, asked.out, problem)
+    identity = {"space": problem.space.fingerprint, "table": table_digest(problem.costs), **scored}
+    with Helpers(asked.words, asked.workers - 1, asked.storage) as helpers, progress("search") as report:
+
+        def check() -> None:
+            same_table()
+            helpers.check()
+            if asked.helper_of is not None:
+                helping(asked.helper_of)
+
+        found = search(
+            problem,
+            quality.score,
+            asked.where,
+            identity={**identity, "seed": str(config.seed)},
+            details={"table": table_rows(problem.costs)},
+            trials=asked.trials,
+            sampler=asked.sampler,
+            seed=config.seed,
+            study_name=asked.study_name,
+            check=check,
+            progress=lambda done, wanted, e: report(done, wanted, evaluation_line(e)),
+            gradual=quality if isinstance(quality, Quality) else None,
+            halving=config.search.halving and asked.sampler not in NEED_WHOLE_SCORES,
+            together=config.search.together,
+            left_out=left_out,
+            population=config.search.population,
+        )
+        if asked.workers > 1:  # whoever had the last trial
+            report(asked.trials, asked.trials, f"by {asked.workers} workers")
+    return found
 
 
 def write_answer(
@@ -176,7 +212,7 @@ def write_answer(
     from nas.ranking.evidence import sentence as ranking_evidence
     from nas.search.explain import explain, render
     from nas.search.front import choose, pareto_front, write_front
-    from search_spaces.families.unet.picture import picture
+    from search_spaces.picture import picture
 
     front = pareto_front(found)
     finer, closer = rescorer(config, out, quality, scored)

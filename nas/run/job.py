@@ -144,7 +144,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     from nas.data import open_data
     from nas.data.cached import check_data, check_source
     from nas.data.lengths import words_fit
-    from nas.pretrained.unet import check_unet
+    from nas.pretrained.given import check_given
     from nas.supernet.stage import train
     from nas.training.checkpoint import list_checkpoints, sole_writer
     from nas.training.log import Step, read_best
@@ -166,7 +166,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             "or a larger data.validation_share"
         )
     if config.train.init and not list_checkpoints(out / SUPERNET):
-        check_unet(config.train.init)
+        check_given(space.backbone.family, config.train.init)
     if main:
         store(config, out)  # now that there is something to train on
     for skipped in data.skipped if main else ():

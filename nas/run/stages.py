@@ -194,14 +194,14 @@ def check_training(config: RunConfig, space: Space) -> None:
         NasError: naming what is wrong.
     """
     from nas.data.cached import check_source
-    from nas.pretrained.unet import check_unet
+    from nas.pretrained.given import check_given
 
     check_source(space, config.data.source)
     for name, path in (("data.path", config.data.path), ("data.captions", config.data.captions)):
         if path is not None and "{" not in str(path) and not path.exists():
             raise NasError(f"{name}: {path} does not exist, and training needs it; correct it and run again")
     if config.train.init:
-        check_unet(config.train.init)
+        check_given(space.backbone.family, config.train.init)
 
 
 def check_search(config: RunConfig, storage: str | None) -> None:

@@ -1,1 +1,4 @@
-"""Choose the arrangement: costs from the table, quality from the supernet, proposals from Optuna."""
+"""The arrangement: costs from the table, quality from the supernet.
+
+Optuna proposes.
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,73 +77,42 @@ def search(
     """Evaluate until ``trials`` search trials are done, hand-made designs beside them, and return all evaluations.
 
     Fewer, and a line that says so, where no further arrangement within the budget is found.
-
     Any number of processes may call this at once on one storage, join and leave: an arrangement is evaluated by one
     of them, and again by another only if its worker is gone (see ``nas.search.lease``). All return when all is done.
-    Each budget is a study of its own; a quality that any study of the same identity has asked for is never asked
-    again.
+    Each budget is a study of its own; a quality that any of the same identity has asked for is never asked again.
 
     Args:
-        problem: space, costs and budget. Somebody must have made sure that something is feasible.
-        score: quality of an arrangement; the only expensive call.
+        problem: something in it must be feasible. score: quality of an arrangement; the only expensive call.
         where: Optuna journal file, or a database's URL; created, or continued when it is of the same ``identity``.
         identity: what the scores and costs depend on (space, table, supernet, ...); a difference is refused.
-        trials: search trials wanted in all, those already in the study included.
-        sampler: a name in ``SAMPLERS``. seed: with one worker the whole study is a function of it.
-        progress: called after each evaluation with (done, wanted, evaluation).
+        trials: wanted in all, those already in the study included. sampler: a name in ``SAMPLERS``. seed: with one
+            worker the whole study is a function of it.
+        progress: called after each evaluation with (done, wanted, evaluation). check: called before each trial; what
+            it raises ends this worker. left_out: called with a line for each arrangement that was given up; said with
+            ``tell`` by default.
         details: for a name in ``identity``, its parts: a refusal tells which of them changed.
-        study_name: before the limits in the study's name.
-        check: called before each trial; what it raises ends this worker.
+        study_name: before the limits in the study's name. population: of an evolutionary sampler; by default its best.
         lease: seconds without a beat after which a worker elsewhere is gone.
         gradual: the same score in instalments, where it can be had so: for halving, and to score several at once.
-        halving: stop an arrangement that a cheaper one clearly beats on the first clips (see ``nas.search.halving``).
-            Hand-made designs, and what somebody enqueued, are scored whole.
-        together: arrangements that a worker proposes and scores at a time.
-        left_out: called with a line for each arrangement that was given up; said with ``tell`` by default.
-        population: of an evolutionary sampler; by default its best on problems of this size.
+        halving: stop an arrangement that a cheaper one clearly beats on the first clips (see ``nas.search.halving``);
+            hand-made designs are scored whole. together: arrangements that a worker proposes and scores at a time.
 
     Raises:
         NasError: if the study is another's, or the storage cannot be read.
     """
     if isinstance(where, Path):
         where.parent.mkdir(parents=True, exist_ok=True)
-    asked = _Asked(
-        score, gradual, halving and gradual is not None, together, population_of(sampler, trials, population)
-    )
-    storage = open_storage(where, tell)
-    with closing(storage):
+    asked = _Asked(score, gradual, halving, together, population_of(sampler, trials, population))
+    with closing(open_storage(where, tell)) as storage:
         study = open_study(where, identity, problem, storage=Drafting(storage), study_name=study_name, details=details)
         with Keeper(storage, study._study_id, Owner.me(), lease) as keeper:
             worker = _Worker(study, problem, asked, sampler, seed, trials, keeper, tell)
-            if worker.ledger.damaged:
-                numbers = ", ".join(map(str, worker.ledger.damaged[:5])) + (", ..." * (len(worker.ledger.damaged) > 5))
-                tell(
-                    f"search     {len(worker.ledger.damaged)} trials have damaged records ({numbers}); they are left "
-                    "out, and what they tried may be tried again"
-                )
-            looked = 0.0
-            while True:
-                if check is not None:
-                    check()
-                if time.monotonic() - looked > 1.0:
-                    looked = time.monotonic()
-                    refuse_other(where, study.user_attrs, identity, details)  # two that began it at once
-                found = worker.step()
-                if found is None:
-                    if worker.ledger.done < trials:
-                        tell(
-                            f"search     {worker.ledger.done} of the {trials} trials that were wanted: nothing else "
-                            "within the budget was found; loosen a limit for more"
-                        )
-                    for choice, times in worker.ledger.dropped.items():
-                        (left_out or tell)(
-                            f"search     left out, as {times} workers ended while they scored it: "
-                            f"{worker.references.get(choice, '').removeprefix(REFERENCE)} ({problem.named(choice)})"
-                        )
-                    return evaluations(study, problem)
-                if progress is not None:
-                    for evaluation in found:
+            for found in worker.run(lambda: refuse_other(where, study.user_attrs, identity, details), check):
+                for evaluation in found:
+                    if progress is not None:
                         progress(worker.ledger.done, trials, evaluation)
+            worker.say_dropped(left_out or tell)
+            return evaluations(study, problem)
 
 
 @dataclass(frozen=True)
@@ -182,6 +151,45 @@ class _Worker:
         for name, choice in problem.hand_made().items():
             if np.isfinite(problem.cost(choice).latency_ms[0]):
                 self.references.setdefault(tuple(int(i) for i in choice), REFERENCE + name)
+
+    def run(self, refuse: Callable[[], None], check: Callable[[], None] | None) -> Iterator[list[Evaluation]]:
+        """Evaluate until the study has all that were wanted, and say what there is to say of its trials.
+
+        Args:
+            refuse: called now and then; what it raises ends this worker, as two may begin a study at once. check:
+                likewise, before each trial.
+        """
+        damaged = self.ledger.damaged
+        if damaged:
+            numbers = ", ".join(map(str, damaged[:5])) + (", ..." * (len(damaged) > 5))
+            self._tell(
+                f"search     {len(damaged)} trials have damaged records ({numbers}); they are left out, and what they "
+                "tried may be tried again"
+            )
+        looked = 0.0
+        while True:
+            if check is not None:
+                check()
+            if time.monotonic() - looked > 1.0:
+                looked = time.monotonic()
+                refuse()
+            found = self.step()
+            if found is None:
+                break
+            yield found
+        if self.ledger.done < self._trials:
+            self._tell(
+                f"search     {self.ledger.done} of the {self._trials} trials that were wanted: nothing else within the "
+                "budget was found; loosen a limit for more"
+            )
+
+    def say_dropped(self, say: Callable[[str], None]) -> None:
+        """A line for each arrangement that was given up."""
+        for choice, times in self.ledger.dropped.items():
+            say(
+                f"search     left out, as {times} workers ended while they scored it: "
+                f"{self.references.get(choice, '').removeprefix(REFERENCE)} ({self.problem.named(choice)})"
+            )
 
     def step(self) -> list[Evaluation] | None:
         """Evaluate one arrangement, or as many as go together; ``None`` when the study has all that were wanted."""

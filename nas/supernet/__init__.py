@@ -1,1 +1,1 @@
-"""The supernet: all networks of a space in one, how it is trained, and how its paths are scored."""
+"""All networks of a space in one: how it is trained and scored."""

@@ -24,7 +24,7 @@ def uniform(space: Space, seed: int, step: int) -> list[Arrangement]:
 def fair(space: Space, seed: int, step: int) -> list[Arrangement]:
     """One arrangement; over a cycle of steps, every variant of a slot stands there exactly as often as every other.
 
-    A cycle of a position is (max_layers + 1) * variants steps: each number of layers meets each place in a shuffled
+    A cycle of a position is (numbers of layers) * variants steps: each number of layers meets each place in a shuffled
     order of the variants once, one order a slot. Cycles are counted from step 0.
 
     Source: strict fairness, FairNAS (Chu et al., arXiv 1907.01845, section 3.2), with one path a step instead of one
@@ -36,16 +36,17 @@ def fair(space: Space, seed: int, step: int) -> list[Arrangement]:
         if not count:  # nothing to choose from
             layers.append((position.name, ()))
             continue
-        cycle, place = divmod(step, (position.max_layers + 1) * count)
+        cycle, place = divmod(step, len(position.lengths) * count)
         rng = np.random.default_rng([seed, p, cycle])
-        depth, turn = divmod(int(rng.permutation((position.max_layers + 1) * count)[place]), count)
-        orders = [rng.permutation(count) for _ in range(position.max_layers)]
+        depth, turn = divmod(int(rng.permutation(len(position.lengths) * count)[place]), count)
+        orders = [rng.permutation(count) for _ in range(position.most)]
+        depth += position.least
         layers.append((position.name, tuple(position.variants[int(order[turn])] for order in orders[:depth])))
     return [Arrangement(space.name, tuple(layers))]
 
 
 def sandwich(space: Space, seed: int, step: int) -> list[Arrangement]:
-    """Three arrangements: the deepest first (every slot filled, variants at random), the empty one, and a fair one.
+    """Three arrangements: the deepest first (every slot filled, variants at random), the emptiest one, and a fair one.
 
     The first teaches the others in place. Source: the sandwich rule of Yu and Huang (arXiv 1903.05134, section 3.1).
     The widest path of their slimmable networks has no counterpart among exclusive variants; the deepest stands in.
@@ -54,11 +55,12 @@ def sandwich(space: Space, seed: int, step: int) -> list[Arrangement]:
     deepest = tuple(
         (
             position.name,
-            tuple(position.variants[int(rng.integers(len(position.variants)))] for _ in range(position.max_layers)),
+            tuple(position.variants[int(rng.integers(len(position.variants)))] for _ in range(position.most)),
         )
         for position in space.positions
     )
-    return [Arrangement(space.name, deepest), space.empty(), *fair(space, seed, step)]
+    emptiest = tuple((name, layers[: space.position(name).least]) for name, layers in deepest)
+    return [Arrangement(space.name, deepest), Arrangement(space.name, emptiest), *fair(space, seed, step)]
 
 
 PATHS: dict[str, Callable[[Space, int, int], list[Arrangement]]] = {

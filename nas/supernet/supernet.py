@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
 from search_spaces.arrangement import Arrangement
-from search_spaces.blocks import build_block
-from search_spaces.families import backbone_forward, build_backbone
+from search_spaces.blocks import block_spec, build_block
+from search_spaces.families import build_backbone
 from search_spaces.network import VideoNetwork, module_name
 from search_spaces.space import Space
 from search_spaces.variant import Variant
@@ -26,16 +25,16 @@ class Supernet(nn.Module):
     """All networks of a space in one, sharing weights.
 
     A layer is shared by all arrangements that hold its variant in its slot (first, second, ... layer of a position).
-    Layers off the path are not run, so they get no gradient, no decay and no optimiser step. Every layer starts as
-    the identity: the supernet starts as the image backbone.
+    Layers off the path are not run, so they get no gradient, no decay and no optimiser step. Where every layer starts
+    as the identity, the supernet starts as its frame.
 
     Args:
         space: what may be chosen.
         prediction: what it is trained to answer; called, it always gives a velocity.
 
     Attributes:
-        unet: the spatial backbone. layers: position -> slot and variant -> block.
-        activation_checkpoints: whether training computes the temporal layers' activations again on the way back.
+        unet: the frame, of whatever family; checkpoints know it by this name.
+        layers: position -> slot and variant -> block.
 
     Source: single-path one-shot weight sharing (Guo et al., arXiv 1904.00420), over the temporal layers of SnapGen-V.
     """
@@ -44,21 +43,26 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self.diffusion = Diffusion(prediction)
-        self.activation_checkpoints = False
         self.unet = build_backbone(space.backbone)
         self.layers = nn.ModuleDict(
             {
                 module_name(position.name): nn.ModuleDict(
                     {
-                        slot_name(slot, variant): build_block(variant, position.channels, space.text.dim)
-                        for slot in range(position.max_layers)
+                        slot_name(slot, variant): build_block(
+                            variant, position.channels, space.text.dim, space.backbone.layout.embedding
+                        )
+                        for slot in range(position.most)
                         for variant in position.variants
                     }
                 )
                 for position in space.positions
             }
         )
-        self._run = backbone_forward(space.backbone)
+        self._family = space.backbone.family
+        self._reads = {
+            variant: block_spec(variant.block).reads for position in space.positions for variant in position.variants
+        }
+        self._divided = {position.name: position.time_scale for position in space.positions}
 
     def path(self, arrangement: Arrangement) -> dict[str, list[nn.Module]]:
         """The layers of an arrangement by position, in execution order."""
@@ -107,36 +111,27 @@ class Supernet(nn.Module):
         arrangement: Arrangement | Sequence[Arrangement],
     ) -> Tensor:
         """One evaluation of the network itself: samples, timesteps and answers of its own ``prediction``."""
-        paths = [self.path(a) for a in ([arrangement] if isinstance(arrangement, Arrangement) else arrangement)]
-        again = self.activation_checkpoints and self.training and torch.is_grad_enabled()
+        arrangements = [arrangement] if isinstance(arrangement, Arrangement) else arrangement
+        paths = [(self.path(a), dict(a.layers)) for a in arrangements]
 
-        def along(layers: Sequence[nn.Module], x: Tensor, context: Tensor) -> Tensor:
-            for layer in layers:
-                if again and num_frames > 1:
-                    x = checkpoint(layer, x, num_frames, context, use_reentrant=False)
-                else:
-                    x = layer(x, num_frames, context)
+        def along(path: int, place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
+            layers, variants = paths[path]
+            for layer, variant in zip(layers.get(place, ()), variants.get(place, ()), strict=True):
+                told = {read: beside[read].chunk(len(paths))[path] for read in self._reads[variant]}
+                x = layer(x, num_frames // self._divided[place], **told)
             return x
 
-        def temporal(position: str, x: Tensor) -> Tensor:
+        def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
             if len(paths) == 1:
-                return along(paths[0].get(position, ()), x, context)
-            parts = zip(paths, x.chunk(len(paths)), context.chunk(len(paths)), strict=True)
-            return torch.cat([along(path.get(position, ()), *part) for path, *part in parts])
+                return along(0, place, x, beside)
+            return torch.cat([along(i, place, part, beside) for i, part in enumerate(x.chunk(len(paths)))])
 
-        return self._run(self.unet, x, timestep, context, num_frames, temporal)
-
-    def checkpoint_activations(self) -> None:
-        """From now on keep only what enters a block, and compute the rest again on the way back."""
-        self.activation_checkpoints = True
-        self.unet.enable_gradient_checkpointing()  # type: ignore[operator]
+        inputs = {"x": x, "timestep": timestep, "context": context, "frames": num_frames}
+        return self._family.run(self.unet, inputs, at)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """Resnets, attentions and temporal layers: what is compiled and sharded one by one, as paths differ."""
-        for stage in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):  # type: ignore[misc]
-            if stage is not None:
-                yield from stage.resnets
-                yield from getattr(stage, "attentions", ())
+        """The frame's units and all layers: compiled, sharded and checkpointed one by one, as paths differ."""
+        yield from self._family.units(self.unet)
         for shelf in self.layers.values():
             yield from shelf.values()  # type: ignore[operator]
 
@@ -154,16 +149,3 @@ class Supernet(nn.Module):
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
         """Everything that the search chooses among."""
         return self.layers.parameters()
-
-
-def compile_blocks(supernet: Supernet, backend: str = "inductor") -> None:
-    """Compile every block by itself, for the shapes it meets: any path is then made of compiled parts.
-
-    Blocks of one class share a compiled function per shape, so there may be as many as there are blocks.
-    """
-    import torch._dynamo
-
-    blocks = list(supernet.blocks())
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 4 * len(blocks))
-    for block in blocks:
-        block.compile(dynamic=False, backend=backend)

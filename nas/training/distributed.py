@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from device_profiler import host
 from nas.errors import NasError
 
 BUCKET = 25_000_000  # bytes that are sent at a time
@@ -167,8 +166,7 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory so far, in MB: the device's, or of a CPU this process's."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e6, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
+    return round(host.most_resident_mb(), 1)
 
 
 def _first(error: BaseException) -> str:

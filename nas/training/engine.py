@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nas.training.config import AnyConfig
 from nas.training.distributed import World
 from nas.training.sharding import is_sharded, shard, split_again, whole
+from search_spaces.network import recompute
 
 
 class Engine:
@@ -92,18 +91,6 @@ class Engine:
 def with_gradient(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     """The parameters of an optimiser that have a gradient."""
     return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-
-
-def recompute(part: nn.Module) -> None:
-    """From now on keep only what enters a part, while it trains, and compute the rest again on the way back."""
-    forward = part.forward
-
-    def again(*given: Any, **named: Any) -> Any:
-        if not (part.training and torch.is_grad_enabled()):
-            return forward(*given, **named)
-        return checkpoint(forward, *given, use_reentrant=False, **named)
-
-    part.forward = again
 
 
 def compile_parts(parts: Iterable[nn.Module], backend: str = "inductor") -> None:

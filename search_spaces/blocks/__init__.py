@@ -1,4 +1,7 @@
-"""The temporal blocks by name, what they may be asked for, and how one is built. No torch until one is built."""
+"""The blocks by name, their parameters, and how one is built.
+
+No torch until one is built.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
 #: Entry points of this group name a ``BlockSpec``; that is how another package adds blocks.
 GROUP = "temporal_nas.blocks"
 MAX_KERNEL = 99
+
+#: What a network may hand a block beside the running tensor: the text (B, L, D), and the time's embedding (B, E).
+READABLE = ("context", "embedding")
+NOTHING: frozenset[str] = frozenset()
+TEXT = frozenset({"context"})
 
 #: Given a variant's parameters and the channels of its position: what is wrong, with the remedy, or None.
 Rule = Callable[[Mapping[str, int], int], str | None]
@@ -46,19 +54,28 @@ class BlockSpec:
     """What is known of a block without loading it.
 
     Attributes:
-        path: ``module:Class``; the class is called as ``Class(channels, **params)``, with ``context_dim=`` as well if
-            it needs a context.
+        path: ``module:Class``; the class is called as ``Class(channels, **params)``, with ``context_dim=`` and
+            ``embedding_dim=`` as well if it reads them.
         params: every parameter and its default.
-        needs_context: whether ``forward`` reads the text.
+        reads: what ``forward`` reads beside the running tensor, of ``READABLE``.
         summary: one phrase for people.
         rules: what must hold between parameters and channels.
+        identity: whether a fresh one changes nothing, and a trained one no image; false for a block that is a choice
+            among its like and no addition to a network.
     """
 
     path: str
     params: Mapping[str, int]
-    needs_context: bool
+    reads: frozenset[str]
     summary: str
     rules: tuple[Rule, ...] = ()
+    identity: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.reads, frozenset) or not self.reads <= set(READABLE):
+            raise SpaceError(
+                f"{self.path}: reads must be a frozenset of {' and '.join(READABLE)}, but is {self.reads!r:.60}"
+            )
 
 
 _ATTENTION, _CONVOLUTION, _CROSS = (
@@ -67,24 +84,28 @@ _ATTENTION, _CONVOLUTION, _CROSS = (
 
 BLOCKS: dict[str, BlockSpec] = {
     "SelfAttention1D": BlockSpec(
-        f"{_ATTENTION}:SelfAttention1D", {"heads": 8}, False, "attention along time", (heads_divide_channels,)
+        f"{_ATTENTION}:SelfAttention1D", {"heads": 8}, NOTHING, "attention along time", (heads_divide_channels,)
     ),
     "SelfAttention3D": BlockSpec(
-        f"{_ATTENTION}:SelfAttention3D", {"heads": 8}, False, "attention over time and space", (heads_divide_channels,)
+        f"{_ATTENTION}:SelfAttention3D",
+        {"heads": 8},
+        NOTHING,
+        "attention over time and space",
+        (heads_divide_channels,),
     ),
     "CrossAttention1D": BlockSpec(
-        f"{_CROSS}:CrossAttention1D", {"heads": 8}, True, "text read with time", (heads_divide_channels,)
+        f"{_CROSS}:CrossAttention1D", {"heads": 8}, TEXT, "text read with time", (heads_divide_channels,)
     ),
     "CrossAttention3D": BlockSpec(
         f"{_CROSS}:CrossAttention3D",
         {"heads": 8},
-        True,
+        TEXT,
         "text read with time and place",
         (heads_divide_channels,),
     ),
-    "Conv1D": BlockSpec(f"{_CONVOLUTION}:Conv1D", {"kernel_size": 3}, False, "convolution along time", (odd_kernel,)),
+    "Conv1D": BlockSpec(f"{_CONVOLUTION}:Conv1D", {"kernel_size": 3}, NOTHING, "convolution along time", (odd_kernel,)),
     "Conv3D": BlockSpec(
-        f"{_CONVOLUTION}:Conv3D", {"kernel_size": 3}, False, "convolution over time and space", (odd_kernel,)
+        f"{_CONVOLUTION}:Conv3D", {"kernel_size": 3}, NOTHING, "convolution over time and space", (odd_kernel,)
     ),
 }
 
@@ -129,17 +150,24 @@ def complete(variant: Variant, channels: int) -> Variant:
     return full
 
 
-def build_block(variant: Variant, channels: int, context_dim: int = 0) -> nn.Module:
-    """A block as a module, freshly initialised (an identity until it is trained).
+def build_block(variant: Variant, channels: int, context_dim: int = 0, embedding_dim: int = 0) -> nn.Module:
+    """A block as a module, freshly initialised (an identity until it is trained, unless its spec says otherwise).
 
-    Its ``forward(x, num_frames, context=None)`` takes ``x: (B*T, C, H, W)`` and ``context: (B, L, context_dim)``.
+    Its ``forward(x, num_frames)`` takes ``x: (B*T, C, H, W)`` and, by keyword, what its spec reads:
+    ``context: (B, L, context_dim)`` and ``embedding: (B, embedding_dim)``.
 
     Raises:
-        SpaceError: if the variant breaks its block's rules, or needs a context and ``context_dim`` is 0.
+        SpaceError: if the variant breaks its block's rules, or reads what has no width here.
     """
     full, spec = complete(variant, channels), block_spec(variant.block)
-    if spec.needs_context and context_dim < 1:
+    if "context" in spec.reads and context_dim < 1:
         raise SpaceError(f"{variant.block} reads the text; give context_dim, the width of its embedding")
+    if "embedding" in spec.reads and embedding_dim < 1:
+        raise SpaceError(
+            f"{variant.block} reads the time embedding, which this network does not hand out; give embedding_dim, its "
+            "width, or another block"
+        )
     module, _, name = spec.path.partition(":")
-    extra = {"context_dim": context_dim} if spec.needs_context else {}
+    widths = {"context_dim": context_dim, "embedding_dim": embedding_dim}
+    extra = {f"{read}_dim": widths[f"{read}_dim"] for read in spec.reads}
     return getattr(import_module(module), name)(channels, **dict(full.params), **extra)

@@ -1,60 +1,107 @@
-"""The spatial backbones by name: their configuration and, without torch, their positions."""
+"""The families of networks, and their presets: what a space's ``backbone`` may be. No torch until one is built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import SpaceError, unknown
-from search_spaces.families.contract import BackboneSpec, Layout
-from search_spaces.families.unet.layout import BACKBONES
+from search_spaces.families.contract import Family, Layout, Preset
 
 if TYPE_CHECKING:
     from torch import nn
 
-#: Entry points of this group name a ``BackboneSpec``.
-GROUP = "temporal_nas.backbones"
+#: Entry points of this group name a ``Family``; that is how another package adds one.
+GROUP = "temporal_nas.families"
+
+FAMILIES = {"unet": "search_spaces.families.unet:FAMILY"}
 
 
-def known_backbones() -> list[str]:
-    """Names of our backbones and of those that installed packages add."""
-    return sorted({*BACKBONES, *(point.name for point in entry_points(group=GROUP))})
-
-
-def backbone_spec(name: str) -> BackboneSpec:
-    """What is known of a backbone: ours, or one that an installed package adds.
+def families() -> Iterator[Family]:
+    """Our families, then those that installed packages add.
 
     Raises:
-        SpaceError: if nobody knows it, or the package's entry point is no ``BackboneSpec``.
+        SpaceError: if a package's entry point cannot be loaded, or is no ``Family``.
     """
-    if name in BACKBONES:
-        return BACKBONES[name]
+    for path in FAMILIES.values():
+        module, _, name = path.partition(":")
+        yield getattr(import_module(module), name)
     for point in entry_points(group=GROUP):
-        if point.name == name:
-            spec = point.load()
-            if not isinstance(spec, BackboneSpec):
-                raise SpaceError(f"backbone {name!r}: entry point {point.value} must name a BackboneSpec, not {spec!r}")
-            return spec
-    raise SpaceError(unknown("backbone", name, known_backbones()))
+        try:
+            family = point.load()
+        except (ImportError, AttributeError) as error:
+            raise SpaceError(
+                f"family {point.name!r}: {point.value} cannot be loaded ({error}); repair or uninstall it"
+            ) from error
+        if not isinstance(family, Family):
+            raise SpaceError(f"family {point.name!r}: entry point {point.value} must name a Family, not {family!r:.80}")
+        yield family
 
 
-def _load(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+def known_presets() -> list[str]:
+    """Names of all presets, of our families and of those that installed packages add."""
+    return sorted({name for family in families() for name in family.presets})
+
+
+def family_of(preset: str) -> Family:
+    """The family that a preset belongs to.
+
+    Raises:
+        SpaceError: if nobody knows the preset.
+    """
+    for family in families():
+        if preset in family.presets:
+            return family
+    raise SpaceError(unknown("backbone", preset, known_presets()))
+
+
+def family_of_id(backbone_id: str) -> Family:
+    """The family of a ``Space.backbone_id``: a preset's name, with a hash behind it where a space changes it.
+
+    Raises:
+        SpaceError: if nobody knows the preset.
+    """
+    for family in families():
+        if backbone_id in family.presets:
+            return family
+    return family_of(backbone_id.rpartition("-")[0] or backbone_id)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The frame of a space: a preset's name and its whole configuration."""
+
+    name: str
+    config: Mapping[str, Any] = field(hash=False)
+
+    @property
+    def family(self) -> Family:
+        """The family that it belongs to."""
+        return family_of(self.name)
+
+    @property
+    def preset(self) -> Preset:
+        """What the preset says before a space changes it."""
+        return self.family.presets[self.name]
+
+    @property
+    def layout(self) -> Layout:
+        """Its inputs, places and parts."""
+        return self.family.layout(self.config)
 
 
 def build_backbone(backbone: Backbone) -> nn.Module:
-    """A backbone, freshly initialised.
+    """The frame of a backbone, freshly initialised.
 
     Raises:
         SpaceError: if its own code refuses the configuration.
     """
-    build = _load(backbone_spec(backbone.name).build)
+    family = backbone.family
     try:
-        return build(backbone.config)
+        return family.build(backbone.config)
     except Exception as error:  # diffusers checks little of it, and says so with errors of any kind
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         reason = kind + " ".join(str(error).split())[:300]
@@ -62,35 +109,13 @@ def build_backbone(backbone: Backbone) -> nn.Module:
 
 
 def build_part(backbone: Backbone, name: str) -> nn.Module:
-    """One spatial part of a backbone, freshly initialised: a module of (x, embedding, context).
+    """One part of a frame, freshly initialised: a module of (x, embedding, context).
 
     Raises:
-        SpaceError: if the backbone is not known in parts, or has none of that name.
+        SpaceError: if the layout has no part of that name.
     """
-    spec = backbone_spec(backbone.name)
-    if not spec.build_part:
-        raise SpaceError(f"backbone {backbone.name} is not known in parts; measure it whole")
-    return _load(spec.build_part)(build_backbone(backbone), name)
-
-
-def backbone_forward(backbone: Backbone) -> Callable[..., Any]:
-    """The function that evaluates a backbone: ``run_unet`` for ours."""
-    return _load(backbone_spec(backbone.name).run)
-
-
-def run_unet(*args: Any, **kwargs: Any) -> Any:
-    """``search_spaces.families.unet.run.run_unet``, imported when called, so that this package stays free of torch."""
-    return _load("search_spaces.families.unet.run:run_unet")(*args, **kwargs)
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A backbone's name and its whole configuration."""
-
-    name: str
-    config: Mapping[str, Any] = field(hash=False)
-
-    @property
-    def layout(self) -> Layout:
-        """Its input channels, text width and places."""
-        return backbone_spec(self.name).layout(self.config)
+    known = [part.name for part in backbone.layout.parts]
+    if name not in known:
+        advice = f"its parts are {', '.join(known)}" if known else "it is known only as a whole"
+        raise SpaceError(f"backbone {backbone.name} has no part {name!r}; {advice}")
+    return backbone.family.part(build_backbone(backbone), name)

@@ -1,62 +1,198 @@
-"""What a family of networks tells without being loaded: its places, parts and configuration."""
+"""The contract of a family of networks: what a folder of ``families/``, or another package, offers the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    #: The door to what is chosen: (place, running tensor, what layers may read beside it) -> the tensor that goes on.
+    At = Callable[[str, Tensor, Mapping[str, Tensor]], Tensor]
+
+    #: Called with a moment's name, the running tensor and the skips alive then, as (name, tensor).
+    Watch = Callable[[str, Tensor, Sequence[tuple[str, Tensor]]], None]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where temporal layers may stand: a name, the channels there, and how far height and width are divided."""
+    """Where chosen layers may stand: its name, the channels there, and by how much space and time are divided."""
 
     name: str
     channels: int
-    downscale: int
+    space_scale: int
+    time_scale: int = 1
 
 
 @dataclass(frozen=True)
 class Part:
-    """A spatial part of a backbone: its name, the channels it reads (skip included), its downscale."""
+    """A piece of the frame that is measured by itself: its name, the channels it reads (skip included), its scales."""
 
     name: str
     channels: int
-    downscale: int
+    space_scale: int
+    time_scale: int = 1
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a space must know of a backbone: its input, its text, and its places in execution order."""
+    """What a configuration promises, without torch.
 
-    in_channels: int
-    context_dim: int
+    Attributes:
+        inputs: channels of ``x`` and, where the network reads a text, the width of ``context``.
+        places: in execution order. parts: of the frame, in execution order; none where it is only measured whole.
+        embedding: width of the time embedding that layers may read; 0 where they may not.
+    """
+
+    inputs: Mapping[str, int] = field(hash=False)
     places: tuple[Place, ...]
+    parts: tuple[Part, ...] = ()
+    embedding: int = 0
+
+    @property
+    def in_channels(self) -> int:
+        return self.inputs["x"]
+
+    @property
+    def context_dim(self) -> int:
+        return self.inputs.get("context", 0)
 
 
 @dataclass(frozen=True)
-class BackboneSpec:
-    """What is known of a backbone without loading it.
+class Preset:
+    """A named configuration of a family.
 
     Attributes:
-        build: ``module:function``, called as ``function(config)`` and returning the module.
-        run: ``module:function`` with the signature of ``unet.run_unet``: one evaluation that offers ``temporal`` the
-            running tensor at every place.
         config: its arguments; a space may override them, key by key.
         tokens: length of the text that its measured workload reads.
-        layout: the torch-free reading of a config.
-        extras: further keys that a space's config may have.
-        parts: the torch-free reading of a config's spatial parts, in execution order. build_part: ``module:function``,
-            called as ``function(backbone, name)`` and returning one as a module of (x, embedding, context).
         summary: one phrase for people.
+        extras: further keys that a space's config may have.
     """
 
-    build: str
-    run: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(hash=False)
     tokens: int
-    layout: Callable[[Mapping[str, Any]], Layout]
     summary: str
     extras: tuple[str, ...] = ()
-    parts: Callable[[Mapping[str, Any]], tuple[Part, ...]] | None = None
-    build_part: str = ""
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """What came over from a given model.
+
+    Attributes:
+        source: of the weights. blocks: a module of the frame -> the module that it was copied from.
+        fresh: modules that keep their random start. copied, total: parameters. notes: what fits only nearly.
+    """
+
+    source: str
+    blocks: dict[str, str]
+    fresh: tuple[str, ...]
+    copied: int
+    total: int
+    notes: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """One line for people."""
+        left = f"; fresh: {', '.join(self.fresh)}" if self.fresh else ""
+        notes = f" ({'; '.join(self.notes)})" if self.notes else ""
+        share = f"{self.copied:,} of {self.total:,} parameters ({self.copied / self.total:.0%})"
+        return f"init: {share} in {len(self.blocks)} modules from {self.source}{left}{notes}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a drawing: a moment of execution on the left, one on the right, and whether a skip joins them."""
+
+    left: str | None
+    right: str | None = None
+    joined: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a network is drawn: the left column is run downwards, then the right one, if there is one, upwards.
+
+    Attributes:
+        enters, leaves: what goes in and what comes out, for people.
+    """
+
+    rows: tuple[Row, ...]
+    enters: str
+    leaves: str
+
+
+@runtime_checkable
+class Family(Protocol):
+    """A kind of network. Importing one loads no torch; its methods that take or give modules do.
+
+    The *frame* is all of a network that is not chosen. ``search_spaces.testing.FamilyContract`` holds a family to what
+    is said here.
+
+    Attributes:
+        name: of the family. task: what its networks learn, such as ``denoise``.
+        presets: its named configurations; a space's ``backbone`` names one.
+    """
+
+    name: str
+    task: str
+    presets: Mapping[str, Preset]
+
+    def layout(self, config: Mapping[str, Any]) -> Layout:
+        """The torch-free reading of a configuration.
+
+        Raises:
+            SpaceError: naming the first key that is wrong, with the remedy.
+        """
+
+    def build(self, config: Mapping[str, Any]) -> nn.Module:
+        """The frame, freshly initialised."""
+
+    def run(self, frame: nn.Module, inputs: Mapping[str, Any], at: At, watch: Watch | None = None) -> Tensor:
+        """One evaluation that hands ``at`` the running tensor at every place, in the layout's order.
+
+        Args:
+            inputs: ``x (B*T, C, H, W)``, ``timestep (B,)`` in 0..1000, ``context (B, L, D)`` if the family reads a
+                text, and ``frames``, the T of all of them.
+            at: besides the tensor it is handed what layers may read: ``context``, and ``embedding (B, E)`` where the
+                layout has one.
+            watch: is told of every moment of execution, before the layers of a place run.
+
+        Returns:
+            The shape of ``x``.
+        """
+
+    def part(self, frame: nn.Module, name: str) -> nn.Module:
+        """One of the layout's parts as a module of (x, embedding, context), with its width as ``embedding``.
+
+        Raises:
+            SpaceError: if the frame has no such part.
+        """
+
+    def units(self, frame: nn.Module) -> Iterable[nn.Module]:
+        """Modules that are compiled, sharded and checkpointed one by one; none holds another, or a chosen layer."""
+
+    def features(self, frame: nn.Module) -> Mapping[str, int]:
+        """Places whose tensors a discriminator or a distillation may read, in order, with their channels."""
+
+    def encoder(self, frame: nn.Module) -> nn.Module:
+        """A copy of the frame that need run no further than the last of ``features``; the frame stays as it is."""
+
+    def givers(self) -> Mapping[str, type]:
+        """Classes of models that weights may come from, by the ``_class_name`` that their config.json has."""
+
+    def inherit(self, frame: nn.Module, given: nn.Module) -> Mapped:
+        """Copy what matches of a given model into the frame, in place; ``source`` is left empty.
+
+        Raises:
+            SpaceError: if nothing matches.
+        """
+
+    def picture(self, names: Sequence[str], skips: Mapping[str, str]) -> Picture:
+        """How a network is drawn.
+
+        Args:
+            names: moments of execution in order, places among them; or places alone, where no more is known.
+            skips: a moment -> the moment whose output it reads beside the running tensor.
+        """

@@ -1,4 +1,6 @@
-"""The operations that can be evaluated, by Apple's name: each follows coremltools' definition of that name.
+"""The operations that can be evaluated, by Apple's names.
+
+Each follows coremltools' definition of its name.
 
 | file | operations | Apple's definitions |
 |---|---|---|

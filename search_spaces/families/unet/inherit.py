@@ -1,40 +1,59 @@
-"""A diffusers UNet's weights into a pruned backbone: module by module, where shapes agree."""
+"""A diffusers UNet's weights into the frame of a space: module by module, where shapes agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Mapped:
-    """What came over.
-
-    Attributes:
-        source: of the weights. blocks: a module of the backbone -> the module that it was copied from.
-        fresh: modules that keep their random start. copied, total: parameters. notes: what fits only nearly.
-    """
-
-    source: str
-    blocks: dict[str, str]
-    fresh: tuple[str, ...]
-    copied: int
-    total: int
-    notes: tuple[str, ...] = ()
-
-    def sentence(self) -> str:
-        """One line for people."""
-        left = f"; fresh: {', '.join(self.fresh)}" if self.fresh else ""
-        notes = f" ({'; '.join(self.notes)})" if self.notes else ""
-        share = f"{self.copied:,} of {self.total:,} parameters ({self.copied / self.total:.0%})"
-        return f"init: {share} in {len(self.blocks)} modules from {self.source}{left}{notes}"
-
+from search_spaces.errors import SpaceError
+from search_spaces.families.contract import Mapped
+from search_spaces.families.unet.narrow import NarrowUNet
 
 Candidates = list[tuple[str, nn.Module]]
+
+
+def givers() -> dict[str, type]:
+    """diffusers' UNet, and what ``nas prune`` made of one."""
+    return {kind.__name__: kind for kind in (UNet2DConditionModel, NarrowUNet)}
+
+
+def inherit(backbone: Any, given: Any) -> Mapped:
+    """Copy what matches of a UNet into ``backbone``, in place.
+
+    Stages are paired by resolution, from the highest down, as pruning removes the lowest ones. Within a stage each
+    resnet, attention and sampler takes the weights of the one at the same relative place whose shapes are all equal,
+    in order and each used once: the first pair of an up stage reads what comes from below, the last the first skip.
+
+    Raises:
+        SpaceError: if nothing matches.
+    """
+    blocks: dict[str, str] = {}
+    fresh: list[str] = []
+    copied = 0
+    for name, wanted, candidates in pairs(backbone, given):
+        found = next(((other, module) for other, module in candidates if _same_shapes(wanted, module)), None)
+        if found is None:
+            fresh.append(name)
+            continue
+        wanted.load_state_dict(found[1].state_dict())
+        blocks[name] = found[0]
+        copied += sum(parameter.numel() for parameter in wanted.parameters())
+    if not copied:
+        raise SpaceError(
+            f"no block has the backbone's shapes (channels {list(given.config.block_out_channels)}, the "
+            f"backbone's {list(backbone.config.block_out_channels)}); give another UNet"
+        )
+    notes = [
+        f"{key} is {given.config[key]} there, {backbone.config[key]} here"
+        for key in ("attention_head_dim", "act_fn", "norm_num_groups", "norm_eps")
+        if given.config.get(key) != backbone.config.get(key)
+    ]
+    total = sum(parameter.numel() for parameter in backbone.parameters())
+    return Mapped("", blocks, tuple(fresh), copied, total, tuple(notes))
 
 
 def pairs(backbone: Any, given: Any) -> Iterable[tuple[str, nn.Module, Candidates]]:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces.errors import MAX_SIZE, SpaceError, plain_text, whole
-from search_spaces.families.contract import BackboneSpec, Layout, Part, Place
+from search_spaces.families.contract import Layout, Part, Place, Preset
 
 MAX_STAGES = 12  # each halves the picture
 MAX_DEPTH = 64  # layers of a stage
+EMBEDDING = 4  # diffusers embeds the time in so many times the channels of the first stage
 
 
 def unet_layout(config: Mapping[str, Any]) -> Layout:
@@ -65,7 +66,12 @@ def unet_layout(config: Mapping[str, Any]) -> Layout:
         for i in range(stages)
         for j in range(depths[-1 - i] + 1)
     ]
-    return Layout(config["in_channels"], config["cross_attention_dim"], tuple(down + up))
+    return Layout(
+        inputs={"x": config["in_channels"], "context": config["cross_attention_dim"]},
+        places=(*down, *up),
+        parts=unet_parts(config),
+        embedding=EMBEDDING * channels[0],
+    )
 
 
 def unet_parts(config: Mapping[str, Any]) -> tuple[Part, ...]:
@@ -98,10 +104,8 @@ def unet_parts(config: Mapping[str, Any]) -> tuple[Part, ...]:
     return (*parts, Part("conv_out", running, 1))
 
 
-BACKBONES: dict[str, BackboneSpec] = {
-    "sd15_pruned": BackboneSpec(
-        "search_spaces.families.unet.run:build_unet",
-        "search_spaces.families.unet.run:run_unet",
+PRESETS: dict[str, Preset] = {
+    "sd15_pruned": Preset(
         {
             "sample_size": 64,
             "in_channels": 4,
@@ -116,15 +120,10 @@ BACKBONES: dict[str, BackboneSpec] = {
             "norm_num_groups": 32,
         },
         tokens=77,
-        layout=unet_layout,
         summary="Stable Diffusion 1.5's UNet cut to three stages, one layer a block, no mid block",
         extras=("widths",),
-        parts=unet_parts,
-        build_part="search_spaces.families.unet.run:part_of",
     ),
-    "tiny": BackboneSpec(
-        "search_spaces.families.unet.run:build_unet",
-        "search_spaces.families.unet.run:run_unet",
+    "tiny": Preset(
         {
             "sample_size": 16,
             "in_channels": 3,
@@ -139,10 +138,7 @@ BACKBONES: dict[str, BackboneSpec] = {
             "norm_num_groups": 8,
         },
         tokens=16,
-        layout=unet_layout,
         summary="the same kind of UNet in pixel space, small enough for two cores",
         extras=("widths",),
-        parts=unet_parts,
-        build_part="search_spaces.families.unet.run:part_of",
     ),
 }

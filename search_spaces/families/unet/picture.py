@@ -1,79 +1,34 @@
-"""An arrangement drawn on its UNet, one screen: the way down on the left, the way up on the right."""
+"""How a UNet is drawn: the way down on the left, the way up on the right, each beside what it reads across."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 
-from search_spaces.arrangement import Arrangement
-from search_spaces.space import Position, Space
-from search_spaces.variant import Variant
-
-_WIDTH = 36
+from search_spaces.families.contract import Picture, Row
 
 
-def picture(space: Space, arrangement: Arrangement, costs: Mapping[str, float | str] | None = None) -> str:
-    """Draw which layers stand where.
-
-    Args:
-        costs: by position, milliseconds or any short text; shown beside the position's name.
-
-    Returns:
-        Lines of at most 100 characters. A backbone whose positions are not named ``down.*`` and ``up.*`` is drawn as a
-        list in execution order.
-
-    Raises:
-        SpaceError: if the arrangement does not lie in the space.
-    """
-    space.check(arrangement)
-    frames, channels, height, width = space.latent_shape()
-    layers = f"{arrangement.num_layers} layer{'' if arrangement.num_layers == 1 else 's'}"
-    head = f"{space.name} {arrangement.key}: {layers} on {space.backbone_id} at {frames}x{height}x{width}x{channels}"
-    cells = {
-        position.name: _cell(position, arrangement.at(position.name), (costs or {}).get(position.name))
-        for position in space.positions
-    }
-    if all(position.name.split(".")[0] in ("down", "up") for position in space.positions):
-        return "\n".join([head, "", *_unet(space, cells)])
-    rows = [f"{_shape(space, position):>14}  {line}" for position in space.positions for line in cells[position.name]]
-    return "\n".join([head, "", *rows])
+def unet_picture(names: Sequence[str], skips: Mapping[str, str]) -> Picture:
+    """Moments of the way up stand beside the one whose output they read; without skips, each stands in a row alone."""
+    rows = _paired(names, skips) if skips else None
+    if rows is None:
+        up = [name for name in names if name.startswith("up.")]
+        rows = [Row(name) for name in names if name not in up] + [Row(None, name) for name in reversed(up)]
+    return Picture(tuple(rows), "noisy clip, text, time", "velocity")
 
 
-def short(variant: Variant) -> str:
-    """``Conv3D(kernel_size=3)`` as ``Conv3D k3``."""
-    return " ".join([variant.block, *(f"{name[0]}{value}" for name, value in variant.params)])
-
-
-def _cell(position: Position, layers: Sequence[Variant], cost: float | str | None) -> list[str]:
-    shown = "" if cost is None else cost if isinstance(cost, str) else f"{cost:.2f} ms"
-    runs = [(short(variant), len(list(same))) for variant, same in groupby(layers)]
-    names = [f"  {name}" if count == 1 else f"  {name} ({count}x)" for name, count in runs] or ["  ·"]
-    return [f"{position.name}  {shown}".rstrip(), *names]
-
-
-def _shape(space: Space, position: Position) -> str:
-    _, channels, height, width = space.position_shape(position)
-    return f"{height}x{width}x{channels}"
-
-
-def _unet(space: Space, cells: Mapping[str, list[str]]) -> list[str]:
-    """Stages from the highest resolution to the lowest; on the right, execution climbs from the bottom."""
-    stages = sorted({position.downscale for position in space.positions})
-    lines = [f"  {'noisy clip':<{_WIDTH}}{'':^16}{'velocity':<{_WIDTH}}".rstrip()]
-    for depth, downscale in enumerate(stages):
-        members = [position for position in space.positions if position.downscale == downscale]
-        down = [line for place in members if place.name.startswith("down.") for line in cells[place.name]]
-        up = [line for place in reversed(members) if place.name.startswith("up.") for line in cells[place.name]]
-        deepest = depth == len(stages) - 1
-        rows = max(len(down), len(up))
-        for row in range(rows):
-            left = (down[row] if row < len(down) else "").ljust(_WIDTH)
-            right = (up[row] if row < len(up) else "").ljust(_WIDTH)
-            middle = _shape(space, members[0]) if row == 0 else ""
-            joint = "─" if row == 0 else " "
-            lines.append(f"  │ {left[: _WIDTH - 2]}{joint}{middle:{joint}^14}{joint}│ {right}".rstrip())
-        if deepest:
-            lines.append(f"  ╰{'─' * (_WIDTH + 14)}▶─╯")
+def _paired(names: Sequence[str], skips: Mapping[str, str]) -> list[Row] | None:
+    """Rows from top to bottom; None if the moments do not pair up."""
+    turn = next(index for index, name in enumerate(names) if name in skips)
+    left, right = list(names[:turn]), list(names[turn:])[::-1]
+    producers = set(skips.values())
+    rows: list[Row] = []
+    while left or right:
+        if right and right[0] not in skips:
+            rows.append(Row(None, right.pop(0)))
+        elif left and left[0] not in producers:
+            rows.append(Row(left.pop(0)))
+        elif left and right and skips[right[0]] == left[0]:
+            rows.append(Row(left.pop(0), right.pop(0), True))
         else:
-            lines.append(f"  ▼ {'':<{_WIDTH - 2}} {'':^14} ▲")
-    return [*lines, "", "  Positions run along the arrows; within a position, layers run from top to bottom."]
+            return None
+    return rows

@@ -1,9 +1,9 @@
-"""diffusers' ``UNet2DConditionModel`` as a video backbone: frames in the batch, temporal layers between its modules."""
+"""diffusers' ``UNet2DConditionModel`` as a video backbone: frames in the batch, chosen layers between its modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import Transformer2DModel, UNet2DConditionModel
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from search_spaces.errors import SpaceError
 from search_spaces.families.unet.narrow import NarrowUNet
 
-#: Called with a moment's name, the running tensor and the skips alive then, as (name, tensor).
-Watch = Callable[[str, Tensor, Sequence[tuple[str, Tensor]]], None]
+if TYPE_CHECKING:
+    from search_spaces.families.contract import At, Watch
 
 
 def build_unet(config: Mapping[str, Any]) -> UNet2DConditionModel:
@@ -86,19 +86,27 @@ def per_frame(x: Tensor, num_frames: int) -> Tensor:
     return x[:, None].expand(-1, num_frames, *x.shape[1:]).flatten(0, 1)
 
 
+def units(unet: Any) -> Iterator[nn.Module]:
+    """Resnets and attentions, in execution order."""
+    for stage in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
+        if stage is not None:
+            yield from stage.resnets
+            yield from getattr(stage, "attentions", ())
+
+
 def run_unet(
-    unet: UNet2DConditionModel,
+    unet: Any,
     x: Tensor,
     timestep: Tensor,
     context: Tensor,
     num_frames: int,
-    temporal: Callable[[str, Tensor], Tensor],
+    at: At,
     watch: Watch | None = None,
 ) -> Tensor:
-    """One evaluation of the UNet that hands the running tensor to ``temporal`` after every resnet(+attention) pair.
+    """One evaluation of the UNet that hands the running tensor to ``at`` after every resnet(+attention) pair.
 
-    It walks the UNet's own modules in the order of ``UNet2DConditionModel.forward``; with an identity for ``temporal``
-    the result is that method's, bit for bit. What ``temporal`` returns goes on to the next pair and, on the way down,
+    It walks the UNet's own modules in the order of ``UNet2DConditionModel.forward``; with an identity for ``at`` the
+    result is that method's, bit for bit. What ``at`` returns goes on to the next pair and, on the way down,
     into the skip that the way up will read.
 
     Args:
@@ -107,26 +115,23 @@ def run_unet(
         timestep: ``(B,)``, one a clip.
         context: ``(B, L, D)``, one text a clip.
         num_frames: T.
-        temporal: ``(name, x) -> x``; names are those of ``unet_layout``.
+        at: ``(name, x, beside) -> x``; names are those of ``unet_layout``, and beside are ``context`` and ``embedding``
+            (B, E).
         watch: told of every moment of execution, for accounting.
 
     Returns:
         ``(B*T, C_out, H, W)``.
     """
     see = watch or (lambda name, x, skips: None)
-    context = per_frame(context, num_frames)
     embedded = unet.time_embedding(unet.get_time_embed(x, per_frame(timestep, num_frames)))
+    beside = {"context": context, "embedding": embedded[::num_frames]}
+    context = per_frame(context, num_frames)
     # An odd height or width comes out of down and up one larger than it went in; the skip knows the right size.
     uneven = any(side % 2**unet.num_upsamplers for side in x.shape[-2:])
 
     x = unet.conv_in(x)
     see("conv_in", x, [])
     skips = [("conv_in", x)]
-
-    def resnet(block: Any, index: int, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and block.gradient_checkpointing:
-            return block._gradient_checkpointing_func(block.resnets[index], x, embedded)
-        return block.resnets[index](x, embedded)
 
     def attention(block: Any, index: int, x: Tensor) -> Tensor:
         if not getattr(block, "has_cross_attention", False):
@@ -137,10 +142,10 @@ def run_unet(
     for stage, block in enumerate(unet.down_blocks):
         for index in range(len(block.resnets)):
             name = f"down.{stage}.{index}"
-            x = resnet(block, index, x)
+            x = block.resnets[index](x, embedded)
             x = attention(block, index, x)
             see(name, x, skips)
-            x = temporal(name, x)
+            x = at(name, x, beside)
             skips.append((name, x))
         for downsampler in block.downsamplers or ():
             x = downsampler(x)
@@ -158,10 +163,10 @@ def run_unet(
         for index in range(len(block.resnets)):
             name = f"up.{stage}.{index}"
             x = torch.cat([x, skips.pop()[1]], dim=1)
-            x = resnet(block, index, x)
+            x = block.resnets[index](x, embedded)
             x = attention(block, index, x)
             see(name, x, skips)
-            x = temporal(name, x)
+            x = at(name, x, beside)
         for upsampler in block.upsamplers or ():
             x = upsampler(x, skips[-1][1].shape[2:] if uneven else None)
             see(f"up.{stage}.upsample", x, skips)
