@@ -13,8 +13,9 @@ from nas.errors import AnswerIsNo, NasError
 
 if TYPE_CHECKING:
     from nas.recipes.config import FinetuneConfig
+    from nas.training.config import StageConfig
     from nas.training.distributed import World
-    from nas.training.loop import Loop
+    from nas.training.loop import Loop, Stage
 
 STAGES = ("joint", "adversarial")
 
@@ -83,13 +84,10 @@ def _finetune(
     from nas.data.lengths import fits
     from nas.files import only_leftovers
     from nas.model.pipeline import load_pipeline, save_pipeline
-    from nas.recipes.adversarial import Adversarial
-    from nas.recipes.config import FOLDER, AdversarialConfig, JointConfig
-    from nas.recipes.joint import Joint
+    from nas.recipes.config import FOLDER, AdversarialConfig
     from nas.training.batches import Batches
     from nas.training.checkpoint import sole_writer, write_whole
-    from nas.training.engine import Engine
-    from nas.training.loop import Loop, Stage
+    from nas.training.loop import Loop
 
     settings = config.stage(stage)
     pipeline = load_pipeline(model).to(world.device)
@@ -100,13 +98,7 @@ def _finetune(
     check = fits(pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings)
     batches = Batches(pipeline.unet.space, config.data, settings, config.seed, world, check)
     pipeline.check_prompts(batches.captions)
-    engine = Engine(settings, world)
-    work: Stage
-    if isinstance(settings, AdversarialConfig):
-        work = Adversarial(pipeline, batches, settings, config.seed, engine)
-    else:
-        assert isinstance(settings, JointConfig)
-        work = Joint(pipeline, batches, settings, engine)
+    work = _work(pipeline, batches, settings, config.seed, world)
     facts = {
         "stage": stage,
         "model": origin,
@@ -127,10 +119,9 @@ def _finetune(
         collapsed = answer
     pipeline = _averaged(loop, pipeline, model)
     shapes = [[clip.frames, clip.height, clip.width] for clip in batches.clips]
-    if isinstance(settings, AdversarialConfig):
-        pipeline.set_sampling(sigmas=list(settings.levels), guidance=1.0, renoise=settings.renoise, clips=shapes)
-    else:
-        pipeline.set_sampling(clips=shapes)
+    few = settings if isinstance(settings, AdversarialConfig) else None
+    how = {"sigmas": list(few.levels), "guidance": 1.0, "renoise": few.renoise} if few is not None else {}
+    pipeline.set_sampling(**how, clips=shapes)
     pipeline.unet.eval()
     pipeline.text_encoder.eval()
     if world.main:
@@ -140,6 +131,20 @@ def _finetune(
         raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
     last = {name: value for name, value in (loop.rows[-1] if loop.rows else {}).items() if name.startswith("loss")}
     return {"model": str(out), "stage": stage, "steps": loop.step, **last, "main": world.main}
+
+
+def _work(pipeline: Any, batches: Any, settings: StageConfig, seed: int, world: World) -> Stage:
+    """The stage that the settings are of."""
+    from nas.recipes.adversarial import Adversarial
+    from nas.recipes.config import AdversarialConfig, JointConfig
+    from nas.recipes.joint import Joint
+    from nas.training.engine import Engine
+
+    engine = Engine(settings, world)
+    if isinstance(settings, AdversarialConfig):
+        return Adversarial(pipeline, batches, settings, seed, engine)
+    assert isinstance(settings, JointConfig)
+    return Joint(pipeline, batches, settings, engine)
 
 
 def _averaged(loop: Loop[Any], pipeline: Any, model: Path) -> Any:
