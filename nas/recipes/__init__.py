@@ -78,15 +78,12 @@ def _finetune(
 ) -> dict[str, Any]:
     from contextlib import nullcontext
 
-    import yaml
-
-    from nas.config import CONFIG_FILE
     from nas.data.lengths import fits
     from nas.files import only_leftovers
     from nas.model.pipeline import load_pipeline, save_pipeline
     from nas.recipes.config import FOLDER, AdversarialConfig
     from nas.training.batches import Batches
-    from nas.training.checkpoint import sole_writer, write_whole
+    from nas.training.checkpoint import sole_writer
     from nas.training.loop import Loop
 
     settings = config.stage(stage)
@@ -107,9 +104,7 @@ def _finetune(
     }
     world.wait()  # all have looked at the folder before it is written to
     if world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / CONFIG_FILE).is_file():
-            write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        _write_settings(folder, config)
     loop = Loop(work, folder, facts, config.seed, warn)
     collapsed: AnswerIsNo | None = None
     try:
@@ -131,6 +126,17 @@ def _finetune(
         raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
     last = {name: value for name, value in (loop.rows[-1] if loop.rows else {}).items() if name.startswith("loss")}
     return {"model": str(out), "stage": stage, "steps": loop.step, **last, "main": world.main}
+
+
+def _write_settings(folder: Path, config: FinetuneConfig) -> None:
+    import yaml
+
+    from nas.config import CONFIG_FILE
+    from nas.files import write_whole
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CONFIG_FILE).is_file():
+        write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def _work(pipeline: Any, batches: Any, settings: StageConfig, seed: int, world: World) -> Stage:
