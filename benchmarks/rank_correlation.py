@@ -225,7 +225,10 @@ class Bench:
         name = "_".join(f"{key}-{value}" for key, value in settings.items())
         folder = self.runs / name
         folder.mkdir(parents=True, exist_ok=True)
-        warn = lambda message: print(message, file=sys.stderr)  # noqa: E731
+
+        def warn(message: str) -> None:
+            print(message, file=sys.stderr)
+
         loop = begin(self.space, self.data, config, folder, 0, warn, start=self.warm())
 
         def tell(step, row) -> None:

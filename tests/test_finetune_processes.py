@@ -135,8 +135,8 @@ def test_only_the_main_process_prints_the_summary(
 @pytest.mark.parametrize("stage", ["joint", "adversarial"])
 def test_two_processes_that_split_the_weights_make_the_same_model(stage: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
-    more = {"activation_checkpoints": True, "validate_every": 2} if stage == "joint" else {}
-    settings = config(steps=2, text_rate=0.5, shard=True, **more)
+    more = {"activation_checkpoints": True, "validate_every": 1} if stage == "joint" else {}
+    settings = config(steps=3, text_rate=0.5, shard=True, **more)
     assert together(model, stage, settings, tmp_path / "two") == []
     finetune(model, stage, settings, tmp_path / "one")
     for mine, other in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):

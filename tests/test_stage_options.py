@@ -11,14 +11,20 @@ from typing import Any
 import pytest
 import torch
 from test_finetune import Stop, log, same, stop_at
-from tuning_fixtures import TOOK, config, make_model
+from tuning_fixtures import TOOK, config, make_model, mini
 
 from nas.errors import NasError
+from nas.prune.config import PruneConfig
+from nas.prune.recover import Recover
 from nas.recipes import finetune
 from nas.recipes.adversarial import Adversarial
 from nas.recipes.joint import Joint
-from nas.training.engine import recompute
+from nas.training.distributed import World
+from nas.training.engine import compile_parts
 from nas.training.log import read_best
+from nas.training.loop import Loop
+from search_spaces.families import build_backbone
+from search_spaces.network import recompute
 
 STAGES = pytest.mark.parametrize("stage", ["joint", "adversarial"])
 
@@ -154,3 +160,48 @@ def test_a_checkpoint_from_before_these_settings_goes_on(model: Path, tmp_path: 
     shutil.copytree(tmp_path / "old", tmp_path / "other")
     with pytest.raises(NasError, match="accumulate is None, the run's 2"):
         finetune(model, "joint", config(steps=4, checkpoint_every=2, accumulate=2), tmp_path / "other")
+
+
+@pytest.mark.filterwarnings("ignore")  # torch about its own internals while it compiles
+def test_compiled_units_make_the_same_loss(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced as for any back-end, without its minutes of code generation."""
+    compiled: list[Any] = []
+
+    def eagerly(parts: Any) -> None:
+        compiled.extend(parts)
+        compile_parts(compiled, "eager")
+
+    finetune(model, "joint", config(steps=1), tmp_path / "plain")
+    monkeypatch.setattr("nas.training.engine.compile_parts", eagerly)
+    finetune(model, "joint", config(steps=1, compile=True), tmp_path / "out")
+    assert compiled and log(tmp_path / "out")[0]["loss"] == pytest.approx(log(tmp_path / "plain")[0]["loss"], rel=1e-4)
+
+
+class Stills:
+    """Images of noise with texts of ones, four a turn; what ``Recover`` reads of ``Images``."""
+
+    world = World(0, 1, torch.device("cpu"))
+    loaders = ()
+
+    def __init__(self) -> None:
+        self.turns: list[int] = []
+
+    def training(self, turn: int, change: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        self.turns.append(turn)
+        change(["a"] * 4)
+        return torch.randn((4, 3, 8, 8), generator=torch.Generator().manual_seed(turn)), torch.ones(4, 12, 16)
+
+
+def test_recovery_takes_micro_batches_and_computes_again(tmp_path: Path) -> None:
+    found = {}
+    for name, more in {"plain": {}, "again": {"activation_checkpoints": True}, "two": {"accumulate": 2}}.items():
+        torch.manual_seed(0)
+        whole, unet = (build_backbone(mini().backbone) for _ in range(2))
+        stills = Stills()
+        settings = PruneConfig(steps=2, ramp_steps=0, checkpoint_every=2, **more)
+        stage = Recover(whole.requires_grad_(False), unet, stills, settings)
+        Loop(stage, tmp_path / name, {}, 0, print).run()
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found[name] = [json.loads(line)["loss"] for line in lines]
+        assert stills.turns == list(range(4 if name == "two" else 2))
+    assert found["plain"] == found["again"] != found["two"]

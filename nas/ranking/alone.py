@@ -42,22 +42,11 @@ def train_alone(
     Raises:
         NasError: if a step goes wrong again and again.
     """
-    own = config.model_copy(
-        update={
-            "steps": steps,
-            "warmup_steps": 0,
-            "validate_every": 0,
-            "sample_every": 0,
-            "checkpoint_every": steps,
-            "trackers": (),
-            "init": None,
-        }
-    )
     with tempfile.TemporaryDirectory() as folder:
         loop = begin(
             space,
             data,
-            own,
+            _alone(config, steps),
             Path(folder),
             seed,
             lambda message: None,
@@ -77,3 +66,18 @@ def train_alone(
         for module in (loop.stage.supernet, loop.stage.text):
             module.eval().requires_grad_(False)
         return loop.stage.supernet, loop.stage.text
+
+
+def _alone(config: TrainConfig, steps: int) -> TrainConfig:
+    """The supernet's settings without what does not apply to one arrangement."""
+    return config.model_copy(
+        update={
+            "steps": steps,
+            "warmup_steps": 0,
+            "validate_every": 0,
+            "sample_every": 0,
+            "checkpoint_every": steps,
+            "trackers": (),
+            "init": None,
+        }
+    )

@@ -13,8 +13,9 @@ from nas.errors import AnswerIsNo, NasError
 
 if TYPE_CHECKING:
     from nas.recipes.config import FinetuneConfig
+    from nas.training.config import StageConfig
     from nas.training.distributed import World
-    from nas.training.loop import Loop
+    from nas.training.loop import Loop, Stage
 
 STAGES = ("joint", "adversarial")
 
@@ -77,19 +78,13 @@ def _finetune(
 ) -> dict[str, Any]:
     from contextlib import nullcontext
 
-    import yaml
-
-    from nas.config import CONFIG_FILE
     from nas.data.lengths import fits
     from nas.files import only_leftovers
     from nas.model.pipeline import load_pipeline, save_pipeline
-    from nas.recipes.adversarial import Adversarial
-    from nas.recipes.config import FOLDER, AdversarialConfig, JointConfig
-    from nas.recipes.joint import Joint
+    from nas.recipes.config import FOLDER, AdversarialConfig
     from nas.training.batches import Batches
-    from nas.training.checkpoint import sole_writer, write_whole
-    from nas.training.engine import Engine
-    from nas.training.loop import Loop, Stage
+    from nas.training.checkpoint import sole_writer
+    from nas.training.loop import Loop
 
     settings = config.stage(stage)
     pipeline = load_pipeline(model).to(world.device)
@@ -100,13 +95,7 @@ def _finetune(
     check = fits(pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings)
     batches = Batches(pipeline.unet.space, config.data, settings, config.seed, world, check)
     pipeline.check_prompts(batches.captions)
-    engine = Engine(settings, world)
-    work: Stage
-    if isinstance(settings, AdversarialConfig):
-        work = Adversarial(pipeline, batches, settings, config.seed, engine)
-    else:
-        assert isinstance(settings, JointConfig)
-        work = Joint(pipeline, batches, settings, engine)
+    work = _work(pipeline, batches, settings, config.seed, world)
     facts = {
         "stage": stage,
         "model": origin,
@@ -115,9 +104,7 @@ def _finetune(
     }
     world.wait()  # all have looked at the folder before it is written to
     if world.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / CONFIG_FILE).is_file():
-            write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        _write_settings(folder, config)
     loop = Loop(work, folder, facts, config.seed, warn)
     collapsed: AnswerIsNo | None = None
     try:
@@ -127,10 +114,9 @@ def _finetune(
         collapsed = answer
     pipeline = _averaged(loop, pipeline, model)
     shapes = [[clip.frames, clip.height, clip.width] for clip in batches.clips]
-    if isinstance(settings, AdversarialConfig):
-        pipeline.set_sampling(sigmas=list(settings.levels), guidance=1.0, renoise=settings.renoise, clips=shapes)
-    else:
-        pipeline.set_sampling(clips=shapes)
+    few = settings if isinstance(settings, AdversarialConfig) else None
+    how = {"sigmas": list(few.levels), "guidance": 1.0, "renoise": few.renoise} if few is not None else {}
+    pipeline.set_sampling(**how, clips=shapes)
     pipeline.unet.eval()
     pipeline.text_encoder.eval()
     if world.main:
@@ -140,6 +126,31 @@ def _finetune(
         raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
     last = {name: value for name, value in (loop.rows[-1] if loop.rows else {}).items() if name.startswith("loss")}
     return {"model": str(out), "stage": stage, "steps": loop.step, **last, "main": world.main}
+
+
+def _write_settings(folder: Path, config: FinetuneConfig) -> None:
+    import yaml
+
+    from nas.config import CONFIG_FILE
+    from nas.files import write_whole
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / CONFIG_FILE).is_file():
+        write_whole(folder / CONFIG_FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _work(pipeline: Any, batches: Any, settings: StageConfig, seed: int, world: World) -> Stage:
+    """The stage that the settings are of."""
+    from nas.recipes.adversarial import Adversarial
+    from nas.recipes.config import AdversarialConfig, JointConfig
+    from nas.recipes.joint import Joint
+    from nas.training.engine import Engine
+
+    engine = Engine(settings, world)
+    if isinstance(settings, AdversarialConfig):
+        return Adversarial(pipeline, batches, settings, seed, engine)
+    assert isinstance(settings, JointConfig)
+    return Joint(pipeline, batches, settings, engine)
 
 
 def _averaged(loop: Loop[Any], pipeline: Any, model: Path) -> Any:
