@@ -66,79 +66,119 @@ def measure(
         One record per job. ``status`` is ``ok``, or says why there is no number: ``oom``, ``unsupported``, ``failed``,
         ``timeout``, ``unstable``. A workload never takes the run down with it.
     """
-    log = log or RunLog()
-    capacity_mb = runtime.capacity_mb()
-    waiting = [_Active(job, [_Part(lowered) for lowered in job.parts]) for job in jobs]
-    total, finished = len(waiting), 0
-    watch: Session | None = None
-    next_round = 0
+    run = _Run(jobs, runtime, limits, rng, reference, log or RunLog(), progress)
     try:
-        while waiting:
-            group = _take_group(waiting, limits.group_size, capacity_mb)
-            ready: list[_Active] = []
-            for active in group:
-                progress(Progress("load", finished + len(ready), total, active.job.workload.key))
-                try:
-                    for part in active.parts:
-                        part.session = _load(runtime, part.lowered, limits)
-                        part.facts = part.session.facts
-                except WorkloadError as error:
-                    active.close()
-                    finished += 1
-                    yield failure(active.job, error.status, str(error), runtime.source)
-                    continue
-                except SessionLost as error:
-                    finished += yield from _requeue(active, error, waiting, runtime)
-                    continue
-                ready.append(active)
-            if runtime.source == "estimated":
-                for active in ready:
-                    finished += 1
-                    yield _estimate(active, runtime)
-                    active.close()
-                continue
-            if reference is not None and watch is None and ready:
-                try:
-                    watch = _load(runtime, reference, limits)
-                    watch.run(limits.warmup + 1, limits.timeout_s)
-                    log.reference_key = reference.subject.key
-                except (WorkloadError, SessionLost):
-                    watch = None
-            first_round = next_round
-            while ready:
-                lost: list[_Active] = []
-                for active, outcome in _round(ready, watch, next_round, limits, rng, log):
-                    ready.remove(active)
-                    if isinstance(outcome, WorkloadError):
-                        active.close()
-                        finished += 1
-                        yield failure(active.job, outcome.status, str(outcome), runtime.source)
-                    else:
-                        lost.append(active)
-                for active in lost:
-                    finished += yield from _requeue(active, SessionLost("its session was lost"), waiting, runtime)
-                if lost and watch is not None:
-                    watch.close()
-                    watch = None
-                log.flush()
-                next_round += 1
-                rounds = next_round - first_round
-                progress(Progress("time", finished, total, detail=f"round {rounds}, {len(ready)} workloads"))
-                if rounds < limits.min_rounds:
-                    continue
-                for active in _finished(ready, limits, rounds, log):
-                    ready.remove(active)
-                    active.close()
-                    finished += 1
-                    record = summarise(active, limits, log, runtime)
-                    progress(Progress("row", finished, total, record.key, record.status))
-                    yield record
-                _cool_down(log, limits, next_round - 1, bool(ready))
+        while run.waiting:
+            ready = yield from run.load_some()
+            yield from run.estimate(ready) if runtime.source == "estimated" else run.time(ready)
     finally:
-        if watch is not None:
-            watch.close()
-        runtime.close()
-        log.flush()
+        run.close()
+
+
+class _Run:
+    """The state of one measurement: what waits, how many are through, and the session of the reference workload."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        runtime: Runtime,
+        limits: Limits,
+        rng: Generator,
+        reference: Lowered | None,
+        log: RunLog,
+        progress: OnProgress,
+    ) -> None:
+        self.runtime, self.limits, self.rng, self.reference = runtime, limits, rng, reference
+        self.log, self.progress = log, progress
+        self.capacity_mb = runtime.capacity_mb()
+        self.waiting = [_Active(job, [_Part(lowered) for lowered in job.parts]) for job in jobs]
+        self.total, self.finished, self.next_round = len(self.waiting), 0, 0
+        self.watch: Session | None = None
+
+    def close(self) -> None:
+        if self.watch is not None:
+            self.watch.close()
+        self.runtime.close()
+        self.log.flush()
+
+    def load_some(self) -> Generator_[Record, None, list[_Active]]:
+        """Load the next group; yields the rows of what cannot be loaded, and returns the others."""
+        ready: list[_Active] = []
+        for active in _take_group(self.waiting, self.limits.group_size, self.capacity_mb):
+            self.progress(Progress("load", self.finished + len(ready), self.total, active.job.workload.key))
+            try:
+                for part in active.parts:
+                    part.session = _load(self.runtime, part.lowered, self.limits)
+                    part.facts = part.session.facts
+            except WorkloadError as error:
+                yield self._failed(active, error)
+            except SessionLost as error:
+                self.finished += yield from _requeue(active, error, self.waiting, self.runtime)
+            else:
+                ready.append(active)
+        return ready
+
+    def estimate(self, ready: list[_Active]) -> Iterator[Record]:
+        """The rows of a runtime that estimates."""
+        for active in ready:
+            self.finished += 1
+            yield _estimate(active, self.runtime)
+            active.close()
+
+    def time(self, ready: list[_Active]) -> Iterator[Record]:
+        """Rounds until every workload is stable or gone; each row as soon as it is known."""
+        if ready:
+            self._begin_watch()
+        first_round = self.next_round
+        while ready:
+            yield from self._visited(ready)
+            self.log.flush()
+            self.next_round += 1
+            rounds = self.next_round - first_round
+            told = f"round {rounds}, {len(ready)} workloads"
+            self.progress(Progress("time", self.finished, self.total, detail=told))
+            if rounds < self.limits.min_rounds:
+                continue
+            for active in _finished(ready, self.limits, rounds, self.log):
+                ready.remove(active)
+                active.close()
+                self.finished += 1
+                record = summarise(active, self.limits, self.log, self.runtime)
+                self.progress(Progress("row", self.finished, self.total, record.key, record.status))
+                yield record
+            _cool_down(self.log, self.limits, self.next_round - 1, bool(ready))
+
+    def _begin_watch(self) -> None:
+        """Open the reference workload beside the others; without it the run goes on unwatched."""
+        if self.reference is None or self.watch is not None:
+            return
+        try:
+            self.watch = _load(self.runtime, self.reference, self.limits)
+            self.watch.run(self.limits.warmup + 1, self.limits.timeout_s)
+            self.log.reference_key = self.reference.subject.key
+        except (WorkloadError, SessionLost):
+            self.watch = None
+
+    def _visited(self, ready: list[_Active]) -> Iterator[Record]:
+        """One round; yields the rows of those that failed in it, and puts back those that lost their session."""
+        lost: list[_Active] = []
+        for active, outcome in _round(ready, self.watch, self.next_round, self.limits, self.rng, self.log):
+            ready.remove(active)
+            if isinstance(outcome, WorkloadError):
+                yield self._failed(active, outcome)
+            else:
+                lost.append(active)
+        for active in lost:
+            gone = SessionLost("its session was lost")
+            self.finished += yield from _requeue(active, gone, self.waiting, self.runtime)
+        if lost and self.watch is not None:
+            self.watch.close()
+            self.watch = None
+
+    def _failed(self, active: _Active, error: WorkloadError) -> Record:
+        active.close()
+        self.finished += 1
+        return failure(active.job, error.status, str(error), self.runtime.source)
 
 
 def _take_group(waiting: list[_Active], size: int, capacity_mb: float) -> list[_Active]:

@@ -34,7 +34,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class PlanPosition:
-    """A place for 0..max_layers layers, its tensor's shape and the layers offered."""
+    """A place for ``least`` to ``max_layers`` layers, its tensor's shape and the layers offered."""
 
     name: str
     channels: int
@@ -43,18 +43,21 @@ class PlanPosition:
     width: int
     max_layers: int
     layers: tuple[Layer, ...]
+    least: int = 0
 
     @property
     def choices(self) -> int:
-        """How many options there are, the empty one included."""
-        return sum(len(self.layers) ** length for length in range(self.max_layers + 1))
+        """How many options there are, the empty one included where it is allowed."""
+        return sum(len(self.layers) ** length for length in range(self.least, self.max_layers + 1))
 
     @cached_property
     def options(self) -> tuple[tuple[int, ...], ...]:
-        """Every choice as indices into ``layers``: the empty one, then by length, then in product order."""
+        """Every choice as indices into ``layers``: by length (an empty one is first), then in product order."""
         choices = range(len(self.layers))
         return tuple(
-            option for length in range(self.max_layers + 1) for option in itertools.product(choices, repeat=length)
+            option
+            for length in range(self.least, self.max_layers + 1)
+            for option in itertools.product(choices, repeat=length)
         )
 
 
@@ -99,6 +102,7 @@ class Plan:
     points: tuple[Point, ...]
     text_encoder: End | None = None
     decoder: End | None = None
+    stated_baseline: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
         names = [position.name for position in self.positions]
@@ -138,6 +142,16 @@ class Plan:
         """The table keys of all workloads at ``precision``; text encoder and decoder last, with ``ends``."""
         outer = tuple(end.workload for end in (self.text_encoder, self.decoder) if end) if ends else ()
         return tuple(f"{workload}@{precision}" for workload in (*self.workloads, *outer))
+
+    @property
+    def baseline(self) -> dict[str, tuple[str, ...]]:
+        """Position -> variant labels of what the space compares with: stated, or the least, of each first variant."""
+        if self.stated_baseline is not None:
+            return dict(self.stated_baseline)
+        return {
+            position.name: tuple(layer.variant for layer in position.layers[:1]) * position.least
+            for position in self.positions
+        }
 
     def skip_elements(self, position: str) -> int:
         """Elements of the skip tensors alive while the position's layers run."""
@@ -185,6 +199,7 @@ class Plan:
             points=tuple(_point(item, f"points[{i}]") for i, item in enumerate(_list(top.get("points"), "points"))),
             text_encoder=_end(top, "text_encoder"),
             decoder=_end(top, "decoder"),
+            stated_baseline=_baseline(top),
         )
 
 
@@ -227,6 +242,13 @@ def _end(top: Mapping[str, Any], name: str) -> End | None:
     return End(_text(item, "workload", name), _whole(item, "parameters", name), calls)
 
 
+def _baseline(top: Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
+    if top.get("baseline") is None:
+        return None
+    positions = _object(_object(top["baseline"], "baseline").get("positions"), "baseline.positions")
+    return {name: tuple(map(str, _list(labels, f"baseline.{name}"))) for name, labels in positions.items()}
+
+
 def _position(data: Any, path: str) -> PlanPosition:
     item = _object(data, path)
     sizes = {name: _whole(item, name, path) for name in ("channels", "frames", "height", "width", "max_layers")}
@@ -235,6 +257,7 @@ def _position(data: Any, path: str) -> PlanPosition:
         name=_text(item, "name", path),
         **sizes,
         layers=tuple(_layer(layer, f"{path}.layers[{i}]") for i, layer in enumerate(layers)),
+        least=_whole(item, "least", path) if "least" in item else 0,
     )
 
 

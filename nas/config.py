@@ -178,8 +178,8 @@ class SearchConfig(Settings):
     """What the search looks for, and how long.
 
     Attributes:
-        latency_ms: limit of one evaluation of the network. Where it is not given, `latency_ratio` times the bare
-            backbone's measured latency is the limit.
+        latency_ms: limit of one evaluation of the network. Where it is not given, it follows from
+            `latency_ratio` and the space's baseline: see `nas.run.costs.default_latency_ms`.
         memory_mb: limit of the peak; the device's own where it is not given.
         parameters_min, parameters_max: of the whole network.
         margin: error of a predicted latency, as a fraction, that the limit must survive; the table's own, from its

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError, unknown
+from search_spaces.parts import MAX_LAYERS
 from search_spaces.reading import UnreadableError, parse_json, read_text
-from search_spaces.space import MAX_LAYERS
 from search_spaces.variant import Variant
 from search_spaces.writing import write_whole
 

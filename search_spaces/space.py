@@ -14,10 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
+from search_spaces.definition import parse_definition
 from search_spaces.ends import decoder_spec, text_encoder_spec
-from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, unknown, whole
-from search_spaces.families import Backbone, family_of
+from search_spaces.errors import SpaceError, unknown
+from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
+from search_spaces.parts import Autoencoder as Autoencoder
+from search_spaces.parts import Clip as Clip
+from search_spaces.parts import Position as Position
+from search_spaces.parts import Text as Text
+from search_spaces.parts import check_clip
+from search_spaces.parts import latent_shape as latent_shape
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
@@ -25,150 +32,10 @@ from search_spaces.workload import Workload
 if TYPE_CHECKING:
     from numpy.random import Generator
 
-SMALL = "small"
 SPACES = Path(__file__).parent / "spaces"
 
 #: Options of one position that may be enumerated; beyond it nothing that lists them would end.
 MAX_OPTIONS = 1_000_000
-MAX_LAYERS = 64  # at one position
-MAX_FACTOR = 1024  # of an autoencoder
-MAX_FPS = 1000.0
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A video's size in pixels: ``frames`` at ``fps``, each ``height`` x ``width``."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-
-    def __post_init__(self) -> None:
-        _check_sizes(vars(self), "clip")
-
-
-@dataclass(frozen=True)
-class Autoencoder:
-    """By how much the autoencoder divides time and space; 1 and 1 for a space of pixels.
-
-    ``causal``: the first frame becomes a latent of its own, so a clip has 1 + a multiple of ``time`` frames.
-    ``decoder`` names the half that makes frames of latents (``ends.DECODERS``); empty where there is none, or where
-    its cost is not asked for.
-    """
-
-    time: int = 1
-    space: int = 1
-    decoder: str = ""
-    causal: bool = False
-
-    def __post_init__(self) -> None:
-        whole(self.time, "autoencoder.time", most=MAX_FACTOR)
-        whole(self.space, "autoencoder.space", most=MAX_FACTOR)
-        plain_text(self.decoder, "autoencoder.decoder")
-        if not isinstance(self.causal, bool):
-            raise SpaceError(f"autoencoder.causal must be true or false, but is {self.causal!r}")
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields; what is not stated is left out."""
-        more = {**({"decoder": self.decoder} if self.decoder else {}), **({"causal": True} if self.causal else {})}
-        return {"time": self.time, "space": self.space, **more}
-
-    def latent_frames(self, frames: int) -> int:
-        """Latents of a clip of so many frames."""
-        return 1 + (frames - 1) // self.time if self.causal else frames // self.time
-
-    def pixel_frames(self, latents: int) -> int:
-        """Frames of a clip of so many latents."""
-        return 1 + (latents - 1) * self.time if self.causal else latents * self.time
-
-    def divides(self, frames: int) -> bool:
-        """Whether a clip of so many frames becomes whole latents."""
-        return frames > 0 and self.pixel_frames(self.latent_frames(frames)) == frames
-
-
-@dataclass(frozen=True)
-class Text:
-    """What the text encoder gives for one prompt: ``tokens`` vectors of width ``dim``; ``encoder`` names it."""
-
-    tokens: int
-    dim: int
-    encoder: str = SMALL
-
-    def __post_init__(self) -> None:
-        whole(self.tokens, "text.tokens")
-        whole(self.dim, "text.dim")
-        plain_text(self.encoder, "text.encoder")
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields; the encoder where it is not the small one that is trained along."""
-        named = {} if self.encoder == SMALL else {"encoder": self.encoder}
-        return {"tokens": self.tokens, "dim": self.dim, **named}
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in the backbone that holds between ``least`` and ``most`` layers, each one of ``variants``.
-
-    ``space_scale`` and ``time_scale`` say by how much height and width, and frames, are divided there.
-    """
-
-    name: str
-    channels: int
-    space_scale: int
-    most: int
-    variants: tuple[Variant, ...]
-    least: int = 0
-    time_scale: int = 1
-
-    def __post_init__(self) -> None:
-        where = f"positions.{self.name}"
-        whole(self.channels, f"{where}.channels")
-        whole(self.space_scale, f"{where}.space_scale")
-        whole(self.time_scale, f"{where}.time_scale")
-        whole(self.most, f"{where}.max_layers", least=0, most=MAX_LAYERS)
-        whole(self.least, f"{where}.least", least=0, most=self.most)
-        if self.most and not self.variants:
-            raise SpaceError(f"{where}.variants is empty, but max_layers is {self.most}; name some or set it to 0")
-        full = []
-        for index, variant in enumerate(self.variants):
-            try:
-                full.append(complete(variant, self.channels))
-            except SpaceError as error:
-                raise SpaceError(f"{where}.variants[{index}]: {error}") from None
-            if full[-1] in full[:-1]:
-                raise SpaceError(f"{where}.variants[{index}]: {full[-1].label} stands there already; remove one")
-        object.__setattr__(self, "variants", tuple(full))
-
-    @property
-    def lengths(self) -> range:
-        """How many layers may stand there."""
-        return range(self.least, self.most + 1)
-
-    @property
-    def size(self) -> int:
-        """Number of options: ordered selections of ``least`` to ``most`` variants, repeats allowed."""
-        return sum(len(self.variants) ** length for length in self.lengths)
-
-    def to_json(self) -> dict[str, Any]:
-        """The definition by the names that it has had since 0.1; what is usual is left out."""
-        more = {"least": self.least, "time_scale": self.time_scale}
-        return {
-            "name": self.name,
-            "channels": self.channels,
-            "downscale": self.space_scale,
-            "max_layers": self.most,
-            "variants": [variant.label for variant in self.variants],
-            **{name: value for name, value in more.items() if value != {"least": 0, "time_scale": 1}[name]},
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Position:
-        """The inverse of ``to_json``."""
-        fields = dict(data)
-        names = {"downscale": "space_scale", "max_layers": "most"}
-        given = {names.get(name, name): value for name, value in fields.items()}
-        return cls(**{**given, "variants": tuple(Variant.parse(label) for label in given["variants"])})
 
 
 @dataclass(frozen=True)
@@ -212,7 +79,7 @@ class Space:
         coarsest = max((place.space_scale for place in layout.places), default=1)
         self._check_ends()
         for clip_name in ("deployment", "training"):  # an absent training clip is the deployment clip: name that one
-            _check_clip(f"clips.{clip_name}", self.clips[clip_name], self.autoencoder, coarsest)
+            check_clip(f"clips.{clip_name}", self.clips[clip_name], self.autoencoder, coarsest)
         self._check_places(layout)
 
     def _check_places(self, layout: Layout) -> None:
@@ -592,6 +459,20 @@ class Space:
         )
 
 
+def _read(path: Path, shown: str) -> Space:
+    try:
+        fields, baseline = parse_definition(parse_yaml(read_text(path)))
+        space = Space(**fields, source=path)
+        if baseline is None:
+            return space
+        try:
+            return replace(space, stated_baseline=space.arrange(baseline))
+        except SpaceError as error:
+            raise SpaceError(f"baseline: {error}") from None
+    except (SpaceError, UnreadableError) as error:
+        raise SpaceError(f"{shown}: {error}") from None
+
+
 def list_spaces() -> list[str]:
     """Names of the spaces that ship with the package."""
     return sorted(path.stem for path in SPACES.glob("*.yaml"))
@@ -609,176 +490,3 @@ def _neighbours(layers: tuple[Variant, ...], position: Position) -> list[tuple[V
         if at < len(layers) and len(layers) > position.least:
             found[(*layers[:at], *layers[at + 1 :])] = None
     return [option for option in found if option != layers]
-
-
-def _check_sizes(fields: Mapping[str, Any], where: str) -> None:
-    """A clip's numbers: whole, above 0, and no more than any video has.
-
-    Raises:
-        SpaceError: naming the first that is not.
-    """
-    positive(fields["fps"], f"{where}.fps", MAX_FPS)
-    for name in ("frames", "height", "width"):
-        whole(fields[name], f"{where}.{name}", most=MAX_FRAMES if name == "frames" else MAX_SIZE)
-
-
-def _check_clip(where: str, clip: Clip, autoencoder: Autoencoder, coarsest: int) -> None:
-    if autoencoder.causal and not autoencoder.divides(clip.frames):
-        raise SpaceError(
-            f"{where}.frames must be 1 + a multiple of {autoencoder.time} (autoencoder.time, causal), but is "
-            f"{clip.frames}; choose {autoencoder.pixel_frames(autoencoder.latent_frames(clip.frames))}"
-        )
-    if not autoencoder.causal and clip.frames % autoencoder.time:
-        raise SpaceError(
-            f"{where}.frames must be a multiple of {autoencoder.time} (autoencoder.time), but is {clip.frames}; "
-            f"choose {clip.frames // autoencoder.time * autoencoder.time or autoencoder.time}"
-        )
-    stride = autoencoder.space * coarsest
-    for side in ("height", "width"):
-        value = getattr(clip, side)
-        if value % stride:
-            raise SpaceError(
-                f"{where}.{side} must be a multiple of {stride} (autoencoder.space={autoencoder.space} times the "
-                f"backbone's {coarsest}), but is {value}; choose {value // stride * stride or stride}"
-            )
-
-
-# Reading YAML -------------------------------------------------------------------------------------------------------
-
-
-def _read(path: Path, shown: str) -> Space:
-    try:
-        return _parse(parse_yaml(read_text(path)), path)
-    except (SpaceError, UnreadableError) as error:
-        raise SpaceError(f"{shown}: {error}") from None
-
-
-def _parse(data: Any, source: Path) -> Space:
-    fields = _mapping(
-        data, "", ("name", "backbone", "text", "clips", "positions"), ("description", "autoencoder", "baseline")
-    )
-    name = fields["name"]
-    if not isinstance(name, str) or not name.replace("_", "").isalnum() or len(name) > 100:
-        raise SpaceError(f"name must be letters, digits and _ (it becomes part of table keys), but is {name!r}")
-    backbone = _parse_backbone(fields["backbone"])
-    layout = backbone.layout
-    text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
-    autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder", "causal"))
-    clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
-    parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
-    space = Space(
-        name=name,
-        description=plain_text(fields.get("description", ""), "description").strip(),
-        backbone=backbone,
-        positions=_parse_positions(fields["positions"], layout),
-        clips={"training": parsed.get("training", parsed["deployment"]), "deployment": parsed["deployment"]},
-        text=Text(text["tokens"], layout.context_dim, text.get("encoder", SMALL)),
-        latent_channels=layout.in_channels,
-        autoencoder=Autoencoder(**autoencoder),
-        source=source,
-    )
-    if "baseline" not in fields:
-        return space
-    stated = _mapping(fields["baseline"], "baseline", (), tuple(position.name for position in space.positions))
-    for where, layers in stated.items():
-        if not isinstance(layers, list):
-            raise SpaceError(f"baseline.{where} must be a list of variants, but is {layers!r:.60}")
-    try:
-        labels = {where: [Variant.parse(label) for label in layers] for where, layers in stated.items()}
-        return replace(space, stated_baseline=space.arrange(labels))
-    except SpaceError as error:
-        raise SpaceError(f"baseline: {error}") from None
-
-
-def _parse_backbone(data: Any) -> Backbone:
-    fields = _mapping({"name": data} if isinstance(data, str) else data, "backbone", ("name",), ("config",))
-    name = plain_text(fields["name"], "backbone.name")
-    try:
-        family = family_of(name)
-    except SpaceError as error:
-        raise SpaceError(f"backbone.name: {error}") from None
-    preset = family.presets[name]
-    changes = _mapping(fields.get("config") or {}, "backbone.config", (), (*preset.config, *preset.extras))
-    backbone = Backbone(name, {**preset.config, **changes})
-    try:
-        family.layout(backbone.config)
-    except SpaceError as error:
-        raise SpaceError(f"backbone.config: {error}") from None
-    return backbone
-
-
-def _parse_clip(data: Any, where: str) -> Clip:
-    fields = _mapping(data, where, ("frames", "height", "width", "fps"))
-    _check_sizes(fields, where)
-    return Clip(**fields)
-
-
-def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
-    places = {place.name: place for place in layout.places}
-    fields = _mapping(data, "positions", (), tuple(places), kind="position")
-    if not fields:
-        raise SpaceError(f"positions is empty; name at least one of {', '.join(places)}")
-    positions = []
-    for place in (place for name, place in places.items() if name in fields):
-        where = f"positions.{place.name}"
-        entry = dict(fields[place.name]) if isinstance(fields[place.name], Mapping) else fields[place.name]
-        if isinstance(entry, dict) and "most" in entry and "max_layers" not in entry:
-            entry["max_layers"] = entry.pop("most")
-        entry = _mapping(entry, where, ("max_layers", "variants"), ("least",))
-        if not isinstance(entry["variants"], list):
-            raise SpaceError(f"{where}.variants must be a list, but is {entry['variants']!r}")
-        variants = []
-        for index, label in enumerate(entry["variants"]):
-            try:
-                variants.append(Variant.parse(label))
-            except SpaceError as error:
-                raise SpaceError(f"{where}.variants[{index}]: {error}") from None
-        positions.append(
-            Position(
-                place.name,
-                place.channels,
-                place.space_scale,
-                entry["max_layers"],
-                tuple(variants),
-                entry.get("least", 0),
-                place.time_scale,
-            )
-        )
-    return tuple(positions)
-
-
-def _mapping(
-    data: Any, where: str, required: tuple[str, ...], optional: tuple[str, ...] = (), kind: str = "key"
-) -> dict[str, Any]:
-    """The mapping itself, if it has all required keys and no unknown ones."""
-    dot, at = (f"{where}.", where) if where else ("", "the file")
-    if not isinstance(data, Mapping):
-        raise SpaceError(f"{at} must map {', '.join(required + optional)} to values, but is {data!r:.60}")
-    for key in data:
-        if key not in required + optional:
-            raise SpaceError(f"{dot}{key}: {unknown(kind, key, required + optional)}")
-    missing = [key for key in required if key not in data]
-    if missing:
-        raise SpaceError(f"{at} lacks {', '.join(missing)}; add {'it' if len(missing) == 1 else 'them'}")
-    return dict(data)
-
-
-def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int, int, int]:
-    """Latent frames, height and width of a clip in pixels.
-
-    Raises:
-        SpaceError: naming what a length or a side must divide by, and the nearest that does.
-    """
-    time, side = space.autoencoder.time, space.autoencoder.space
-    down = max((position.space_scale for position in space.positions), default=1) * side
-    if space.autoencoder.causal and not space.autoencoder.divides(frames):
-        near = 1 + max(0, round((frames - 1) / time)) * time
-        raise SpaceError(
-            f"frames must be 1 + a multiple of {time} for this model, but is {frames}; the nearest is {near}"
-        )
-    unit = 1 if space.autoencoder.causal else time
-    for name, value, by in (("frames", frames, unit), ("height", height, down), ("width", width, down)):
-        if value < 1 or value % by:
-            near = max(by, round(value / by) * by)
-            raise SpaceError(f"{name} must be a multiple of {by} for this model, but is {value}; the nearest is {near}")
-    return space.autoencoder.latent_frames(frames), height // side, width // side

@@ -407,13 +407,14 @@ def test_a_file_system_without_flock_is_locked_otherwise_or_told_of(
     with sole_writer(tmp_path / "run"), held(tmp_path / "run" / "search.lock", wait=True):
         write_whole(tmp_path / "run" / "a", "whole")
     assert capsys.readouterr().err == ""  # POSIX locks took its place
-    with locked(tmp_path):  # of a folder, which those do not lock
-        pass
+    with locked(tmp_path):  # of a folder, which those do not lock: a file stands for it
+        assert (tmp_path / ".table.lock").is_file()
+    assert not (tmp_path / ".table.lock").exists()
     monkeypatch.setattr(fcntl, "lockf", missing)
     with sole_writer(tmp_path / "run"), sole_writer(tmp_path / "run"):
         pass
     err = capsys.readouterr().err
-    assert err.count("this file system has no locks") == 2  # once a folder
+    assert err.count("this file system has no locks") == 1  # once a folder
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(
@@ -480,7 +481,8 @@ def test_no_escape_of_a_stranger_reaches_the_terminal(tmp_path: Path, capsys: py
         with pytest.raises(SystemExit):
             main([*words, *(["--dir", str(tmp_path)] if words[0] == "table" else [])])
         out, err = capsys.readouterr()
-        assert "\x1b" not in out + err and "\x07" not in out + err and "\\x1b" in out + err
+        assert "\x1b" not in out + err and "\x07" not in out + err
+    assert "\\x1b[31mred" in err  # what a person typed is shown as it is, harmless
 
 
 def test_a_reader_who_leaves_is_no_error(tmp_path: Path) -> None:

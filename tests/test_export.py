@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLAllegro, FlowMatchEulerDiscreteScheduler
+from export_fixtures import SMALL
 from latent_fixtures import save_allegro, small_space
-from training_fixtures import clips, tiny
+from training_fixtures import tiny
 
 from device_profiler.lowering.coreml import lower
 from latency_tables.lookup import load_table
@@ -31,19 +32,7 @@ from nas.model.pipeline import TextToVideoPipeline
 from nas.pretrained.text import TextEncoder
 from nas.supernet.supernet import Supernet
 
-SMALL = (4, 16, 16)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    arrangement = tiny().sample(np.random.default_rng(2))
-    unet = VideoUNet.of(tiny(), Supernet(tiny()).eval().extract(arrangement), arrangement)
-    text = TextEncoder.small(tiny(), clips().captions).eval()
-    path = tmp_path_factory.mktemp("export") / "model"
-    TextToVideoPipeline(unet, text.model, text.tokenizer, FlowMatchEulerDiscreteScheduler()).save_pretrained(path)
-    return path
+Exported = tuple[Path, dict[str, Any]]
 
 
 def spec(package: Path) -> Any:
@@ -52,14 +41,8 @@ def spec(package: Path) -> Any:
     return ct.models.MLModel(str(package), skip_model_load=True).get_spec()
 
 
-@pytest.fixture(scope="module")
-def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    out = tmp_path_factory.mktemp("plain") / "coreml"
-    return out, export_model(model, out, shapes=[SMALL])
-
-
-def test_network_and_text_encoder_are_packages_with_their_shapes(plain: tuple[Path, dict[str, Any]]) -> None:
-    out, facts = plain
+def test_network_and_text_encoder_are_packages_with_their_shapes(exported: Exported) -> None:
+    out, facts = exported
     described = spec(out / "unet.mlpackage").description
     shapes = {entry.name: tuple(entry.type.multiArrayType.shape) for entry in described.input}
     assert shapes == {"x": (4, 3, 16, 16), "timestep": (1,), "context": (1, 16, 32)}
@@ -71,11 +54,11 @@ def test_network_and_text_encoder_are_packages_with_their_shapes(plain: tuple[Pa
     assert json.loads((out / "export.json").read_text())["parity"].startswith(("not checked", "within"))
 
 
-def test_a_package_says_which_model_it_is(plain: tuple[Path, dict[str, Any]], model: Path) -> None:
+def test_a_package_says_which_model_it_is(exported: Exported, exported_model: Path) -> None:
     import coremltools as ct
 
-    told = dict(ct.models.MLModel(str(plain[0] / "unet.mlpackage"), skip_model_load=True).user_defined_metadata)
-    unet = VideoUNet.from_pretrained(model, subfolder="unet")
+    told = dict(ct.models.MLModel(str(exported[0] / "unet.mlpackage"), skip_model_load=True).user_defined_metadata)
+    unet = VideoUNet.from_pretrained(exported_model, subfolder="unet")
     assert told[PREFIX + "arrangement"] == unet.arrangement.key and told[PREFIX + "space"] == "tiny"
     assert PREFIX + "latency_ms" not in told  # nobody asked for a device
 
@@ -98,23 +81,23 @@ def test_a_package_gives_the_model_s_velocity_whatever_its_network_answers(kind:
 
 
 def test_shapes_are_functions_that_share_their_weights(
-    model: Path, plain: tuple[Path, dict[str, Any]], tmp_path: Path
+    exported_model: Path, exported: Exported, tmp_path: Path
 ) -> None:
     other = (4, 16, 32)
-    facts = export_model(model, tmp_path / "coreml", shapes=[SMALL, other], parts=["network"])
+    facts = export_model(exported_model, tmp_path / "coreml", shapes=[SMALL, other], parts=["network"])
     found = spec(tmp_path / "coreml" / "unet.mlpackage").description
     assert (
         [entry.name for entry in found.functions] == [function_name(SMALL), function_name(other)] == facts["functions"]
     )
     assert found.defaultFunctionName == function_name(SMALL)
-    assert facts["weights_mb"] < 1.05 * plain[1]["weights_mb"]
+    assert facts["weights_mb"] < 1.05 * exported[1]["weights_mb"]
 
 
 @pytest.mark.parametrize("quantize", ["int8", "palettize4"])
-def test_compressed_weights_are_as_small_as_was_said(quantize: str, model: Path, tmp_path: Path) -> None:
+def test_compressed_weights_are_as_small_as_was_said(quantize: str, exported_model: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "coreml"
-    facts = export_model(model, out, shapes=[SMALL], parts=["network"], quantize=quantize, tell=said.append)
+    facts = export_model(exported_model, out, shapes=[SMALL], parts=["network"], quantize=quantize, tell=said.append)
     assert f"{quantize}: " in said[0] and "should become" in said[0]
     assert (
         facts["weights_mb_expected"] <= facts["weights_mb"] < 1.35 * facts["weights_mb_expected"]
@@ -124,25 +107,25 @@ def test_compressed_weights_are_as_small_as_was_said(quantize: str, model: Path,
     assert any("constexpr" in kind for kind in operations)
 
 
-def test_predicted_costs_come_from_the_table_and_only_for_its_clip(model: Path, tmp_path: Path) -> None:
+def test_predicted_costs_come_from_the_table_and_only_for_its_clip(exported_model: Path, tmp_path: Path) -> None:
     with pytest.raises(NasError, match="is of 8x48x48, which is not among the exported shapes"):
-        export_model(model, tmp_path / "coreml", shapes=[SMALL], device="amd_epyc_zen5")
+        export_model(exported_model, tmp_path / "coreml", shapes=[SMALL], device="amd_epyc_zen5")
     from nas.export.metadata import predicted_costs
 
-    told = predicted_costs(VideoUNet.from_pretrained(model, subfolder="unet"), "amd_epyc_zen5", tmp_path)
+    told = predicted_costs(VideoUNet.from_pretrained(exported_model, subfolder="unet"), "amd_epyc_zen5", tmp_path)
     assert float(told["latency_low_ms"]) < float(told["latency_ms"]) < float(told["latency_high_ms"])
     assert told["source"] == "measured" and told["clip"] == "8x48x48"
     estimated = predicted_costs(
-        VideoUNet.from_pretrained(model, subfolder="unet"), "iphone16_pro_max_roofline", tmp_path
+        VideoUNet.from_pretrained(exported_model, subfolder="unet"), "iphone16_pro_max_roofline", tmp_path
     )
     assert estimated["source"] == "estimated" and "estimated" in estimated["evidence"]
 
 
 def test_layers_are_written_in_the_form_that_the_table_found_fastest(
-    model: Path, plain: tuple[Path, dict[str, Any]], tmp_path: Path
+    exported_model: Path, exported: Exported, tmp_path: Path
 ) -> None:
     table = load_table("amd_epyc_zen5", tmp_path)
-    unet = VideoUNet.from_pretrained(model, subfolder="unet")
+    unet = VideoUNet.from_pretrained(exported_model, subfolder="unet")
     assert best_forms(unet, table) == {}, "that table knows one lowering of each"
     position, layer = next(
         (name, at) for name, vs in unet.arrangement.layers for at, v in enumerate(vs) if v.block == "Conv3D"
@@ -157,10 +140,10 @@ def test_layers_are_written_in_the_form_that_the_table_found_fastest(
     clip = unet.space.clip("deployment")
     shape = (clip.frames, clip.height, clip.width)
     facts = export_model(
-        model, tmp_path / "coreml", shapes=[shape], parts=["network"], device="amd_epyc_zen5", tables=tmp_path
+        exported_model, tmp_path / "coreml", shapes=[shape], parts=["network"], device="amd_epyc_zen5", tables=tmp_path
     )
     taps = sum(wanted.count("taps") for wanted in forms.values())
-    assert facts["forms"] == forms and facts["ops"]["conv"] == plain[1]["ops"]["conv"] + 2 * taps
+    assert facts["forms"] == forms and facts["ops"]["conv"] == exported[1]["ops"]["conv"] + 2 * taps
 
 
 def test_a_decoder_s_module_decodes_as_the_pipeline_does(tmp_path: Path) -> None:
@@ -183,9 +166,9 @@ def test_a_decoder_s_module_decodes_as_the_pipeline_does(tmp_path: Path) -> None
 
 
 def test_bad_requests_are_one_line_and_leave_what_was_there(
-    model: Path, plain: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+    exported_model: Path, exported: Exported, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    before = (plain[0] / "export.json").read_bytes()
+    before = (exported[0] / "export.json").read_bytes()
     for words, said in (
         (["--quantize", "int3"], "must be one of int8, palettize8, palettize6, palettize4"),
         (["--shape", "4x16"], "must be FRAMESxHEIGHTxWIDTH in pixels"),
@@ -194,47 +177,45 @@ def test_bad_requests_are_one_line_and_leave_what_was_there(
         (["--device", "nobody"], "nobody"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            main(["export", str(model), "--out", str(plain[0]), *words])
+            main(["export", str(exported_model), "--out", str(exported[0]), *words])
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and said in error and len(error.strip().splitlines()) == 1, error
-    assert (plain[0] / "export.json").read_bytes() == before and not list(plain[0].parent.glob(".*.partial"))
+    assert (exported[0] / "export.json").read_bytes() == before and not list(exported[0].parent.glob(".*.partial"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     with pytest.raises(NasError, match="holds no export"):
-        export_model(model, tmp_path / "mine")
+        export_model(exported_model, tmp_path / "mine")
 
 
 def test_exporting_one_part_again_leaves_the_others(
-    model: Path, plain: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exported_model: Path, exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "coreml"
-    shutil.copytree(plain[0], out)
+    shutil.copytree(exported[0], out)
     (out / "notes.txt").write_text("mine")
     before = json.loads((out / "export.json").read_text())
     monkeypatch.chdir(out)
-    export_model(model, Path("."), shapes=[SMALL], parts=["text_encoder"], quantize="int8")
+    export_model(exported_model, Path("."), shapes=[SMALL], parts=["text_encoder"], quantize="int8")
     after = json.loads((out / "export.json").read_text())
     assert after.pop("text_encoder")["quantize"] == "int8" and before.pop("text_encoder")["quantize"] is None
-    assert after == before and after["quantize"] is None and after["operations"] == plain[1]["operations"]
+    assert after == before and after["quantize"] is None and after["operations"] == exported[1]["operations"]
     assert {path.name for path in out.iterdir()} == {
         "export.json",
         "notes.txt",
         "text_encoder.mlpackage",
         "unet.mlpackage",
     }
-    assert spec(out / "unet.mlpackage").description == spec(plain[0] / "unet.mlpackage").description
+    assert spec(out / "unet.mlpackage").description == spec(exported[0] / "unet.mlpackage").description
     assert not list(tmp_path.glob(".*"))
 
 
-def test_packages_of_two_models_do_not_share_a_folder(
-    model: Path, plain: tuple[Path, dict[str, Any]], tmp_path: Path
-) -> None:
+def test_packages_of_two_models_do_not_share_a_folder(exported_model: Path, exported: Exported, tmp_path: Path) -> None:
     out = tmp_path / "coreml"
-    shutil.copytree(plain[0], out)
+    shutil.copytree(exported[0], out)
     facts = json.loads((out / "export.json").read_text())
     (out / "export.json").write_text(json.dumps({**facts, "weights": "of another"}))
     with pytest.raises(NasError, match="holds unet.mlpackage of another model; export all parts anew"):
-        export_model(model, out, shapes=[SMALL], parts=["text_encoder"])
+        export_model(exported_model, out, shapes=[SMALL], parts=["text_encoder"])
 
 
 def test_packages_lie_beside_the_model_one_stands_in(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_export import model, plain
 from torch import nn
 
 from device_profiler.evaluator.operations import OPERATIONS
@@ -21,7 +20,7 @@ from nas.export.packages import How, _written
 from nas.export.telling import sentences
 from nas.model.packages import PREFIX
 
-__all__ = ["model", "plain"]  # fixtures
+Exported = tuple[Path, dict[str, Any]]
 
 
 def run(*words: str | Path) -> int:
@@ -30,8 +29,8 @@ def run(*words: str | Path) -> int:
     return int(stopped.value.code or 0)
 
 
-def test_each_function_of_each_package_says_how_far_it_is_from_its_module(plain: tuple[Path, dict[str, Any]]) -> None:
-    out, facts = plain
+def test_each_function_of_each_package_says_how_far_it_is_from_its_module(exported: Exported) -> None:
+    out, facts = exported
     assert json.loads((out / "export.json").read_text())["check"] == facts["check"]
     for package, told in (("unet", facts["check"]), ("text_encoder", facts["text_encoder"]["check"])):
         assert list(told) == ["main"]
@@ -46,14 +45,14 @@ def test_each_function_of_each_package_says_how_far_it_is_from_its_module(plain:
 
 
 def test_a_package_that_computes_something_else_replaces_nothing(
-    model: Path,
-    plain: tuple[Path, dict[str, Any]],
+    exported_model: Path,
+    exported: Exported,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "coreml"
-    words = ("export", model, "--out", out, "--parts", "text_encoder")
+    words = ("export", exported_model, "--out", out, "--parts", "text_encoder")
     monkeypatch.setitem(OPERATIONS, "softmax", OPERATIONS["sigmoid"])
     monkeypatch.setitem(OPERATIONS, "sigmoid", OPERATIONS["tanh"])
     assert run(*words, "--no-check") == 0

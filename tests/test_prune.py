@@ -21,10 +21,10 @@ from nas.pretrained.given import init_frame, load_given
 from nas.pretrained.text import TextEncoder
 from nas.prune import prune_unet
 from nas.prune.config import PruneSettings
-from nas.prune.cuts import block_cuts, narrowed, width_cut
 from nas.prune.sensitivity import Sensitivity
 from search_spaces.families import build_backbone
 from search_spaces.families.unet import FAMILY
+from search_spaces.families.unet.cuts import block_cuts, leads, narrowable, narrowed, width_cut
 from search_spaces.families.unet.narrow import keep, prunable, width
 from search_spaces.space import Space
 
@@ -88,8 +88,6 @@ def test_the_preset_is_what_pruning_stable_diffusion_to_its_space_gives() -> Non
     """No weights are needed to see which cuts lead from the 860M UNet to the 323M backbone."""
     from diffusers import UNet2DConditionModel
 
-    from nas.prune.prune import _leads
-
     goal = Space.load("snapgen_v")
     with torch.device("meta"):
         unet: Any = UNet2DConditionModel(**SD15)  # type: ignore[arg-type]
@@ -97,7 +95,7 @@ def test_the_preset_is_what_pruning_stable_diffusion_to_its_space_gives() -> Non
         assert sum(p.numel() for p in unet.parameters()) == 859_520_964
         made = []
         for _ in range(5):
-            cuts = [cut for cut in block_cuts(unet.config) if _leads(_structure(cut, unet), goal)]
+            cuts = [cut for cut in block_cuts(unet.config) if leads(_structure(cut, unet), goal.backbone.config)]
             made.append(cuts[0].name)
             unet = UNet2DConditionModel(**_structure(cuts[0], unet))
     assert sorted(made) == sorted(
@@ -207,7 +205,7 @@ def test_a_head_that_does_nothing_is_the_first_to_go(source: str) -> None:
     generator = torch.Generator().manual_seed(0)
     batch = (torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([100.0, 700.0]), torch.randn(2, 8, 16))
     sensitivity = Sensitivity(unet, [batch])
-    scores = sensitivity.widths(unet, generator, draws=2)
+    scores = sensitivity.widths(unet, narrowable(unet), generator, draws=2)
     assert float(scores[dead][0]) == 0 and float(scores[dead][1]) > 0
     pruned = width_cut("heads", scores, 1e-9).make(unet)
     assert width(dict(prunable(pruned))[dead]) == 1
@@ -222,7 +220,7 @@ def test_the_second_order_scores_are_what_removing_really_costs(source: str) -> 
     generator = torch.Generator().manual_seed(0)
     batch = (torch.randn(4, 3, 16, 16, generator=generator), torch.full((4,), 300.0), torch.randn(4, 8, 16))
     sensitivity = Sensitivity(unet, [batch])
-    scores = sensitivity.widths(unet, generator, draws=64)
+    scores = sensitivity.widths(unet, narrowable(unet), generator, draws=64)
     guessed, real = [], []
     for name, module in prunable(unet):
         if name.endswith("ff") or width(module) < 2:

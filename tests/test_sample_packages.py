@@ -13,8 +13,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKLAllegro, FlowMatchEulerDiscreteScheduler
 from evaluator_packages import rewritten
+from export_fixtures import SMALL
 from latent_fixtures import WORDS, save_allegro, small_space
-from test_export import SMALL, model, plain
 
 from nas.cli import main
 from nas.errors import NasError
@@ -26,7 +26,6 @@ from nas.model.sample import Model
 from nas.pretrained.text import TextEncoder
 from nas.supernet.supernet import Supernet
 
-__all__ = ["model", "plain"]  # fixtures
 Exported = tuple[Path, dict[str, Any]]
 
 
@@ -47,9 +46,9 @@ def both(model: Path, packages: Path, prompts: list[str], **how: Any) -> tuple[A
     return made[0], made[1]
 
 
-def test_packages_give_the_model_s_video(model: Path, plain: Exported) -> None:
+def test_packages_give_the_model_s_video(exported_model: Path, exported: Exported) -> None:
     for prompts, how in ((["a red circle moving left"], {"steps": 4}), (["a", "blue"], {"steps": 2, "guidance": 2.0})):
-        expected, got = both(model, plain[0], prompts, **how)
+        expected, got = both(exported_model, exported[0], prompts, **how)
         assert got.frames.shape == expected.frames.shape and got.sigmas == expected.sigmas
         assert psnr(got.frames, expected.frames) > 40
     assert psnr(got.frames[0], got.frames[1]) < 40  # of two prompts and two seeds
@@ -79,8 +78,8 @@ def test_packages_of_latents_give_the_model_s_video_as_it_was_made_to_be_sampled
     assert psnr(got.frames, expected.frames) > 40
 
 
-def test_token_numbers_are_the_model_s(model: Path, plain: Exported) -> None:
-    pipeline, packages = load_pipeline(model), Packages(plain[0])
+def test_token_numbers_are_the_model_s(exported_model: Path, exported: Exported) -> None:
+    pipeline, packages = load_pipeline(exported_model), Packages(exported[0])
     for prompt in ("", "a red circle moving left", "zebra red"):
         given = pipeline.tokenizer([prompt], padding="max_length", max_length=16, return_tensors="pt").input_ids
         assert packages._words.numbers(prompt).tolist() == given.tolist()
@@ -90,11 +89,11 @@ def test_token_numbers_are_the_model_s(model: Path, plain: Exported) -> None:
 
 
 def test_nas_sample_takes_packages_and_loads_no_model(
-    plain: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delattr("nas.model.pipeline.load_pipeline")
     out = tmp_path / "x.mp4"
-    words = ["sample", str(plain[0]), "--prompt", "a red circle", "--steps", "2", "--out", str(out), "--json"]
+    words = ["sample", str(exported[0]), "--prompt", "a red circle", "--steps", "2", "--out", str(out), "--json"]
     with pytest.raises(SystemExit) as stopped:
         main(words)
     told = json.loads(capsys.readouterr().out)
@@ -118,7 +117,7 @@ def told(folder: Path, part: str, change: Callable[[dict[str, str]], None]) -> N
     (folder / f"new-{part}").rename(folder / part)
 
 
-def test_what_does_not_belong_together_is_one_line(plain: Exported, tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_one_line(exported: Exported, tmp_path: Path) -> None:
     def other(facts: dict[str, str]) -> None:
         facts[APP] = json.dumps({**json.loads(facts[APP]), "model": "0123456789ab"})
 
@@ -131,12 +130,12 @@ def test_what_does_not_belong_together_is_one_line(plain: Exported, tmp_path: Pa
         ("text_encoder.mlpackage", damaged, r"app is damaged \(length: input should be greater than or equal to 1\)"),
     ]
     for place, (part, change, said) in enumerate(cases):
-        folder = shutil.copytree(plain[0], tmp_path / str(place))
+        folder = shutil.copytree(exported[0], tmp_path / str(place))
         told(folder, part, change)
         with pytest.raises(NasError, match=said) as caught:
             Packages(folder)
         assert "\n" not in str(caught.value)
-    folder = shutil.copytree(plain[0], tmp_path / "less")
+    folder = shutil.copytree(exported[0], tmp_path / "less")
     shutil.rmtree(folder / "text_encoder.mlpackage")
     with pytest.raises(NasError, match="no text_encoder.mlpackage there; export the model with --parts"):
         Packages(folder)

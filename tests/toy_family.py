@@ -91,6 +91,9 @@ class Toy:
         count = sum(parameter.numel() for parameter in frame.parameters())
         return Mapped("", {name: name for name, _ in frame.named_children()}, (), count, count)
 
+    def pruning(self) -> None:
+        return None
+
     def picture(self, names: Sequence[str], skips: Mapping[str, str]) -> Picture:
         return Picture(tuple(Row(name) for name in names), "noisy clip, text, time", "velocity")
 

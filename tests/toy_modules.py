@@ -36,4 +36,4 @@ class Transformer(nn.Module):
         q, k, v = (y.unflatten(-1, (self.heads, self.size)).transpose(1, 2) for y in self.qkv(normed).chunk(3, -1))
         tokens = tokens + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         tokens = tokens + self.down(torch.nn.functional.gelu(self.up(self.norm2(tokens))))
-        return tokens.reshape(-1, num_frames, h * w, c).transpose(2, 3).reshape(n, c, h, w)
+        return tokens.reshape(-1, num_frames, h * w, c).transpose(2, 3).reshape(n, c, h, w).contiguous()

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,24 +257,14 @@ def lower_all(
         return
     cache.mkdir(parents=True, exist_ok=True)
     children: list[Child | None] = [None] * max(1, min(workers, len(waiting)))
-    idle = list(range(len(children)))
-    running: dict[Future[Lowered | WorkloadError], tuple[int, int]] = {}
 
     def work(slot: int, subject: Subject, toolkit: str, lowering: str) -> Lowered | WorkloadError:
         child = children[slot]
+        told = {"subject": subject.to_json(), "toolkit": toolkit, "lowering": lowering}
         try:
             if child is None:
                 child = children[slot] = Child("device_profiler.lowering.worker", memory_limit_mb=memory_limit_mb)
-            folder = child.call(
-                "lower",
-                timeout_s,
-                subject=subject.to_json(),
-                toolkit=toolkit,
-                lowering=lowering,
-                cache=str(cache),
-                check=check,
-            )
-            return Lowered.read(Path(folder))
+            return Lowered.read(Path(child.call("lower", timeout_s, **told, cache=str(cache), check=check)))
         except WorkloadError as error:
             if child is not None:
                 child.close()
@@ -283,6 +273,17 @@ def lower_all(
 
     # The longest first, so that no child ends up alone with the largest module.
     waiting.sort(key=lambda job: job[1].workload.is_block)
+    yield from _spread(waiting, work, children)
+
+
+def _spread(
+    waiting: list[tuple[int, Subject, str, str]],
+    work: Callable[[int, Subject, str, str], Lowered | WorkloadError],
+    children: Sequence[Child | None],
+) -> Iterator[tuple[int, Lowered | WorkloadError]]:
+    """Work off what waits, a child at a time each; gives every result as it is done, and closes the children."""
+    idle = list(range(len(children)))
+    running: dict[Future[Lowered | WorkloadError], tuple[int, int]] = {}
     with ThreadPoolExecutor(len(children)) as pool:
         try:
             while waiting or running:
@@ -294,15 +295,10 @@ def lower_all(
                     index, slot = running.pop(future)
                     idle.append(slot)
                     yield index, future.result()
-        finally:
+        finally:  # before the pool waits for what runs: whoever stops does not wait for a toolkit
             for child in children:
                 if child is not None:
                     child.close()
-
-
-def lower_network(subject: Subject, cache: Path, *, toolkit: str = "coreml", lowering: str = "fused") -> Lowered:
-    """Lower one whole network in this process; what ``nas export`` calls. Imports torch and the toolkit."""
-    return lower(subject, toolkit, lowering, cache)
 
 
 def _reformed(

@@ -119,10 +119,9 @@ def convert(
             with Spelling(fused=fused, safe=safe):
                 exported = torch.export.export(module.eval(), tuple(inputs)).run_decompositions(DECOMPOSITIONS)
             off = _export_error(module, exported, inputs) if check else float("nan")
-        number = np.float16 if precision == "fp16" else np.float32
-        how: Any = ct.precision.FLOAT32
-        if precision == "fp16":
-            how = ct.transform.FP16ComputePrecision(op_selector=keeps_float16)
+        half = precision == "fp16"
+        number = np.float16 if half else np.float32
+        how: Any = ct.transform.FP16ComputePrecision(op_selector=keeps_float16) if half else ct.precision.FLOAT32
         problem: WorkloadError | None = None
         try:
             model = ct.convert(

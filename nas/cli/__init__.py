@@ -62,7 +62,7 @@ def _run(arguments: list[str]) -> int:
     if any("\0" in word for word in arguments):
         raise NasError("an argument holds a NUL character, which no file, path or text has; leave it out")
     try:
-        code = app(args=arguments, standalone_mode=False) or DONE
+        code = app(args=arguments, prog_name="nas", standalone_mode=False) or DONE
     except USAGE_ERROR as error:
         if not arguments or isinstance(error, NO_ARGUMENTS):
             error.show()

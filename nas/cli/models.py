@@ -106,7 +106,6 @@ def export(
     from nas.console import say
     from nas.export import export_model
     from nas.export.network import parse_shape
-    from nas.export.telling import sentences
 
     stats = export_model(
         model,
@@ -122,9 +121,13 @@ def export(
         tables=tables,
         tell=(lambda line: None) if as_json else say,
     )
-    if as_json:
-        emit(stats)
-        return
+    emit(stats) if as_json else _tell_packages(stats)
+
+
+def _tell_packages(stats: Mapping[str, Any]) -> None:
+    """What an export made, for people."""
+    from nas.export.telling import sentences
+
     if "operations" in stats:
         tell(
             f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "
@@ -186,7 +189,7 @@ def finetune(
 
 @app.command()
 def sample(
-    model: ModelDir,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or the packages of nas export.")],
     prompt: Annotated[list[str], typer.Option(help="What the video shows; several make a batch.")],
     out: Annotated[
         Path, typer.Option(callback=a_file, help="Video file; a contact sheet PNG is written beside it.")

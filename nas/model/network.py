@@ -58,7 +58,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         return Arrangement.from_json(self.config["arrangement"])
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The frame's units and all layers: what is recomputed, compiled and sharded one by one."""
+        """The frame's units and all layers: recomputed, compiled and sharded one by one."""
         yield from self.space.backbone.family.units(self.network.unet)
         for layers in self.network.temporal.values():
             yield from layers  # type: ignore[misc]

@@ -34,6 +34,7 @@ class Images:
 
         check_source(space, settings.data.source)
         self.config, self.seed = settings.prune, settings.seed
+        self.family = space.backbone.family
         self.world = World.open(self.config.device, "prune.device")
         self.text: Any = None
         if settings.data.source != "cache":

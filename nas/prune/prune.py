@@ -21,13 +21,12 @@ from nas.files import folder_beside, only_leftovers, read_yaml, sole_writer, wri
 from nas.pretrained.given import load_given
 from nas.prune.config import PruneConfig, PruneSettings
 from nas.prune.costs import Latency, Parameters, check_unet, space_text, space_with
-from nas.prune.cuts import Cut, block_cuts, width_cut
 from nas.prune.images import Images
 from nas.prune.recover import Recover
 from nas.prune.sensitivity import Sensitivity
 from nas.training.distributed import usable_device
 from nas.training.loop import Loop
-from search_spaces.families.unet.narrow import prunable, width
+from search_spaces.families.contract import Cut, Pruning
 from search_spaces.space import Space
 
 DECISIONS, TRIED, UNET, SPACE_FILE, RECOVERY = "cuts.json", "sensitivity.csv", "unet", "space.yaml", "recovery"
@@ -85,16 +84,18 @@ def prune_unet(
     config, loaded = settings.prune, Space.load(space)
     if out.is_dir() and not (out / CONFIG_FILE).is_file() and not only_leftovers(out):
         raise NasError(f"{out} is not empty and holds no pruning; give a new or empty folder to --out")
+    pruning = _pruning(loaded)
     if config.threads:
         torch.set_num_threads(config.threads)
     where = usable_device(config.device, "prune.device")
     whole = load_given(loaded.backbone.family, source).to(where).eval().requires_grad_(False)
     for note in check_unet(loaded, whole, source):
         say(f"prune      {source}: {note}")
-    if parameters is None and latency_ms is None and not _leads(whole.config, loaded):
+    if parameters is None and latency_ms is None and not pruning.leads(whole.config, loaded.backbone.config):
+        has, wants = pruning.stages(whole.config), pruning.stages(loaded.backbone.config)
         raise NasError(
-            f"{source}: no cut leads from its stages ({_stages(whole.config)}) to those of space {loaded.name} "
-            f"({_stages(loaded.backbone.config)}); give a target with --parameters or --latency-ms, or another space"
+            f"{source}: no cut leads from its stages ({has}) to those of space {loaded.name} ({wants}); give a target "
+            "with --parameters or --latency-ms, or another space"
         )
     images = Images(loaded, settings, source, text)
     target: float | None = parameters if parameters is not None else latency_ms
@@ -148,14 +149,14 @@ def _cut(
     """The pruned UNet and the cuts that made it; those of an earlier call are made again without trying others."""
     unet, steps = whole, []
     for name in _decided(out):
-        unet = _find(_cuts(unet, sensitivity, config, seed, space if target is None else None), name, out).make(unet)
+        unet = _find(_cuts(unet, sensitivity, config, seed, space, target), name, out).make(unet)
         steps.append(Step(name, sensitivity.loss(unet), cost(unet)))
     _forget(out / TRIED, len(steps))
     now, loss = cost(unet), sensitivity.loss(unet)
     first = now
     with progress("prune") as report:
         while target is None or now > target:
-            cuts = _cuts(unet, sensitivity, config, seed, space if target is None else None)
+            cuts = _cuts(unet, sensitivity, config, seed, space, target)
             if not cuts and target is None:
                 break
             best: tuple[float, Cut, float, float] | None = None
@@ -190,43 +191,34 @@ def _cut(
     return unet, steps
 
 
-def _cuts(unet: Any, sensitivity: Sensitivity, config: PruneConfig, seed: int, goal: Space | None) -> list[Cut]:
+def _cuts(
+    unet: Any, sensitivity: Sensitivity, config: PruneConfig, seed: int, space: Space, target: float | None
+) -> list[Cut]:
     """What may be cut now: all of the configured units, or what the goal's backbone has no longer."""
-    cuts = block_cuts(unet.config)
-    if goal is not None:
-        return [cut for cut in cuts if _leads({**unet.config, **cut.changed}, goal)]
+    pruning = _pruning(space)
+    cuts = pruning.block_cuts(unet.config)
+    if target is None:
+        return [cut for cut in cuts if pruning.leads({**unet.config, **cut.changed}, space.backbone.config)]
     found = list(cuts) if "blocks" in config.units else []
     fine = [unit for unit in ("heads", "channels") if unit in config.units]
     if fine:
-        scores = sensitivity.widths(unet, torch.Generator().manual_seed(seed))
-        spare = any(width(module) > 1 for _, module in prunable(unet))
-        found += [width_cut(unit, scores, config.share) for unit in fine if spare]
+        narrowable = pruning.narrowable(unet)
+        scores = sensitivity.widths(unet, narrowable, torch.Generator().manual_seed(seed))
+        spare = any(one.width > 1 for one in narrowable)
+        found += [pruning.width_cut(unit, scores, config.share) for unit in fine if spare]
     return found
 
 
-def _leads(config: Any, goal: Space) -> bool:
-    """Whether a UNet of this configuration still holds the goal's backbone."""
-    wanted = goal.backbone.config
-    stages = len(wanted["block_out_channels"])
-    if list(config["block_out_channels"])[:stages] != list(wanted["block_out_channels"]):
-        return False
-    if wanted.get("mid_block_type") is not None and config.get("mid_block_type") is None:
-        return False
-    have, need = _depths(config)[:stages], _depths(wanted)
-    downs, ups = list(config["down_block_types"])[:stages], list(config["up_block_types"])[-stages:]
-    kinds = zip([*downs, *ups], [*wanted["down_block_types"], *wanted["up_block_types"]], strict=True)
-    return all(a >= b for a, b in zip(have, need, strict=True)) and all(
-        "CrossAttn" in a or "CrossAttn" not in b for a, b in kinds
-    )
+def _pruning(space: Space) -> Pruning:
+    """How the space's family is pruned.
 
-
-def _stages(config: Any) -> str:
-    return ", ".join(f"{n}x{depth}" for n, depth in zip(config["block_out_channels"], _depths(config), strict=True))
-
-
-def _depths(config: Any) -> list[int]:
-    layers = config["layers_per_block"]
-    return list(layers) if isinstance(layers, list | tuple) else [layers] * len(config["block_out_channels"])
+    Raises:
+        NasError: if it is not.
+    """
+    pruning = space.backbone.family.pruning()
+    if pruning is None:
+        raise NasError(f"networks of family {space.backbone.family.name} have nothing that nas prune could take out")
+    return pruning
 
 
 def _find(cuts: Sequence[Cut], name: str, out: Path) -> Cut:

@@ -14,7 +14,6 @@ from nas.tasks.noise import Diffusion
 from nas.training.draws import Draws
 from nas.training.engine import Engine
 from nas.training.loop import Row, Stage, warmed_rate
-from search_spaces.families.unet.run import units
 
 if TYPE_CHECKING:
     from nas.prune.images import Images
@@ -42,7 +41,7 @@ class Recover(Stage):
         self.diffusion = Diffusion(config.prediction)
         self.modules: dict[str, nn.Module] = {"unet": unet}
         self.averaged = frozenset(self.modules)
-        self.engine.prepare(unet, units(unet))
+        self.engine.prepare(unet, images.family.units(unet))
         self.optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.optimizers = {"unet": self.optimizer}
         self._features: dict[str, dict[str, Tensor]] = {"whole": {}, "pruned": {}}

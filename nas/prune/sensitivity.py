@@ -7,11 +7,10 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from nas.tasks.noise import Diffusion
-from search_spaces.families.unet.narrow import prunable, width
+from search_spaces.families.contract import Narrowable
 
 Noisy = tuple[Tensor, Tensor, Tensor]  # (B, C, H, W) samples, (B,) timesteps, (B, L, D) texts
 
@@ -37,7 +36,9 @@ class Sensitivity:
             missed += float((answer(unet, *batch) - wanted).double().square().sum())
         return missed / self._size
 
-    def widths(self, unet: Any, generator: torch.Generator, draws: int = 4) -> dict[str, Tensor]:
+    def widths(
+        self, unet: Any, narrowable: Sequence[Narrowable], generator: torch.Generator, draws: int = 4
+    ) -> dict[str, Tensor]:
         """Module -> by how much the loss grows, to second order, without each of its heads or inner channels.
 
         The answer changes by J, its derivative by a mask on the head or channel, so the loss by ``J'J``, of which
@@ -45,11 +46,9 @@ class Sensitivity:
         """
         with ExitStack() as hooks:
             masks: dict[str, Tensor] = {}
-            for name, module in prunable(unet):
-                masks[name] = torch.ones(width(module), device=unet.device, requires_grad=True)
-                each = module.inner_dim // module.heads if isinstance(module, Attention) else 1
-                last: Any = module.to_out[0] if isinstance(module, Attention) else module.net[2]
-                hooks.callback(last.register_forward_pre_hook(_masking(masks[name], each)).remove)
+            for one in narrowable:
+                masks[one.name] = torch.ones(one.width, device=unet.device, requires_grad=True)
+                hooks.callback(one.last.register_forward_pre_hook(_masking(masks[one.name], one.each)).remove)
             found = {name: torch.zeros(len(mask)) for name, mask in masks.items()}
             for batch in self.batches:
                 out = answer(unet, *batch)

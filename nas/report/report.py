@@ -167,9 +167,15 @@ def verdict(run: RunFolder) -> str:
         if gain is not None and doubt is not None:
             paired = f"; on the same clips and noise the difference is {gain:.4f} ± {doubt:.4f}"
             chance = ", too little to tell from chance" if gain < 2 * doubt else ""
-        rest = f"{better} the {loss_text(without)} without temporal layers{paired}{chance}"
+        rest = f"{better} the {loss_text(without)} {_compared_with(run)}{paired}{chance}"
         sentences.append(f"Its validation loss is {loss_text(loss)}, {rest}.")
     return " ".join(sentences)
+
+
+def _compared_with(run: RunFolder) -> str:
+    """The space's baseline, in words."""
+    layers = value_of(as_mapping(run.metrics.get("empty")), "layers")
+    return "of the baseline" if layers else "without temporal layers"
 
 
 def _predicted(run: RunFolder) -> str:
@@ -211,7 +217,7 @@ def _tiles(run: RunFolder) -> list[dict[str, Any]]:
             tiles.append({"name": name, "value": unit(value), "note": note, "fill": fill})
     loss, without = value_of(chosen, "loss"), value_of(empty, "loss")
     if loss is not None:
-        note = "lower is better" if without is None else f"{loss_text(without)} without temporal layers"
+        note = "lower is better" if without is None else f"{loss_text(without)} {_compared_with(run)}"
         tiles.append({"name": "Validation loss", "value": loss_text(loss), "note": note, "fill": None})
     parameters = value_of(chosen, "parameters")
     if parameters is not None:
@@ -272,7 +278,7 @@ def _drawings(run: RunFolder) -> dict[str, Markup]:
                 f"{ms(row['latency_ms'])} est." if row["estimated"] else f"+{ms(row['latency_ms'])}"
             )
     layers = [(name, [variant.label for variant in variants]) for name, variants in run.arrangement.layers]
-    title = f"The chosen arrangement on the UNet. {verdict(run)}"
+    title = f"The chosen arrangement on its network. {verdict(run)}"
     return {
         name: Markup(network_svg(run.plan, layers, costs, width=width, title=title))  # noqa: S704 - escaped where made
         for name, width in (("wide", 860), ("narrow", 352))

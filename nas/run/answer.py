@@ -272,10 +272,10 @@ def note_search(
 ) -> None:
     """What the report needs to know of a search."""
     costs, chosen = problem.costs, choice.chosen
-    empty = problem.space.empty()
+    baseline = problem.space.baseline()
     before = read_metrics(out).get("chosen", {})
     kept = before if before.get("key") == chosen.arrangement.key else {}  # what was measured of the same network
-    gained, stderr = finer.paired_difference(empty, chosen.arrangement)
+    gained, stderr = finer.paired_difference(baseline, chosen.arrangement)
     everything = [e for e in found if not e.is_reference]
     note(
         out,
@@ -292,7 +292,12 @@ def note_search(
             "tied": [e.arrangement.key for e in choice.tied],
             "sampler": everything[-1].origin if everything else "",
         },
-        empty={"loss": finer.score(empty).loss, "gain": gained, "gain_stderr": stderr},
+        empty={
+            "loss": finer.score(baseline).loss,
+            "gain": gained,
+            "gain_stderr": stderr,
+            "layers": baseline.num_layers,
+        },
         chosen={
             **kept,
             "key": chosen.arrangement.key,

@@ -247,7 +247,7 @@ def make_problem(config: RunConfig, out: Path, limits: Mapping[str, float | None
 def make_budget(
     config: RunConfig, costs: CostModel, device_memory_mb: float | None, limits: Mapping[str, float | None]
 ) -> Budget:
-    """The limits that are given, else the configured ones, else a share over the bare backbone and the device's own.
+    """The limits that are given, else the configured ones, else ``default_latency_ms`` and the device's own.
 
     Latency is held with the margin that the table's evidence asks for, as ``nas table predict`` holds it.
     """
@@ -256,10 +256,31 @@ def make_budget(
     wanted = config.search
     asked = {name: getattr(wanted, name) if limits.get(name) is None else limits[name] for name in LIMITS}
     if asked["latency_ms"] is None:
-        asked["latency_ms"] = round(costs.backbone_latency_ms * wanted.latency_ratio, 3)
+        asked["latency_ms"] = default_latency_ms(costs, wanted.latency_ratio)
     if asked["memory_mb"] is None:
         asked["memory_mb"] = device_memory_mb
     return Budget(**asked, margin=costs.audit.margin if wanted.margin is None else wanted.margin)
+
+
+def default_latency_ms(costs: CostModel, ratio: float) -> float:
+    """A limit that leaves a search something to choose.
+
+    Where layers are additions to an empty baseline, ``ratio`` times its latency. Where the baseline has layers that
+    others may stand for, as much above the cheapest arrangement as the baseline is, divided by ``ratio``; ``ratio``
+    times the cheapest, if the baseline is no dearer or cannot be run.
+    """
+    import numpy as np
+
+    from latency_tables.optimum import optimum
+
+    if not any(costs.plan.baseline.values()):
+        return round(costs.backbone_latency_ms * ratio, 3)
+    cheapest = optimum(costs, "latency_ms")
+    if cheapest is None:
+        raise NasError(f"{costs.plan.space}: no arrangement can be run; measure the failed rows again")
+    least, baseline = costs.cost(np.stack([cheapest, costs.encode(costs.plan.baseline)])).latency_ms.tolist()
+    between = least < baseline < float("inf")
+    return round(least + (baseline - least) / ratio if between else least * ratio, 3)
 
 
 def problem_or_refuse(config: RunConfig, out: Path) -> Problem:

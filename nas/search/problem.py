@@ -184,6 +184,8 @@ class Problem:
             choice = [self._first_option(position, blocks) for position in self.positions]
             if all(i is not None for i in choice):
                 found[name] = np.array(choice)
+        if self.space.baseline().num_layers:
+            found["baseline"] = self.indices_of(self.space.baseline())
         return found
 
     def _first_option(self, position: str, blocks: tuple[str, ...]) -> int | None:

@@ -12,14 +12,14 @@ import numpy as np
 import optuna
 from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
 from nas.search.ledger import Ledger, ledger_of
 from nas.search.problem import Indices, Problem
 from nas.search.records import Choice
+from nas.search.whole import WholeSampler
 
 Floats = NDArray[np.float64]
 
@@ -200,7 +200,7 @@ class _Steps:
 _NOTHING = _Steps(np.empty(0), np.empty(0), -math.inf)
 
 
-class SurrogateSampler(BaseSampler):
+class SurrogateSampler(WholeSampler):
     """Search by an additive-plus-neighbours model of quality, maximised by dynamic programming.
 
     Each proposal draws one quality model from the posterior and computes the exact front of that model against the
@@ -218,14 +218,9 @@ class SurrogateSampler(BaseSampler):
     """
 
     def __init__(self, problem: Problem, seed: int) -> None:
-        self._problem = problem
-        self._rng = np.random.default_rng(seed)
-        self._random = RandomSampler(seed=seed)
+        super().__init__(problem, seed)
         self._features = _features_of(problem)
         self._fitted: tuple[int, Posterior] | None = None
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return dict(self._problem.distributions)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -329,16 +324,6 @@ class SurrogateSampler(BaseSampler):
     def _base(ledger: Ledger) -> float:
         """A loss of this study, taken off all: sums of squares keep their digits."""
         return ledger.observed[0][1] if ledger.observed else 0.0
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        return None
 
 
 @dataclass(frozen=True)

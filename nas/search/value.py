@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from nas.search.ledger import ledger_of
-from nas.search.problem import Indices, Problem
+from nas.search.problem import Indices
+from nas.search.whole import WholeSampler
 
 GROUP = 3  # actions taken together at most
 PROBE = 0.5  # share of proposals that try one action whose effect nobody has seen
@@ -20,7 +20,7 @@ PROBE = 0.5  # share of proposals that try one action whose effect nobody has se
 Action = tuple[int, int, int]  # position, option before, option after
 
 
-class ValueSampler(BaseSampler):
+class ValueSampler(WholeSampler):
     """Local search by actions: put a layer in, take one out, or exchange one, at one position.
 
     An action's effect on the loss is the mean difference of evaluated arrangements that differ in nothing else; its
@@ -37,14 +37,6 @@ class ValueSampler(BaseSampler):
     algorithm 1). There actions remove or add whole blocks of a network in training and are scored anew in each round;
     here they are choices at positions, and what was seen once is remembered.
     """
-
-    def __init__(self, problem: Problem, seed: int) -> None:
-        self._problem = problem
-        self._rng = np.random.default_rng(seed)
-        self._random = RandomSampler(seed=seed)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return dict(self._problem.distributions)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -108,16 +100,6 @@ class ValueSampler(BaseSampler):
                 current = after
                 changed.add(place)
         return current if changed else np.asarray(known[int(rng.integers(len(known)))])
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return self._random.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        return None
 
 
 def action_effects(losses: dict[tuple[int, ...], float]) -> dict[Action, float]:

@@ -90,7 +90,7 @@ class Passes:
             return Passed(float(video), None)
         batch = self.images(turn)
         shown = self._show(batch, micro, IMAGES, self.config.images)
-        image = self._loss(self._predict(shown, self.supernet.space.empty()), shown.target, None)
+        image = self._loss(self._predict(shown, self.supernet.space.baseline()), shown.target, None)
         self.engine.back(image * image_share)
         self._back_text(shown)
         return Passed(float(video), float(image.detach()))

@@ -213,7 +213,7 @@ class SupernetStage(Stage):
             parameter.requires_grad_(everything)
         set_rates(self.optimizer, [rate * (1.0 if warming else config.spatial_rate), rate])
         self.optimizer.zero_grad(set_to_none=True)
-        paths = [self.space.empty()] if warming else self._learning_paths(everything)
+        paths = [self.space.baseline()] if warming else self._learning_paths(everything)
         share = config.image_share if config.images and everything else 0.0
         passed = [self._pass(paths, micro, share) for micro in range(config.accumulate)]
         loss_video, loss_image = engine.world.mean(
@@ -275,7 +275,7 @@ class SupernetStage(Stage):
 
         if self.validation is None:
             return None
-        paths = [self.space.empty(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
+        paths = [self.space.baseline(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
         quality = Quality(self.supernet, self.text, self.validation, VALIDATION, str(self.engine.device))
         return statistics.fmean(quality.score(path).loss for path in paths)
 

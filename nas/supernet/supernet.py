@@ -130,7 +130,7 @@ class Supernet(nn.Module):
         return self._family.run(self.unet, inputs, at)
 
     def blocks(self) -> Iterator[nn.Module]:
-        """The frame's units and all layers: compiled, sharded and checkpointed one by one, as paths differ."""
+        """The frame's units and all layers: recomputed, compiled and sharded one by one, as paths differ."""
         yield from self._family.units(self.unet)
         for shelf in self.layers.values():
             yield from shelf.values()  # type: ignore[operator]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nas.training.config import AnyConfig
 from nas.training.distributed import World
 from nas.training.sharding import is_sharded, shard, split_again, whole
-from search_spaces.network import recompute
+from search_spaces.network import recompute as recompute
 
 
 class Engine:

@@ -123,6 +123,58 @@ class Picture:
     leaves: str
 
 
+Scores = Mapping[str, "Tensor"]  # module -> how much each of its heads, or channels, matters
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One thing less.
+
+    Attributes:
+        name: for people, and to find it again. make: a frame -> a copy without that, the rest of its weights kept.
+        changed: what it changes of the configuration, where it takes out a whole block.
+    """
+
+    name: str
+    make: Callable[[Any], Any]
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Narrowable:
+    """A module that can be made narrower by whole units.
+
+    Attributes:
+        name: of the module. unit: ``heads`` or ``channels``. width: how many it has.
+        last: the module inside that reads them all, ``each`` features apiece.
+    """
+
+    name: str
+    unit: str
+    width: int
+    last: nn.Module
+    each: int
+
+
+class Pruning(Protocol):
+    """What can be taken out of a family's frames."""
+
+    def block_cuts(self, config: Mapping[str, Any]) -> Sequence[Cut]:
+        """Whole blocks that a frame of this configuration can do without, each alone."""
+
+    def width_cut(self, unit: str, scores: Scores, share: float) -> Cut:
+        """The least of all units by their scores; every module keeps at least one."""
+
+    def narrowable(self, frame: Any) -> Sequence[Narrowable]:
+        """What can be made narrower."""
+
+    def leads(self, config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+        """Whether cuts can lead from one configuration to another."""
+
+    def stages(self, config: Mapping[str, Any]) -> str:
+        """A configuration in one phrase, for people."""
+
+
 @runtime_checkable
 class Family(Protocol):
     """A kind of network. Importing one loads no torch; its methods that take or give modules do.
@@ -188,6 +240,9 @@ class Family(Protocol):
         Raises:
             SpaceError: if nothing matches.
         """
+
+    def pruning(self) -> Pruning | None:
+        """What pruning may take out of a frame; None where it may take out nothing."""
 
     def picture(self, names: Sequence[str], skips: Mapping[str, str]) -> Picture:
         """How a network is drawn.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from search_spaces.families.contract import Layout, Mapped, Picture, Preset
+from search_spaces.families.contract import Layout, Mapped, Picture, Preset, Pruning
 from search_spaces.families.unet.layout import PRESETS, unet_layout
 from search_spaces.families.unet.picture import unet_picture
 
@@ -67,6 +67,11 @@ class UNet:
         from search_spaces.families.unet.inherit import inherit
 
         return inherit(frame, given)
+
+    def pruning(self) -> Pruning | None:
+        from search_spaces.families.unet import cuts
+
+        return cuts
 
     def picture(self, names: Sequence[str], skips: Mapping[str, str]) -> Picture:
         return unet_picture(names, skips)

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import nn
 
-from nas.prune.config import Unit
+from search_spaces.families.contract import Cut, Narrowable, Scores
 from search_spaces.families.unet.inherit import pairs
 from search_spaces.families.unet.narrow import NarrowUNet, keep, prunable, width
 
 PLAIN = {"CrossAttnDownBlock2D": "DownBlock2D", "CrossAttnUpBlock2D": "UpBlock2D"}
 A_STAGE = ("layers_per_block", "attention_head_dim", "num_attention_heads", "transformer_layers_per_block")
-
-Scores = Mapping[str, Tensor]  # module -> how much each of its heads, or channels, matters
-
-
-@dataclass(frozen=True)
-class Cut:
-    """One thing less.
-
-    Attributes:
-        name: for people, and to find it again. make: a UNet -> a copy of it without that, the rest of its weights kept.
-        changed: what it changes of the configuration, where it takes out a whole block.
-    """
-
-    name: str
-    make: Callable[[Any], Any]
-    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def block_cuts(config: Mapping[str, Any]) -> list[Cut]:
@@ -120,7 +103,7 @@ def narrowed(unet: Any) -> Any:
     return made
 
 
-def width_cut(unit: Unit, scores: Scores, share: float) -> Cut:
+def width_cut(unit: str, scores: Scores, share: float) -> Cut:
     """The least sensitive share of all heads, or of all feed-forward channels; every module keeps at least one."""
 
     def make(unet: Any) -> Any:
@@ -138,3 +121,35 @@ def width_cut(unit: Unit, scores: Scores, share: float) -> Cut:
         return narrowed(made).train(unet.training)
 
     return Cut(unit, make)
+
+
+def narrowable(unet: Any) -> list[Narrowable]:
+    """Attentions, head by head, and feed-forward layers, channel by channel."""
+    found = []
+    for name, module in prunable(unet):
+        attention = isinstance(module, Attention)
+        last: Any = module.to_out[0] if isinstance(module, Attention) else module.net[2]
+        each = module.inner_dim // module.heads if isinstance(module, Attention) else 1
+        found.append(Narrowable(name, "heads" if attention else "channels", width(module), last, each))
+    return found
+
+
+def leads(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a UNet of this configuration still holds one of the wanted configuration."""
+    stages = len(wanted["block_out_channels"])
+    if list(config["block_out_channels"])[:stages] != list(wanted["block_out_channels"]):
+        return False
+    if wanted.get("mid_block_type") is not None and config.get("mid_block_type") is None:
+        return False
+    have, need = _a_stage(config, "layers_per_block")[:stages], _a_stage(wanted, "layers_per_block")
+    downs, ups = list(config["down_block_types"])[:stages], list(config["up_block_types"])[-stages:]
+    kinds = zip([*downs, *ups], [*wanted["down_block_types"], *wanted["up_block_types"]], strict=True)
+    return all(a >= b for a, b in zip(have, need, strict=True)) and all(
+        "CrossAttn" in a or "CrossAttn" not in b for a, b in kinds
+    )
+
+
+def stages(config: Mapping[str, Any]) -> str:
+    """A configuration's stages, for people: channels and layers of each."""
+    depths = _a_stage(config, "layers_per_block")
+    return ", ".join(f"{n}x{depth}" for n, depth in zip(config["block_out_channels"], depths, strict=True))
