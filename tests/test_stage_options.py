@@ -24,6 +24,7 @@ from nas.training.engine import compile_parts
 from nas.training.log import read_best
 from nas.training.loop import Loop
 from search_spaces.families import build_backbone
+from search_spaces.families.unet import FAMILY
 from search_spaces.network import recompute
 
 STAGES = pytest.mark.parametrize("stage", ["joint", "adversarial"])
@@ -182,6 +183,7 @@ class Stills:
 
     world = World(0, 1, torch.device("cpu"))
     loaders = ()
+    family = FAMILY
 
     def __init__(self) -> None:
         self.turns: list[int] = []
