@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
@@ -46,8 +46,16 @@ def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int
     return WRONG_USE
 
 
+class _Parser(argparse.ArgumentParser):
+    """Wrong use is one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        warn(f"nas: {message}; see {self.prog} --help")
+        raise SystemExit(WRONG_USE)
+
+
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=prog, description="Tables of what workloads cost on devices.")
+    parser = _Parser(prog=prog, description="Tables of what workloads cost on devices.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     shared = _shared()
 
@@ -122,9 +130,9 @@ def _add_makers(command: Command) -> None:
     close.add_argument("table", type=Path)
 
 
-def _shared() -> argparse.ArgumentParser:
+def _shared() -> _Parser:
     """What every command takes."""
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--dir", type=Path, default=DEFAULT, help="folder of tables (default: ./tables)")
     shared.add_argument("--json", action="store_true", help="machine-readable output")
     return shared

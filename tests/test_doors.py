@@ -535,3 +535,18 @@ def test_a_database_that_cannot_be_names_the_remedy_and_no_password(url: str, me
         shown(url)
     assert "secret" not in str(caught.value) and "p@ss" not in str(caught.value) and "ss@host" not in str(caught.value)
     assert "secret" not in shown("sqlite:///study.db?password=secret")
+
+
+def test_a_prompt_that_is_no_text_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["sample", str(tmp_path), "--prompt", "bars \udcff move", "--out", str(tmp_path / "x.mp4")])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(said) == 1 and "half a character" in said[0]
+
+
+def test_wrong_use_of_a_table_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["table", "costs"])
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stop.value.code == 2 and len(said) == 1
+    assert said[0].startswith("nas: ") and "nas table costs --help" in said[0]

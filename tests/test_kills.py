@@ -97,7 +97,7 @@ def test_a_checkpoint_that_may_not_be_read_ends_it_and_nothing_is_lost(
     train(space, clips, settings, tmp_path / "run", seed=5)
     finetune(model, "joint", config(steps=2, clips=1, images=0, checkpoint_every=1), tmp_path / "tuned")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    monkeypatch.setattr("nas.supernet.trained.load_checkpoint", closed)
+    monkeypatch.setattr("nas.training.log.load_checkpoint", closed)
     said: list[str] = []
     for action in (
         lambda: train(space, clips, settings, tmp_path / "run", seed=5, warn=said.append),

@@ -81,7 +81,7 @@ def test_diffusers_loads_the_folder_in_another_process(folder: Path, supernet: S
 import torch
 from pathlib import Path
 from nas import TextToVideoPipeline
-from nas.model.sample import load_pipeline
+from nas.model.pipeline import load_pipeline
 torch.set_num_threads(1)
 pipeline = TextToVideoPipeline.from_pretrained({str(elsewhere)!r}, local_files_only=True)
 print(pipeline.unet.arrangement.key)

@@ -145,4 +145,4 @@ def table(context: typer.Context) -> None:
     """Tables: list, show, validate, coverage, predict and more (nas table --help)."""
     from latency_tables.cli import main as table_main
 
-    raise typer.Exit(table_main(context.args))
+    raise typer.Exit(table_main(context.args, prog="nas table"))

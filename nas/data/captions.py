@@ -238,6 +238,6 @@ def _number(value: Any, default: float, where: str) -> float:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if math.isnan(number):
+    if not math.isfinite(number):
         raise NasError(f"{where}: {value!r} is no number; start and end are seconds, x and y shares; or leave it empty")
     return number

@@ -12,6 +12,7 @@ from nas.errors import NasError
 from nas.media import enlarge, to_uint8, write_contact_sheet, write_video
 from nas.model.packages import Packages, is_packages
 from nas.outputs import MADE_BY
+from search_spaces.reading import check_text
 from search_spaces.space import latent_shape
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def sample_video(
     for prompt in prompts:
         if unknown := opened.unknown_words(prompt):
             warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
+    progress(0, steps or 1, "steps")  # large sizes take their time until the first one is done
     output = opened.sample(
         list(prompts),
         shape,
@@ -160,6 +162,9 @@ def _check_options(prompts: Sequence[str], out: Path, steps: int | None, guidanc
         raise NasError("nothing to sample; give --prompt, once or several times")
     if out.suffix.lower() != ".mp4":
         raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
+    for prompt in prompts:
+        if (wrong := check_text(prompt)) is not None:
+            raise NasError(f"--prompt {prompt!r} {wrong}; write plain text")
     if guidance is not None and not math.isfinite(guidance):
         raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
 
