@@ -183,6 +183,7 @@ class Quality(Paired):
         for answer in out.unflatten(0, (times, -1, frames)):
             error = (answer - target).double()
             plain = error.square().flatten(1).mean(1)
-            motion = error.diff(dim=1).square().flatten(1).mean(1) / 2
+            moving = error.shape[1] > 1  # a picture has no motion: both terms say the same of it
+            motion = error.diff(dim=1).square().flatten(1).mean(1) / 2 if moving else plain
             found.append((plain.cpu().numpy(), motion.cpu().numpy()))
         return found
