@@ -202,7 +202,10 @@ def measure(ladder: Ladder, space: Space, costs: CostModel, device: str, scorer:
     for index, (step, design) in enumerate(found):
         loss = scorer.score(design).loss if scorer else None
         stderr = scorer.paired_difference(design, found[index - 1][1])[1] if scorer and index else None
-        ms, mb = float(priced.latency_ms[index]), float(priced.peak_mb[index])
-        known = [value if math.isfinite(value) else None for value in (ms, mb)]
-        rungs.append(Rung(step, design.key, loss, stderr, *known, int(priced.parameters[index])))
+        ms, mb = _finite(priced.latency_ms[index]), _finite(priced.peak_mb[index])
+        rungs.append(Rung(step, design.key, loss, stderr, ms, mb, int(priced.parameters[index])))
     return Measured(ladder.name, space.name, device, costs.source, tuple(rungs))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
