@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device_profiler.errors import ProfileError
-from latency_tables.plan import BYTES_PER_ELEMENT
-from search_spaces.errors import nearest
+from search_spaces.errors import nearest, unknown
 from search_spaces.reading import UnreadableError, parse_yaml
+from search_spaces.workload import BYTES_PER_ELEMENT
 
 MILLION = 1e6
 Megabytes = Annotated[float, Field(gt=0, le=1e9)]
@@ -171,10 +171,7 @@ class Device(_Strict):
                 raise ProfileError(f"{path.name!a}: cannot be read ({error.strerror}).") from None
         shipped = _shipped()
         if text not in shipped:
-            raise ProfileError(
-                f"unknown device {text!r}.{nearest(text, shipped)} Known devices: {_known()}; "
-                "or give the path of a device YAML."
-            )
+            raise ProfileError(f"{unknown('device', text, shipped)} A device of your own is given by its .yaml path.")
         return cls.parse(shipped[text], origin=f"{text}.yaml")
 
     @classmethod
@@ -191,14 +188,10 @@ class Device(_Strict):
             device = cls.model_validate(data)
         except ValidationError as error:
             raise ProfileError(f"{origin}: {_explain(error)}") from None
-        from device_profiler.runtimes import known_runtimes
+        from device_profiler.runtimes import REGISTRY
 
-        known = known_runtimes()
-        if device.runtime not in known:
-            raise ProfileError(
-                f"{origin}: unknown runtime {device.runtime!r}.{nearest(device.runtime, known)} "
-                f"Known runtimes: {', '.join(sorted(known))}."
-            )
+        if device.runtime not in REGISTRY.names():
+            raise ProfileError(f"{origin}: {unknown('runtime', device.runtime, REGISTRY.names())}")
         return device
 
 

@@ -16,7 +16,7 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
 from search_spaces.definition import parse_definition
 from search_spaces.ends import decoder_spec, text_encoder_spec
-from search_spaces.errors import SpaceError, unknown
+from search_spaces.errors import MAX_OPTIONS, SpaceError, unknown
 from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
 from search_spaces.parts import Autoencoder as Autoencoder
@@ -25,17 +25,13 @@ from search_spaces.parts import Position as Position
 from search_spaces.parts import Text as Text
 from search_spaces.parts import check_clip
 from search_spaces.parts import latent_shape as latent_shape
+from search_spaces.plan import SPACES
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
-
-SPACES = Path(__file__).parent / "spaces"
-
-#: Options of one position that may be enumerated; beyond it nothing that lists them would end.
-MAX_OPTIONS = 1_000_000
 
 
 @dataclass(frozen=True)

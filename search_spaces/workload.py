@@ -8,8 +8,8 @@ from dataclasses import replace as dataclass_replace
 from search_spaces.errors import MAX_FRAMES, SpaceError
 from search_spaces.variant import Variant
 
-#: Bytes of one element.
-PRECISIONS: dict[str, int] = {"fp32": 4, "fp16": 2}
+#: Of each precision that is measured.
+BYTES_PER_ELEMENT: dict[str, int] = {"fp32": 4, "fp16": 2}
 
 #: What is measured beside blocks.
 WHOLE = ("backbone", "network", "text_encoder", "decoder", "spatial")
@@ -45,8 +45,8 @@ class Workload:
     embedding_dim: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise SpaceError(f"unknown precision {self.precision!r}. Known precisions: {', '.join(PRECISIONS)}.")
+        if self.precision not in BYTES_PER_ELEMENT:
+            raise SpaceError(f"unknown precision {self.precision!r}. Known precisions: {', '.join(BYTES_PER_ELEMENT)}.")
         sizes = (self.channels, self.frames, self.height, self.width, self.batch)
         if min(sizes) < 1:
             raise SpaceError(f"channels, frames, height, width and batch must be at least 1, but are {sizes}")

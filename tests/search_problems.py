@@ -10,11 +10,11 @@ import numpy as np
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
-from latency_tables.plan import Plan
 from latency_tables.record import Record
 from latency_tables.table import Table
 from nas.search.problem import Problem
 from search_spaces.arrangement import Arrangement
+from search_spaces.plan import Plan
 from search_spaces.space import Space
 
 

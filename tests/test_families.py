@@ -19,7 +19,8 @@ from nas.report.drawing import network_svg
 from nas.run.costs import default_latency_ms
 from nas.supernet.supernet import Supernet
 from nas.training.engine import compile_parts
-from search_spaces import families
+from search_spaces import families, registry
+from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError
 from search_spaces.network import recompute
 from search_spaces.planning import load_plan
@@ -151,7 +152,7 @@ def test_a_foreign_network_is_drawn_as_a_list(space: Space) -> None:
 def test_an_entry_point_that_is_no_family_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, message in (("toy_family:SPACE", "must name a Family"), ("absent:X", "cannot be loaded")):
         point = EntryPoint("odd", value, families.GROUP)
-        monkeypatch.setattr(families, "entry_points", lambda group, point=point: [point])
+        monkeypatch.setattr(registry, "entry_points", lambda group, point=point: [point])
         with pytest.raises(SpaceError, match=f"family 'odd': .*{message}"):
             families.family_of("odd_preset")
         assert families.family_of("tiny").name == "unet"  # ours are known without theirs
@@ -160,13 +161,13 @@ def test_an_entry_point_that_is_no_family_is_named(monkeypatch: pytest.MonkeyPat
 def test_the_default_budget_leaves_a_search_something_to_choose() -> None:
     plan = small_plan(max_layers=1)
     rooms = []
-    for labels in ((), ("Conv3D(kernel_size=3)",)):
-        stated = {position.name: labels for position in plan.positions} if labels else None
+    full = Arrangement(plan.space, tuple((p.name, (Variant.of("Conv3D", kernel_size=3),)) for p in plan.positions))
+    for stated in (None, full):
         costs = CostModel(replace(plan, stated_baseline=stated), small_table(plan))
         limit = default_latency_ms(costs, 1.5)
         rooms.append((costs.cost(every_arrangement([4] * 4)).latency_ms <= limit).mean())
-        if labels:  # choices: between the cheapest and the uncut network
-            assert costs.backbone_latency_ms < limit < costs.cost(costs.encode(stated or {})[None]).latency_ms[0]
+        if stated:  # choices: between the cheapest and the uncut network
+            assert costs.backbone_latency_ms < limit < costs.cost(costs.encode(stated.labels())[None]).latency_ms[0]
         else:  # additions
             assert limit == round(costs.backbone_latency_ms * 1.5, 3)
     assert all(0 < room < 1 for room in rooms)

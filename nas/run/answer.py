@@ -119,7 +119,7 @@ def search_arrangement(
         helper_of: process that started this one beside it; it only evaluates, and writes no answer.
     """
     from latency_tables.budget import nearest
-    from nas.search.samplers import SAMPLERS
+    from nas.search.samplers import check_sampler
     from nas.search.workers import check_workers, one_thread, one_writer
 
     check_workers(workers)
@@ -130,8 +130,7 @@ def search_arrangement(
     limits |= {"parameters_min": parameters_min, "parameters_max": parameters_max}
     problem = make_problem(config, out, limits)
     name = sampler or config.search.sampler
-    if name not in SAMPLERS:
-        raise NasError(f"sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
+    check_sampler(name, "--sampler" if sampler else "search.sampler")
     refused = nearest(problem.costs, problem.budget)
     if refused is not None:
         return Answer(False, f"nothing meets the budget: {refused.message}")
