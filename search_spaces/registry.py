@@ -64,14 +64,16 @@ class Registry(Generic[Thing]):
         found = self.ours[name]
         if not isinstance(found, str):
             return found
-        return self._checked(name, found, self._load(name, found))
+        thing: Thing = self._checked(name, found, self._load(name, found))
+        return thing
 
     def _theirs(self, point: EntryPoint) -> Thing:
         try:
             found = point.load()
         except (ImportError, AttributeError) as error:
             raise self._absent(point.name, point.value, error) from error
-        return self._checked(point.name, point.value, found)
+        thing: Thing = self._checked(point.name, point.value, found)
+        return thing
 
     def _load(self, name: str, path: str) -> Any:
         module, _, inner = path.partition(":")
@@ -83,8 +85,8 @@ class Registry(Generic[Thing]):
     def _absent(self, name: str, path: str, error: Exception) -> ValueError:
         return self.error(f"{self.kind} {name!r}: {path} cannot be loaded ({error}); repair or uninstall it")
 
-    def _checked(self, name: str, path: str, found: Any) -> Thing:
+    def _checked(self, name: str, path: str, found: Any) -> Any:
         if not isinstance(found, self.wanted):
             of = self.wanted.__name__
             raise self.error(f"{self.kind} {name!r}: entry point {path} must name a {of}, not {found!r:.80}")
-        return found  # type: ignore[no-any-return]
+        return found

@@ -207,6 +207,8 @@ def test_killed_at_any_moment_the_pair_loads_and_the_next_run_goes_on(path):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert len(Table.load(path)) >= before + 3
+    for left in path.parent.glob(".*.partial"):  # what is younger than half a second may yet be somebody's
+        os.utime(left, (0, 0))
     Table.load(path).append([small_record(key("last"))]).save(path)
     assert key("last") in Table.load(path)
     assert not [p for p in path.parent.iterdir() if p.suffix == ".partial"]

@@ -163,7 +163,8 @@ def _rank_agreement(pairs: Sequence[tuple[Record, Record]]) -> float | None:
     """Kendall's tau between two devices' latencies."""
     if len(pairs) < 3:
         return None
-    tau = kendall_tau(*zip(*((one.latency_ms_median or 0.0, two.latency_ms_median or 0.0) for one, two in pairs)))
+    here, there = ([row.latency_ms_median or 0.0 for row in rows] for rows in zip(*pairs, strict=True))
+    tau = kendall_tau(here, there)
     return tau if np.isfinite(tau) else None
 
 
