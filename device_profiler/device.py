@@ -14,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from device_profiler.errors import ProfileError
 from search_spaces.errors import nearest, unknown
 from search_spaces.reading import UnreadableError, parse_yaml
-from search_spaces.workload import BYTES_PER_ELEMENT
 
 MILLION = 1e6
 Megabytes = Annotated[float, Field(gt=0, le=1e9)]
@@ -22,7 +21,6 @@ Seconds = Annotated[float, Field(gt=0, le=MILLION)]
 Rate = Annotated[float, Field(ge=1e-6, le=MILLION)]  # TFLOP/s or GB/s: wider than any chip, far from overflow
 Microseconds = Annotated[float, Field(ge=0, le=MILLION)]
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
-COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
 
 
 def _one_line(text: str) -> str:
@@ -145,11 +143,6 @@ class Device(_Strict):
         if self.cuda_graph and (self.runtime, self.compute_unit) != ("torch", "CUDA"):
             raise ValueError("cuda_graph is for runtime torch on compute_unit CUDA; set these, or leave it out")
         return self
-
-    @property
-    def bytes_per_element(self) -> int:
-        """4 for fp32, 2 for fp16."""
-        return BYTES_PER_ELEMENT[self.precision]
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Device:

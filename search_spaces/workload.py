@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass
-from dataclasses import replace as dataclass_replace
 
 from search_spaces.errors import MAX_FRAMES, SpaceError
 from search_spaces.variant import Variant
@@ -82,10 +81,6 @@ class Workload:
     def key(self) -> str:
         """For example ``Conv3D(kernel_size=3)/c320/t30/64x64/b1@fp16``."""
         return f"{self.base}@{self.precision}"
-
-    def at_precision(self, precision: str) -> "Workload":
-        """The same workload in another precision."""
-        return dataclass_replace(self, precision=precision)
 
     @classmethod
     def parse(cls, key: str) -> "Workload":

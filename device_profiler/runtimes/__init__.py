@@ -5,9 +5,6 @@ A runtime is found by its name, in one readable dict or through an entry point.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 from device_profiler.errors import ProfileError
 from search_spaces.registry import Registry
 
@@ -19,16 +16,6 @@ RUNTIMES: dict[str, str] = {
     "coreml": "device_profiler.runtimes.coreml:CoreMLRuntime",
 }
 ENTRY_POINT_GROUP = "temporal_nas.runtimes"
-
-
-@dataclass(frozen=True)
-class Listing:
-    """One runtime as ``nas doctor`` shows it."""
-
-    name: str
-    usable: bool
-    detail: str
-    devices: Sequence[str] = field(default=())
 
 
 REGISTRY: Registry[type] = Registry("runtime", ENTRY_POINT_GROUP, RUNTIMES, type, ProfileError)

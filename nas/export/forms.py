@@ -43,11 +43,6 @@ def best_lowerings(unet: VideoUNet, table: Table) -> Lowerings:
     return found
 
 
-def best_forms(unet: VideoUNet, table: Table) -> Lowerings:
-    """Position -> the form of each of its layers (empty: its own), where one of them has another than its own."""
-    return forms_in(best_lowerings(unet, table))
-
-
 def forms_in(lowerings: Lowerings) -> Lowerings:
     """Position -> the forms in its lowerings, where there are some."""
     from device_profiler.lowering.forms import split

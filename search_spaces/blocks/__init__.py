@@ -113,11 +113,6 @@ BLOCKS: dict[str, BlockSpec] = {
 REGISTRY = Registry("block", GROUP, BLOCKS, BlockSpec)
 
 
-def known_blocks() -> list[str]:
-    """Names of our blocks and of those that installed packages add."""
-    return REGISTRY.names()
-
-
 def block_spec(name: str) -> BlockSpec:
     """What is known of a block: ours, or one that an installed package adds.
 
