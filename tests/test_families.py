@@ -143,8 +143,8 @@ def test_an_extracted_foreign_network_is_its_path(space: Space) -> None:
 
 def test_a_foreign_network_is_drawn_as_a_list(space: Space) -> None:
     layers = [(name, list(labels)) for name, labels in space.baseline().labels().items()]
-    svg = network_svg(load_plan(space).to_json(), layers, {}, width=860, title="x")
-    assert svg.count('class="card"') == 3 and svg.count('class="pill"') == 2 and "no temporal layer" not in svg
+    svg = network_svg(load_plan(space), layers, {}, width=860, title="x")
+    assert svg.count('class="card"') == 3 and svg.count('class="pill"') == 2 and "no layer" not in svg
 
 
 def test_an_entry_point_that_is_no_family_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
