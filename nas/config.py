@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from nas.console import say
 from nas.errors import NasError
 from nas.files import only_leftovers, sole_writer, write_whole
-from nas.settings import Seed, Settings, Threads, assignment, merge, parse_as, read_settings
+from nas.settings import FREE, Mark, Seed, Settings, Threads, assignment, marked, merge, parse_as, read_settings
 from nas.settings import settle as settle
 
 CONFIG_FILE = "config.yaml"
@@ -23,26 +23,8 @@ SUPERNET = "supernet"  # of a run folder: its training
 DEFAULTS = Path(__file__).parent / "configs"
 MANY = 1_000_000  # of clips, trials and the like: more would never end
 
-# What a training may be told otherwise when it goes on: how often to save and look, and how and where to run, do not
-# shape its losses.
-FREE_OF_TRAIN = frozenset(
-    {
-        "activation_checkpoints",
-        "checkpoint_every",
-        "compile",
-        "device",
-        "keep",
-        "sample_every",
-        "shard",
-        "spike",
-        "threads",
-        "trackers",
-        "validate_every",
-        "workers",
-    }
-)
-# Of search, what says which paths ``train.paths=within_budget`` draws.
-DRAWN_BY = ("latency_ms", "latency_ratio", "memory_mb", "parameters_min", "parameters_max", "margin", "allow_estimated")
+#: Of search, what says which paths ``train.paths=within_budget`` draws.
+DRAWN_BY = Mark("drawn_by")
 
 
 class DataConfig(Settings):
@@ -140,21 +122,21 @@ class TrainConfig(Settings):
     init: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    activation_checkpoints: bool = False
-    compile: bool = False
-    shard: bool = False
+    activation_checkpoints: Annotated[bool, FREE] = False
+    compile: Annotated[bool, FREE] = False
+    shard: Annotated[bool, FREE] = False
     gradient_clip: float = Field(1.0, gt=0.0)
     accumulate: int = Field(1, ge=1, le=MANY)
     distillation: float = Field(0.5, ge=0.0, le=1.0)
-    checkpoint_every: int = Field(200, ge=1)
-    keep: int = Field(2, ge=1, le=MANY)
-    spike: float = Field(8.0, gt=1.0)
-    validate_every: int = Field(200, ge=0)
-    sample_every: int = Field(0, ge=0)
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    workers: int = Field(1, ge=0, le=1024)
-    device: str = "cpu"
-    threads: Threads = 0
+    checkpoint_every: Annotated[int, FREE] = Field(200, ge=1)
+    keep: Annotated[int, FREE] = Field(2, ge=1, le=MANY)
+    spike: Annotated[float, FREE] = Field(8.0, gt=1.0)
+    validate_every: Annotated[int, FREE] = Field(200, ge=0)
+    sample_every: Annotated[int, FREE] = Field(0, ge=0)
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], FREE] = ("tensorboard",)
+    workers: Annotated[int, FREE] = Field(1, ge=0, le=1024)
+    device: Annotated[str, FREE] = "cpu"
+    threads: Annotated[Threads, FREE] = 0
 
 
 class QualityConfig(Settings):
@@ -200,12 +182,12 @@ class SearchConfig(Settings):
         allow_estimated: let rows that were estimated, not measured, drive the search.
     """
 
-    latency_ms: float | None = Field(None, gt=0.0)
-    latency_ratio: float = Field(1.5, gt=1.0)
-    memory_mb: float | None = Field(None, gt=0.0)
-    parameters_min: int | None = Field(None, gt=0)
-    parameters_max: int | None = Field(None, gt=0)
-    margin: float | None = Field(None, ge=0.0, le=1.0)
+    latency_ms: Annotated[float | None, DRAWN_BY] = Field(None, gt=0.0)
+    latency_ratio: Annotated[float, DRAWN_BY] = Field(1.5, gt=1.0)
+    memory_mb: Annotated[float | None, DRAWN_BY] = Field(None, gt=0.0)
+    parameters_min: Annotated[int | None, DRAWN_BY] = Field(None, gt=0)
+    parameters_max: Annotated[int | None, DRAWN_BY] = Field(None, gt=0)
+    margin: Annotated[float | None, DRAWN_BY] = Field(None, ge=0.0, le=1.0)
     objectives: tuple[Literal["latency_ms", "peak_mb", "parameters", "mes"], ...] = ("latency_ms",)
     trials: int = Field(100, ge=1, le=MANY)
     sampler: Literal["gp", "nsga2", "random", "surrogate", "tpe", "value"] = "surrogate"
@@ -216,7 +198,7 @@ class SearchConfig(Settings):
     halving: bool = True
     together: int = Field(1, ge=1, le=MANY)
     adapt_steps: int = Field(0, ge=0, le=10**9)
-    allow_estimated: bool = False
+    allow_estimated: Annotated[bool, DRAWN_BY] = False
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> SearchConfig:
@@ -316,7 +298,7 @@ def check_warmup(train: TrainConfig) -> None:
 def store(config: RunConfig, run: Path) -> None:
     """Write ``run/config.yaml``, or check that the one there is of the same run.
 
-    What may be told otherwise when a run goes on (``FREE_OF_TRAIN``, and ``search``) is written anew, with a line.
+    What may be told otherwise when a run goes on (fields marked ``FREE``, and ``search``) is written anew, with a line.
 
     Raises:
         NasError: if the folder is another run's, naming what differs; if it is no run folder but not empty either; or
@@ -345,8 +327,8 @@ def _is_free(key: str, config: RunConfig) -> bool:
     """Whether a run may be told another value when it goes on."""
     part, _, name = key.partition(".")
     if part == "search":
-        return config.train.paths != "within_budget" or name not in DRAWN_BY
-    return part == "train" and name in FREE_OF_TRAIN
+        return config.train.paths != "within_budget" or name not in marked(SearchConfig, DRAWN_BY)
+    return part == "train" and name in marked(TrainConfig, FREE)
 
 
 def _write(path: Path, config: RunConfig) -> None:

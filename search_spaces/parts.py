@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from search_spaces.blocks import complete
-from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, whole
+from search_spaces.errors import MAX_FRAMES, MAX_LAYERS, MAX_SIZE, SpaceError, plain_text, positive, whole
 from search_spaces.variant import Variant
 
 SMALL = "small"
-MAX_LAYERS = 64  # at one position
 MAX_FACTOR = 1024  # of an autoencoder
 MAX_FPS = 1000.0
 

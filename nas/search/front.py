@@ -16,7 +16,6 @@ from nas.files import whole
 from nas.search.studies import Evaluation
 from search_spaces.arrangement import Arrangement
 
-FRONT_FILE = "front.csv"
 SAME = 9  # significant digits
 
 

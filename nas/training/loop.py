@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nas.config import FREE_OF_TRAIN
 from nas.errors import AnswerIsNo, NasError
 from nas.files import append, write_whole
+from nas.settings import FREE, marked
 from nas.training.averages import Averages
 from nas.training.checkpoint import (
     PREFIX,
@@ -379,5 +379,6 @@ def warmed_rate(config: LoopConfig, step: int) -> float:
 def _settings(config: AnyConfig) -> dict[str, Any]:
     """The settings that shape the loss curve; one that came later counts once it is used."""
     since = SINCE if isinstance(config, LoopConfig) else {}
-    found = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE_OF_TRAIN}
+    free = marked(type(config), FREE)
+    found = {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
     return {name: value for name, value in found.items() if name not in since or value != since[name]}

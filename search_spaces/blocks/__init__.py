@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from search_spaces.errors import SpaceError, unknown
+from search_spaces.registry import Registry
 from search_spaces.variant import Variant
 
 if TYPE_CHECKING:
@@ -110,9 +110,7 @@ BLOCKS: dict[str, BlockSpec] = {
 }
 
 
-def known_blocks() -> list[str]:
-    """Names of our blocks and of those that installed packages add."""
-    return sorted({*BLOCKS, *(point.name for point in entry_points(group=GROUP))})
+REGISTRY = Registry("block", GROUP, BLOCKS, BlockSpec)
 
 
 def block_spec(name: str) -> BlockSpec:
@@ -121,15 +119,7 @@ def block_spec(name: str) -> BlockSpec:
     Raises:
         SpaceError: if nobody knows it, or the package's entry point is no ``BlockSpec``.
     """
-    if name in BLOCKS:
-        return BLOCKS[name]
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            spec = point.load()
-            if not isinstance(spec, BlockSpec):
-                raise SpaceError(f"block {name!r}: entry point {point.value} must name a BlockSpec, not {spec!r}")
-            return spec
-    raise SpaceError(unknown("block", name, known_blocks()))
+    return REGISTRY.get(name)
 
 
 def complete(variant: Variant, channels: int) -> Variant:
