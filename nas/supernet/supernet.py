@@ -116,7 +116,7 @@ class Supernet(nn.Module):
             layers, variants = paths[path]
             for layer, variant in zip(layers.get(place, ()), variants.get(place, ()), strict=True):
                 told = {read: beside[read].chunk(len(paths))[path] for read in self._reads[variant]}
-                x = layer(x, frames // self._divided[place], **told)
+                x = layer(x, beside.get("frames", frames // self._divided[place]), **told)
             return x
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
