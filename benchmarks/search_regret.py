@@ -30,9 +30,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,7 @@ SETTINGS: dict[str, dict[str, Callable[[Problem, int], BaseSampler]]] = {
 class Scored:
     loss: float
     stderr: float = 0.0
-    velocity_loss: float = 0.0
-    motion_loss: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def enumerate_truth(run: Path) -> None:

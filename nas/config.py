@@ -16,6 +16,7 @@ from nas.errors import NasError
 from nas.files import only_leftovers, sole_writer, write_whole
 from nas.settings import FREE, Mark, Seed, Settings, Threads, assignment, marked, merge, parse_as, read_settings
 from nas.settings import settle as settle
+from nas.tasks import USUAL, Prediction, earlier_weights
 
 CONFIG_FILE = "config.yaml"
 TABLE = "table"  # of a run folder: its device's table
@@ -88,8 +89,9 @@ class TrainConfig(Settings):
         caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
         timestep_mean, timestep_std: of the logit-normal noise level (Esser et al., arXiv 2403.03206, section 3.1).
         ema_decay: of the averaged weights that are scored and built.
-        prediction: what the network learns: the `velocity` of flow matching, or, for Stable Diffusion's own weights,
-            `epsilon` or `v` on its schedule; see `nas.tasks.noise`.
+        prediction: what a denoiser learns: flow matching, or, for Stable Diffusion's own weights, `epsilon` or `v` on
+            its schedule; see `nas.tasks.noise`.
+        task: further settings of what the space's family learns; see its file in `nas.tasks`.
         init: a model (hub id or folder; of a UNet's space a diffusers UNet) that the frame starts from.
         precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of the gradient.
         optimizer: AdamW, fused where the device has it, or with its state in 8 bits (torchao).
@@ -118,7 +120,8 @@ class TrainConfig(Settings):
     timestep_mean: float = 0.0
     timestep_std: float = Field(1.0, gt=0.0)
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    prediction: Literal["velocity", "epsilon", "v"] = "velocity"
+    prediction: Prediction = USUAL
+    task: dict[str, Any] = {}
     init: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -144,16 +147,21 @@ class QualityConfig(Settings):
 
     Attributes:
         clips: fixed validation clips. batch: clips at a time. repeats: noise levels a clip, spread evenly.
-        motion_weight: share of the motion term in the score. A score without it prefers networks that freeze the
-            picture: their error sits between frames, where the plain loss counts it once.
+        weights: how much each named part of the error counts, by name; all of the task's own where none is given. The
+            best checkpoint of a training is picked by the same. See `weights` in the files of `nas.tasks`.
         seed: of noise and noise levels, the same for every arrangement (common random numbers).
     """
 
     clips: int = Field(32, ge=2, le=MANY)
     batch: int = Field(8, ge=1, le=MANY)
     repeats: int = Field(1, ge=1, le=1000)
-    motion_weight: float = Field(0.5, ge=0.0, le=1.0)
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
     seed: Seed = 2024
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_earlier_versions(cls, data: Any) -> Any:
+        return earlier_weights(data) if isinstance(data, dict) else data
 
 
 class SearchConfig(Settings):

@@ -19,14 +19,14 @@ def parse_definition(data: Any) -> tuple[dict[str, Any], dict[str, list[Variant]
         SpaceError: naming the first key that is missing, unknown or wrong.
     """
     fields = _mapping(
-        data, "", ("name", "backbone", "text", "clips", "positions"), ("description", "autoencoder", "baseline")
+        data, "", ("name", "backbone", "clips", "positions"), ("text", "description", "autoencoder", "baseline")
     )
     name = fields["name"]
     if not isinstance(name, str) or not name.replace("_", "").isalnum() or len(name) > 100:
         raise SpaceError(f"name must be letters, digits and _ (it becomes part of table keys), but is {name!r}")
     backbone = _parse_backbone(fields["backbone"])
     layout = backbone.layout
-    text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
+    text = _parse_text(fields, layout)
     autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder", "causal"))
     clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
     parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
@@ -36,11 +36,23 @@ def parse_definition(data: Any) -> tuple[dict[str, Any], dict[str, list[Variant]
         "backbone": backbone,
         "positions": _parse_positions(fields["positions"], layout),
         "clips": {"training": parsed.get("training", parsed["deployment"]), "deployment": parsed["deployment"]},
-        "text": Text(text["tokens"], layout.context_dim, text.get("encoder", SMALL)),
+        "text": text,
         "latent_channels": layout.in_channels,
         "autoencoder": Autoencoder(**autoencoder),
     }
     return made, _parse_baseline(fields["baseline"], made["positions"]) if "baseline" in fields else None
+
+
+def _parse_text(fields: Mapping[str, Any], layout: Layout) -> Text:
+    """What the network reads of a prompt: stated where it reads one, and only there."""
+    if layout.context_dim and "text" not in fields:
+        raise SpaceError("the file lacks text, which its backbone reads; add it")
+    if not layout.context_dim:
+        if "text" in fields:
+            raise SpaceError("text is stated, but the backbone reads none; leave it out")
+        return Text(0, 0)
+    text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
+    return Text(text["tokens"], layout.context_dim, text.get("encoder", SMALL))
 
 
 def _parse_baseline(data: Any, positions: tuple[Position, ...]) -> dict[str, list[Variant]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -71,17 +72,22 @@ class VideoNetwork(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int) -> Tensor:
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
+        return self.run({"x": x, "timestep": timestep, "context": context, "frames": num_frames})
+
+    def run(self, inputs: Mapping[str, Any]) -> Tensor:
+        """One evaluation on whatever the family reads; see ``Family.run``."""
+        num_frames = inputs["frames"]
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
             name = module_name(place)
             if name in self.temporal:
-                frames = num_frames // self._divided[name]
+                frames = beside.get("frames", num_frames // self._divided[name])
                 layers: Any = self.temporal[name]
                 for layer, reads in zip(layers, self.reads[name], strict=True):
                     x = layer(x, frames, **{read: beside[read] for read in reads})
             return x
 
-        return self._run(self.unet, {"x": x, "timestep": timestep, "context": context, "frames": num_frames}, at)
+        return self._run(self.unet, inputs, at)
 
 
 class _Block(nn.Module):
@@ -110,12 +116,14 @@ class _TimedBlock(nn.Module):
 class _Network(nn.Module):
     """A network with ``num_frames`` bound, so that it takes tensors only."""
 
-    def __init__(self, network: nn.Module, num_frames: int) -> None:
+    def __init__(self, network: VideoNetwork, num_frames: int) -> None:
         super().__init__()
         self.network, self.num_frames = network, num_frames
 
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return self.network(x, timestep, context, self.num_frames)
+    def forward(self, x: Tensor, timestep: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        told = {"timestep": timestep, "context": context}
+        given = {name: tensor for name, tensor in told.items() if tensor is not None}
+        return self.network.run({"x": x, "frames": self.num_frames, **given})
 
 
 def build_module(
@@ -151,6 +159,7 @@ def build_module(
             module, names = build_decoder(workload.name), ("x",)
         elif workload.block == "spatial":
             module, names = _spatial_part(workload, space), ("x", "embedding", "context")
+            names = names if workload.context_tokens else ("x",)
         elif workload.is_block:
             block = build_block(workload.variant, workload.channels, workload.context_dim, workload.embedding_dim)
             reads = block_spec(workload.block).reads
@@ -159,7 +168,7 @@ def build_module(
             names = ("x", *(read for read in ("embedding", "context") if read in reads))
         else:
             module = _Network(_whole_network(workload, space, arrangement), workload.frames)
-            names = ("x", "timestep", "context")
+            names = ("x", "timestep", "context") if workload.context_tokens else ("x",)
         _fill_zeros(module)
         examples = {
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
@@ -192,7 +201,7 @@ def _whole_network(workload: Workload, space: Space | None, arrangement: Arrange
         expected = f"{space.name}:{arrangement.key}"
     if workload.name != expected:
         raise SpaceError(f"{workload.base} names {workload.name}, but the {workload.block} passed is {expected}")
-    return VideoNetwork(space, arrangement)
+    return VideoNetwork(replace(space, backbone=space.measured()), arrangement)
 
 
 def _fill_zeros(module: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -50,8 +50,7 @@ def tiny_problem(
 class Scored:
     loss: float
     stderr: float = 0.001
-    velocity_loss: float = 0.0
-    motion_loss: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class KnownQuality:

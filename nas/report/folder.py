@@ -24,7 +24,8 @@ from search_spaces.words import Words
 Part = TypeVar("Part")
 
 KINDS = ("real", "noised", "one_step", "sampled")
-NUMBERS = ("loss", "loss_stderr", "velocity_loss", "motion_loss", "latency_ms", "peak_mb", "weights_mb", "parameters")
+NUMBERS = ("loss", "loss_stderr", "latency_ms", "peak_mb", "weights_mb", "parameters")
+PART = "_loss"  # ends the column of a part of the loss
 SEEN = "clips_seen"  # of a row whose scoring was stopped early
 FLAGS = ("feasible", "on_front", "chosen")
 
@@ -190,13 +191,14 @@ def _front(path: Path) -> tuple[Row, ...]:
     if "key" not in rows[0] or any(None in row or None in row.values() for row in rows):
         raise ValueError("is no table of arrangements: rows and columns do not fit")
     columns = list(rows[0])
-    positions = [name for name in columns if name not in (*NUMBERS, *FLAGS, SEEN, "trial", "origin", "key")]
+    numbers = (*NUMBERS, *(name for name in columns if name.endswith(PART)))
+    positions = [name for name in columns if name not in (*numbers, *FLAGS, SEEN, "trial", "origin", "key")]
     return tuple(
         Row(
             key=row["key"],
             origin=row.get("origin") or "",
             layers=tuple((name, row[name] or "") for name in positions),
-            numbers={name: _number(row.get(name)) for name in (*NUMBERS, SEEN)},
+            numbers={name: _number(row.get(name)) for name in (*numbers, SEEN)},
             **{name: str(row.get(name)).strip().lower() in ("1", "true") for name in FLAGS},
         )
         for row in rows

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latency_tables.budget import Budget, nearest
@@ -24,8 +24,7 @@ class _Score:
 
     loss: float
     stderr: float = 0.0
-    velocity_loss: float = 0.0
-    motion_loss: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def search_with(

@@ -45,6 +45,8 @@ ROLLBACKS = 3  # of one step; more, and it will not get better
 RECENT = 50  # losses that a spike is measured against
 SINCE: Mapping[str, Any] = {"accumulate": 1}  # settings that earlier checkpoints of ``LoopConfig`` do not hold
 
+SINCE_TRAIN: Mapping[str, Any] = {"task": {}}  # the same of a supernet's training
+
 Row = dict[str, Any]  # what one step reports; "loss" is what a spike is looked for in
 
 
@@ -378,7 +380,7 @@ def warmed_rate(config: LoopConfig, step: int) -> float:
 
 def _settings(config: AnyConfig) -> dict[str, Any]:
     """The settings that shape the loss curve; one that came later counts once it is used."""
-    since = SINCE if isinstance(config, LoopConfig) else {}
+    since = SINCE if isinstance(config, LoopConfig) else SINCE_TRAIN
     free = marked(type(config), FREE)
     found = {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
     return {name: value for name, value in found.items() if name not in since or value != since[name]}

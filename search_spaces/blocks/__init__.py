@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Entry points of this group name a ``BlockSpec``; that is how another package adds blocks.
 GROUP = "temporal_nas.blocks"
 MAX_KERNEL = 99
+MAX_WIDTH, MAX_DEPTH = 8192, 64
 
 #: What a network may hand a block beside the running tensor: the text (B, L, D), and the time's embedding (B, E).
 READABLE = ("context", "embedding")
@@ -49,6 +50,14 @@ def odd_kernel(params: Mapping[str, int], channels: int) -> str | None:
     return f"kernel_size must be odd, so that time stays aligned, but is {size}; choose {max(0, size) // 2 * 2 + 1}"
 
 
+def widths_and_depths(params: Mapping[str, int], channels: int) -> str | None:
+    """A stage has units, and channels inside them."""
+    for name, most in (("width", MAX_WIDTH), ("depth", MAX_DEPTH)):
+        if not 1 <= params[name] <= most:
+            return f"{name} must be from 1 to {most}, but is {params[name]}"
+    return None
+
+
 @dataclass(frozen=True)
 class BlockSpec:
     """What is known of a block without loading it.
@@ -62,6 +71,7 @@ class BlockSpec:
         rules: what must hold between parameters and channels.
         identity: whether a fresh one changes nothing, and a trained one no image; false for a block that is a choice
             among its like and no addition to a network.
+        across: whether a frame's output depends on other frames; one of which it does not can be run frame by frame.
     """
 
     path: str
@@ -70,6 +80,7 @@ class BlockSpec:
     summary: str
     rules: tuple[Rule, ...] = ()
     identity: bool = True
+    across: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.reads, frozenset) or not self.reads <= set(READABLE):
@@ -108,6 +119,23 @@ BLOCKS: dict[str, BlockSpec] = {
         f"{_CONVOLUTION}:Conv3D", {"kernel_size": 3}, NOTHING, "convolution over time and space", (odd_kernel,)
     ),
 }
+
+_RESIDUAL = "search_spaces.blocks.residual"
+for _name, _summary, _more, _rules, _across in (
+    ("Residual2D", "residual convolutions, frame by frame", {}, (), False),
+    ("Residual21D", "residual convolutions over space, then along time", {}, (), True),
+    ("CausalConv3D", "residual convolutions over time and space, none ahead", {}, (), True),
+    ("CausalAttention3D", "the same with attention to earlier frames", {"heads": 4}, (heads_divide_channels,), True),
+):
+    BLOCKS[_name] = BlockSpec(
+        f"{_RESIDUAL}:{_name}",
+        {"width": 64, "depth": 1, **_more},
+        NOTHING,
+        _summary,
+        (widths_and_depths, *_rules),
+        identity=False,
+        across=_across,
+    )
 
 
 REGISTRY = Registry("block", GROUP, BLOCKS, BlockSpec)

@@ -30,6 +30,7 @@ def attention_of(workload: Workload) -> Attention | None:
     shapes = {
         "SelfAttention1D": (batch * pixels, frames, frames),
         "SelfAttention3D": (batch, frames * pixels, frames * pixels),
+        "CausalAttention3D": (batch, frames * pixels, frames * pixels),
         "CrossAttention1D": (batch * pixels, frames, text),
         "CrossAttention3D": (batch, frames * pixels, text),
     }

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 #: Entry points of this group name a ``Family``; that is how another package adds one.
 GROUP = "temporal_nas.families"
 
-FAMILIES = {"unet": "search_spaces.families.unet:FAMILY"}
+FAMILIES = {
+    "unet": "search_spaces.families.unet:FAMILY",
+    "autoencoder": "search_spaces.families.autoencoder:FAMILY",
+}
 
 
 def families() -> Iterator[Family]:
