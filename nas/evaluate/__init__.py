@@ -53,9 +53,9 @@ class EvaluateConfig(Settings):
 def resolve_evaluate(model: Path, file: Path | None = None, sets: Sequence[str] = ()) -> EvaluateConfig:
     """Defaults, with the data that ``model`` was made with, then ``file``, then each ``a.b=value``."""
     from nas.config import settle
-    from nas.recipes.config import resolve_finetune
+    from nas.model.made_with import data_of
 
-    return settle(EvaluateConfig, {"data": resolve_finetune(model).data.model_dump(mode="json")}, file, sets)
+    return settle(EvaluateConfig, data_of(model), file, sets)
 
 
 def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
