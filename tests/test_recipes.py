@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,21 @@ def test_a_fall_beyond_chance_is_a_sentence_and_a_smaller_one_is_not() -> None:
     still[1, 1:] = 0.5
     assert motion_energy(still).tolist() == [0.0, 0.25]
     assert motion_energy(still[:, :1]).tolist() == [0.0, 0.0]
+
+
+def test_the_report_tells_of_fine_tuned_models_and_of_motion_that_fell(
+    model: Path, foreign: None, tmp_path: Path
+) -> None:
+    from nas.report import write_report
+
+    (tmp_path / "metrics.json").write_text('{"space": "mini"}')
+    assert "Fine-tuned from it" not in Path(write_report(tmp_path)).read_text()
+    finetune(model, "pull", settings(steps=1), tmp_path / "pulled")
+    path = tmp_path / "pulled" / "finetune" / "result.json"
+    lost = {"before": 0.2, "after": 0.1, "change": -0.1, "low": -0.12, "high": -0.08, "prompts": 24}
+    path.write_text(json.dumps({**read_json(path), "motion": lost}))
+    (tmp_path / "other" / "finetune").mkdir(parents=True)
+    (tmp_path / "other" / "finetune" / "result.json").write_text('{"improved": [1], "motion": {"low": "x"}}')
+    page = Path(write_report(tmp_path)).read_text()
+    assert "Fine-tuned from it" in page and "<strong>Motion fell by 50%, from 0.2000 to 0.1000" in page
+    assert "was not measured" in page  # of one whose numbers cannot be read
