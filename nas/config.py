@@ -250,7 +250,7 @@ def resolve(space: str, device: str | None = None, file: Path | None = None, set
     if space.isidentifier() and shipped.is_file():
         merged = read_settings(shipped)
     if file is not None:
-        merged = merge(merged, read_settings(_shipped(file)))
+        merged = merge(merged, read_settings(named_file(file)))
     for text in sets:
         merged = merge(merged, assignment(text))
     if merged.setdefault("space", space) != space:
@@ -262,8 +262,8 @@ def resolve(space: str, device: str | None = None, file: Path | None = None, set
     return parse(merged, str(file) if file is not None else "config")
 
 
-def _shipped(file: Path) -> Path:
-    """A recipe's file by its bare name, unless there is a file of that name."""
+def named_file(file: Path) -> Path:
+    """A shipped configuration's file by its bare name, unless there is a file of that name."""
     recipe = DEFAULTS / f"{file}.yaml"
     bare = file.name == str(file) and not file.suffix
     return recipe if bare and not file.exists() and recipe.is_file() else file

@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from latency_tables.report.page import render_page, write_page
+from nas.evaluate import APART
 from nas.report.drawing import FAMILIES, brief, network_svg
 from nas.report.figures import curve_figure, front_figure
 from nas.report.folder import KINDS, Row, RunFolder, as_mapping, read_run
@@ -32,6 +33,7 @@ from nas.report.texts import (
     seconds_text,
     value_of,
 )
+from nas.report.tuned import tuned_rows
 
 HERE = Path(__file__).parent
 FILE = "report.html"
@@ -123,6 +125,7 @@ def render(run: RunFolder) -> str:
         timings=_timings(run),
         coreml=facts(run.metrics.get("coreml")),
         evaluation=_evaluation(as_mapping(run.metrics.get("evaluation"))),
+        tuned=tuned_rows(run.path),
     )
 
 
@@ -391,6 +394,9 @@ def _evaluation(told: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     distance = value_of(told, "frechet")
     if distance is not None:
         rows.append(("Fréchet distance", f"{distance:.3f}", f"features: {told.get('features')}"))
+    for key, what in APART.items():
+        if (apart := value_of(told, key)) is not None:
+            rows.append((f"Fréchet distance of {what}", f"{apart:.5f}", "colours in 4x4 cells; on the same data only"))
     real = as_mapping(told.get("pixels_real"))
     for name, value in as_mapping(told.get("pixels")).items():
         if number(value) is not None:
