@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 #: Entry points of this group name a ``Family``; that is how another package adds one.
 GROUP = "temporal_nas.families"
 
-FAMILIES = {"unet": "search_spaces.families.unet:FAMILY"}
+FAMILIES = {"unet": "search_spaces.families.unet:FAMILY", "dit": "search_spaces.families.dit:FAMILY"}
 
 
 def families() -> Iterator[Family]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from search_spaces.variant import Variant
+
     #: The door to what is chosen: (place, running tensor, what layers may read beside it) -> the tensor that goes on.
     At = Callable[[str, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -44,12 +46,14 @@ class Layout:
         inputs: channels of ``x`` and, where the network reads a text, the width of ``context``.
         places: in execution order. parts: of the frame, in execution order; none where it is only measured whole.
         embedding: width of the time embedding that layers may read; 0 where they may not.
+        projected: width of the text that layers read, where the frame projects it first; 0 where it does not.
     """
 
     inputs: Mapping[str, int] = field(hash=False)
     places: tuple[Place, ...]
     parts: tuple[Part, ...] = ()
     embedding: int = 0
+    projected: int = 0
 
     @property
     def in_channels(self) -> int:
@@ -58,6 +62,11 @@ class Layout:
     @property
     def context_dim(self) -> int:
         return self.inputs.get("context", 0)
+
+    @property
+    def told_dim(self) -> int:
+        """Width of the text that layers read."""
+        return self.projected or self.context_dim
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,21 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A given model's block as one that may be chosen: the variant that it is, and the weights of that block here."""
+
+    variant: Variant
+    weights: Mapping[str, Tensor] = field(hash=False)
+
+
+@dataclass(frozen=True)
 class Mapped:
     """What came over from a given model.
 
     Attributes:
         source: of the weights. blocks: a module of the frame -> the module that it was copied from.
         fresh: modules that keep their random start. copied, total: parameters. notes: what fits only nearly.
+        layers: place -> the given model's block there, where places hold what the given model has as its own.
     """
 
     source: str
@@ -92,6 +110,7 @@ class Mapped:
     copied: int
     total: int
     notes: tuple[str, ...] = ()
+    layers: Mapping[str, Layer] = field(default_factory=dict, hash=False)
 
     def sentence(self) -> str:
         """One line for people."""
