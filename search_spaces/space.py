@@ -359,7 +359,7 @@ class Space:
             width=width,
             precision=precision,
             context_tokens=self.text.tokens if "context" in reads else 0,
-            context_dim=self.text.dim if "context" in reads else 0,
+            context_dim=self.backbone.layout.told_dim if "context" in reads else 0,
             embedding_dim=self.backbone.layout.embedding if "embedding" in reads else 0,
         )
 

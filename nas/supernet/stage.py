@@ -186,9 +186,9 @@ class SupernetStage(Stage):
         if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
             check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and new:
-            from nas.pretrained.given import init_frame
+            from nas.pretrained.given import init_network
 
-            self.warn(init_frame(space.backbone.family, self.supernet.unet, config.init).sentence())
+            self.warn(init_network(space.backbone.family, self.supernet, config.init).sentence())
         self.modules = {"supernet": self.supernet, "text": self.text}
         if self.task.state is not None:
             self.modules["task"] = self.task.state

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import SpaceError, unknown
 from search_spaces.registry import Registry
@@ -26,6 +26,9 @@ MAX_WIDTH, MAX_DEPTH = 8192, 64
 READABLE = ("context", "embedding")
 NOTHING: frozenset[str] = frozenset()
 TEXT = frozenset({"context"})
+
+#: Which part of a tensor a smaller variant has, axis by axis: a slice, or the places that it keeps.
+Index = tuple[slice | tuple[int, ...], ...]
 
 #: Given a variant's parameters and the channels of its position: what is wrong, with the remedy, or None.
 Rule = Callable[[Mapping[str, int], int], str | None]
@@ -58,6 +61,21 @@ def widths_and_depths(params: Mapping[str, int], channels: int) -> str | None:
     return None
 
 
+def heads_fit_channels(params: Mapping[str, int], channels: int) -> str | None:
+    """Heads of an even size lie inside the channels, as many as there is room for or fewer; widths are above 0."""
+    heads, size, room = params["heads"], params["size"], channels // max(1, params["size"])
+    if min(params.values()) < 1:
+        return f"heads, size and ffn must be at least 1, but are {heads}, {size} and {params['ffn']}"
+    if size % 2 or channels % size:
+        return (
+            f"size of a head must be even and divide channels, but is {size} and channels {channels}; choose "
+            f"{', '.join(str(n) for n in range(2, min(channels, 256) + 1, 2) if channels % n == 0) or 'other channels'}"
+        )
+    if heads > room:
+        return f"heads must be at most {room}, as {channels} channels have room for so many of {size}, but is {heads}"
+    return None
+
+
 @dataclass(frozen=True)
 class BlockSpec:
     """What is known of a block without loading it.
@@ -72,6 +90,8 @@ class BlockSpec:
         identity: whether a fresh one changes nothing, and a trained one no image; false for a block that is a choice
             among its like and no addition to a network.
         across: whether a frame's output depends on other frames; one of which it does not can be run frame by frame.
+        widths: parameters in which a smaller variant is a part of a larger one. The class then has a static method
+            ``slices(channels, params, whole) -> {parameter name: Index}``: what of the whole's parameters it has.
     """
 
     path: str
@@ -81,17 +101,33 @@ class BlockSpec:
     rules: tuple[Rule, ...] = ()
     identity: bool = True
     across: bool = True
+    widths: frozenset[str] = NOTHING
 
     def __post_init__(self) -> None:
         if not isinstance(self.reads, frozenset) or not self.reads <= set(READABLE):
             raise SpaceError(
                 f"{self.path}: reads must be a frozenset of {' and '.join(READABLE)}, but is {self.reads!r:.60}"
             )
+        if not isinstance(self.widths, frozenset) or not self.widths <= set(self.params):
+            raise SpaceError(f"{self.path}: widths must be a frozenset of its params, but is {self.widths!r:.60}")
 
 
-_ATTENTION, _CONVOLUTION, _CROSS = (
-    f"search_spaces.blocks.{file}" for file in ("self_attention", "convolution", "cross_attention")
+_ATTENTION, _CONVOLUTION, _CROSS, _TRANSFORMER = (
+    f"search_spaces.blocks.{file}" for file in ("self_attention", "convolution", "cross_attention", "transformer")
 )
+
+
+def _transformer(name: str, summary: str) -> BlockSpec:
+    return BlockSpec(
+        f"{_TRANSFORMER}:{name}",
+        {"heads": 1, "ffn": 64, "size": 16},
+        frozenset(READABLE),
+        summary,
+        (heads_fit_channels,),
+        identity=False,
+        widths=frozenset({"heads", "ffn"}),
+    )
+
 
 BLOCKS: dict[str, BlockSpec] = {
     "SelfAttention1D": BlockSpec(
@@ -118,6 +154,8 @@ BLOCKS: dict[str, BlockSpec] = {
     "Conv3D": BlockSpec(
         f"{_CONVOLUTION}:Conv3D", {"kernel_size": 3}, NOTHING, "convolution over time and space", (odd_kernel,)
     ),
+    "LTXBlock": _transformer("LTXBlock", "a transformer block of LTX-Video"),
+    "WanBlock": _transformer("WanBlock", "a transformer block of Wan"),
 }
 
 _RESIDUAL = "search_spaces.blocks.residual"
@@ -185,7 +223,17 @@ def build_block(variant: Variant, channels: int, context_dim: int = 0, embedding
             f"{variant.block} reads the time embedding, which this network does not hand out; give embedding_dim, its "
             "width, or another block"
         )
-    module, _, name = spec.path.partition(":")
     widths = {"context_dim": context_dim, "embedding_dim": embedding_dim}
     extra = {f"{read}_dim": widths[f"{read}_dim"] for read in spec.reads}
-    return getattr(import_module(module), name)(channels, **dict(full.params), **extra)
+    made: nn.Module = block_class(variant.block)(channels, **dict(full.params), **extra)
+    return made
+
+
+def block_class(name: str) -> Any:
+    """The class of a block.
+
+    Raises:
+        SpaceError: if nobody knows the block.
+    """
+    module, _, kind = block_spec(name).path.partition(":")
+    return getattr(import_module(module), kind)

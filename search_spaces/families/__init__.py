@@ -19,6 +19,7 @@ GROUP = "temporal_nas.families"
 FAMILIES = {
     "unet": "search_spaces.families.unet:FAMILY",
     "autoencoder": "search_spaces.families.autoencoder:FAMILY",
+    "dit": "search_spaces.families.dit:FAMILY",
 }
 
 
