@@ -170,14 +170,15 @@ def _block_problems(space: Space) -> Iterator[str]:
             x = torch.randn(4, position.channels, 2, 2, generator=torch.Generator().manual_seed(0))
             try:
                 with torch.no_grad():
-                    told = {read: readable[read] for read in block_spec(variant.block).reads}
+                    spec = block_spec(variant.block)
+                    told = {read: readable[read] for read in spec.reads}
                     out = build_layer(space, position, variant).eval()(x, 2, **told)
             except Exception as error:  # somebody else's block may raise anything
                 yield f"{where} fails on a clip of 2 frames of 2x2: {type(error).__name__}: {error}"
                 continue
             if out.shape != x.shape:
                 yield f"{where} returns {tuple(out.shape)} for {tuple(x.shape)}; a block keeps the shape of its input"
-            elif block_spec(variant.block).identity and not torch.equal(out, x):
+            elif spec.identity and not torch.equal(out, x):
                 yield f"{where} does not start as the identity; initialise its output layer with zeros"
 
 

@@ -26,7 +26,7 @@ def snapgen_v():
 
 
 def test_shapes_are_derived_from_the_clip(tiny, snapgen_v):
-    assert list_spaces() == ["snapgen_v", "tiny"]
+    assert {"snapgen_v", "tiny"} <= set(list_spaces())
     assert snapgen_v.latent_shape() == (30, 4, 64, 64)
     assert snapgen_v.position_shape("down.1.0") == (30, 640, 32, 32)
     assert snapgen_v.position_shape("up.0.0") == (30, 1280, 16, 16)
@@ -203,7 +203,7 @@ def test_a_file_of_a_stranger_runs_nothing(tmp_path):
 
 
 def test_an_unknown_space_names_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown space 'tinny'. Did you mean 'tiny'\? Known spaces: snapgen_v, tiny"):
+    with pytest.raises(ValueError, match=r"unknown space 'tinny'. Did you mean 'tiny'\? Known spaces: .*tiny"):
         Space.load("tinny")
     with pytest.raises(ValueError, match="none.yaml: cannot be read"):
         Space.load(tmp_path / "none.yaml")

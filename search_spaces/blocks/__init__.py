@@ -76,6 +76,34 @@ def heads_fit_channels(params: Mapping[str, int], channels: int) -> str | None:
     return None
 
 
+def heads_of_width(params: Mapping[str, int], channels: int) -> str | None:
+    """Heads of a stated width fill the channels, and key-value heads divide them."""
+    width, shared = params["head_width"], params["kv_heads"]
+    if width < 1 or channels % width:
+        choices = ", ".join(str(n) for n in (8, 16, 32, 64, 128) if channels % n == 0) or str(channels)
+        return f"head_width must divide channels, but {channels} channels and head_width={width}; choose {choices}"
+    heads = channels // width
+    if shared < 0 or (shared and heads % shared):
+        choices = ", ".join(str(n) for n in (0, *(n for n in range(1, heads + 1) if heads % n == 0)))
+        return (
+            f"kv_heads must divide the {heads} heads ({channels} channels, head_width={width}), but is {shared}; "
+            f"choose {choices} (0 is all)"
+        )
+    return None
+
+
+def within(**limits: tuple[int, int]) -> Rule:
+    """Parameters that lie between two bounds."""
+
+    def rule(params: Mapping[str, int], channels: int) -> str | None:
+        for name, (least, most) in limits.items():
+            if not least <= params[name] <= most:
+                return f"{name} must be {least} to {most}, but is {params[name]}; choose {least}"
+        return None
+
+    return rule
+
+
 @dataclass(frozen=True)
 class BlockSpec:
     """What is known of a block without loading it.
@@ -92,6 +120,7 @@ class BlockSpec:
         across: whether a frame's output depends on other frames; one of which it does not can be run frame by frame.
         widths: parameters in which a smaller variant is a part of a larger one. The class then has a static method
             ``slices(channels, params, whole) -> {parameter name: Index}``: what of the whole's parameters it has.
+        letter: what it is called where a network is spelled in letters, such as C and T; empty where it is not.
     """
 
     path: str
@@ -102,6 +131,7 @@ class BlockSpec:
     identity: bool = True
     across: bool = True
     widths: frozenset[str] = NOTHING
+    letter: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.reads, frozenset) or not self.reads <= set(READABLE):
@@ -112,9 +142,25 @@ class BlockSpec:
             raise SpaceError(f"{self.path}: widths must be a frozenset of its params, but is {self.widths!r:.60}")
 
 
-_ATTENTION, _CONVOLUTION, _CROSS, _TRANSFORMER = (
-    f"search_spaces.blocks.{file}" for file in ("self_attention", "convolution", "cross_attention", "transformer")
+_ATTENTION, _CONVOLUTION, _CROSS, _SPATIAL, _STAGED, _TRANSFORMER = (
+    f"search_spaces.blocks.{file}"
+    for file in (
+        *("self_attention", "convolution", "cross_attention", "spatial_convolution", "spatial_transformer"),
+        "transformer",
+    )
 )
+_TIME = frozenset({"embedding"})
+_FEED = {"ratio": 3, "gated": 1}
+_FEED_RULE = within(ratio=(1, 16), gated=(0, 1))
+_HEADS = {"head_width": 64, "kv_heads": 1}
+_EXPANSION_RULE = within(expansion=(1, 16))
+
+
+def _choice(
+    path: str, params: Mapping[str, int], reads: frozenset[str], letter: str, summary: str, *rules: Rule
+) -> BlockSpec:
+    """A block of which a place holds exactly one."""
+    return BlockSpec(path, params, reads, summary, rules, identity=False, letter=letter)
 
 
 def _transformer(name: str, summary: str) -> BlockSpec:
@@ -156,6 +202,45 @@ BLOCKS: dict[str, BlockSpec] = {
     ),
     "LTXBlock": _transformer("LTXBlock", "a transformer block of LTX-Video"),
     "WanBlock": _transformer("WanBlock", "a transformer block of Wan"),
+    "FullConv": _choice(f"{_SPATIAL}:FullConv", {}, _TIME, "C", "two full convolutions of each frame"),
+    "SeparableConv": _choice(
+        f"{_SPATIAL}:SeparableConv",
+        {"expansion": 2},
+        _TIME,
+        "C",
+        "two separable convolutions of each frame",
+        _EXPANSION_RULE,
+    ),
+    "FusedMBConv": _choice(
+        f"{_SPATIAL}:FusedMBConv",
+        {"expansion": 4},
+        _TIME,
+        "C",
+        "a full convolution that widens, and a mix back",
+        _EXPANSION_RULE,
+    ),
+    "TextTransformer": _choice(
+        f"{_STAGED}:TextTransformer",
+        {"self_attention": 1, **_HEADS, **_FEED},
+        TEXT,
+        "T",
+        "a transformer block that reads the text, with self-attention or without",
+        within(self_attention=(0, 1)),
+        heads_of_width,
+        _FEED_RULE,
+    ),
+    "SelfTransformer": _choice(
+        f"{_STAGED}:SelfTransformer",
+        {**_HEADS, **_FEED},
+        NOTHING,
+        "T",
+        "a transformer block that reads no text",
+        heads_of_width,
+        _FEED_RULE,
+    ),
+    "FeedForward": _choice(
+        f"{_STAGED}:FeedForward", _FEED, NOTHING, "F", "a feed-forward layer without attention", _FEED_RULE
+    ),
 }
 
 _RESIDUAL = "search_spaces.blocks.residual"

@@ -20,10 +20,13 @@ class Attention:
     keys: int
 
 
+_TRANSFORMERS = ("SelfTransformer", "TextTransformer")
+
+
 def has_attention(workload: Workload) -> bool:
     """Whether the workload holds attention, so that it has a fused and a decomposed form."""
     whole = workload.block in ("backbone", "network", "spatial")
-    return whole or "Attention" in workload.block or workload.block in TRANSFORMERS
+    return whole or "Attention" in workload.block or workload.block in (*TRANSFORMERS, *_TRANSFORMERS)
 
 
 def attention_of(workload: Workload) -> Attention | None:
@@ -39,6 +42,12 @@ def attention_of(workload: Workload) -> Attention | None:
         "CrossAttention3D": (batch, frames * pixels, text),
     }
     shapes |= dict.fromkeys(TRANSFORMERS, (batch, frames * pixels, frames * pixels))
+    if workload.block in _TRANSFORMERS:
+        params = dict(workload.params)
+        heads = workload.channels // params["head_width"]
+        if params.get("self_attention", 1):
+            return Attention(batch * frames, heads, pixels, max(pixels, text))
+        return Attention(batch, heads, frames * pixels, text)
     if workload.block not in shapes:
         return None
     groups, queries, keys = shapes[workload.block]

@@ -20,6 +20,7 @@ FAMILIES = {
     "unet": "search_spaces.families.unet:FAMILY",
     "autoencoder": "search_spaces.families.autoencoder:FAMILY",
     "dit": "search_spaces.families.dit:FAMILY",
+    "staged_unet": "search_spaces.families.staged_unet:FAMILY",
 }
 
 
