@@ -104,6 +104,14 @@ class Lowered:
         """
         return sample_error(output, self.output_shape, self.expected_at, self.expected, self.scale)
 
+    def device_error_of(self, output: NDArray[Any]) -> float:
+        """``error_of`` against what the evaluator makes of the lowered file in float16, where that is known and finite.
+
+        What a compute unit adds to the package's own error, then; else against the torch module.
+        """
+        expected = expected_of_device(self.stats, self.expected)
+        return sample_error(output, self.output_shape, self.expected_at, expected, self.scale)
+
     def payload(self) -> dict[str, Any]:
         """What a child process needs to load it, as JSON."""
         return {"folder": str(self.folder)}
@@ -142,6 +150,19 @@ def sample_error(
     if not np.isfinite(got).all():
         return float("inf")
     return float(np.abs(got - np.asarray(tuple(expected))).max() / max(scale, 1e-12))
+
+
+def sampled_places(size: int) -> NDArray[np.int64]:
+    """Which of an output's values are kept: the same for whoever asks."""
+    import numpy as np
+
+    return np.unique(np.random.default_rng(99).integers(0, size, min(SAMPLES, size)))
+
+
+def expected_of_device(stats: Mapping[str, Any], expected: Sequence[float]) -> Sequence[float]:
+    """What a device is held to, at ``sampled_places``: the evaluator's float16, or the module's where that has none."""
+    evaluated: Sequence[float] | None = stats.get("evaluated")
+    return expected if evaluated is None else evaluated
 
 
 def default_lowerings(toolkit: str, workload: Workload) -> tuple[str, ...]:
@@ -341,8 +362,7 @@ def _expected(module: nn.Module, inputs: tuple[Input, ...]) -> dict[str, Any]:
 
     output: NDArray[np.float32] = module(*_tensors(inputs)).float().numpy()
     flat = output.reshape(-1)
-    rng = np.random.default_rng(99)
-    at = np.unique(rng.integers(0, flat.size, min(SAMPLES, flat.size)))
+    at = sampled_places(flat.size)
     return {
         "output_shape": list(output.shape),
         "output_dtype": "float32",
