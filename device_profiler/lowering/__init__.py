@@ -38,10 +38,16 @@ if TYPE_CHECKING:
 TOOLKITS: dict[str, str] = {
     "onnx": "device_profiler.lowering.onnx:lower",
     "coreml": "device_profiler.lowering.coreml:lower",
+    "coreai": "device_profiler.lowering.coreai:lower",
     "counts": "device_profiler.lowering.counts:lower",
     "module": "device_profiler.lowering.module:lower",
 }
-TOOLKIT_PACKAGES = {"onnx": ("torch", "onnx", "onnxscript"), "coreml": ("torch", "coremltools")}
+TOOLKIT_PACKAGES = {
+    "onnx": ("torch", "onnx", "onnxscript"),
+    "coreml": ("torch", "coremltools"),
+    "coreai": ("torch", "coreai-torch", "coreai-core"),
+}
+CHECKING = ("coreml", "coreai")  # whose lowering runs what it made, unless it is told not to
 MANIFEST = "lowered.json"
 SAMPLES = 4096
 FORM_TOLERANCE = 1e-4  # of a form against the plain block, both float32 in torch
@@ -185,7 +191,7 @@ def artifact_name(subject: Subject, toolkit: str, lowering: str, check: bool = T
     spec = importlib.util.find_spec(module)
     digest = hashlib.sha256(f"{SCHEMA} {subject.fingerprint()} {toolkit} {lowering}".encode())
     forms = sorted(Path(__file__).parent.glob("*form*.py")) if split(lowering)[1] else []
-    spelled = [Path(__file__).with_name("spelled.py")] if toolkit == "coreml" else []
+    spelled = [Path(__file__).with_name("spelled.py")] if toolkit in CHECKING else []
     for origin in (__file__, spec.origin if spec else None, *forms, *spelled):
         if origin:
             digest.update(Path(origin).read_bytes())
@@ -231,7 +237,7 @@ def lower(subject: Subject, toolkit: str, lowering: str, cache: Path, check: boo
             target, _, function = TOOLKITS[toolkit].partition(":")
             run = getattr(importlib.import_module(target), function)
             precision = subject.workload.precision
-            more = {} if check or toolkit != "coreml" else {"check": False}
+            more = {} if check or toolkit not in CHECKING else {"check": False}
             attention = split(lowering)[0]
             stats = run(module.eval(), tuple(_tensors(inputs)), names, attention, precision, partial, **more)
         manifest = {
