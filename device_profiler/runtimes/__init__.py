@@ -14,6 +14,7 @@ RUNTIMES: dict[str, str] = {
     "torch": "device_profiler.runtimes.torch:TorchRuntime",
     "roofline": "device_profiler.runtimes.roofline:RooflineRuntime",
     "coreml": "device_profiler.runtimes.coreml:CoreMLRuntime",
+    "coreai": "device_profiler.runtimes.coreai:CoreAIRuntime",
 }
 ENTRY_POINT_GROUP = "temporal_nas.runtimes"
 
