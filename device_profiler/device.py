@@ -63,6 +63,7 @@ class Roofline(_Strict):
         efficiency: the share of that peak that dense kernels are taken to reach.
         conv_tflops, matmul_tflops: what convolutions and matrix products were measured to reach, where somebody has;
             they stand in place of peak times efficiency.
+        fp32_tflops, tf32_tflops: the peak at other precisions than the device's own, for estimates of trainings.
         bandwidth_gb_s: of the memory.
         overhead_us: what one operation costs at least.
         dispatch_us: what handing a program to the unit costs: once for each evaluation of a network, however many
@@ -75,6 +76,8 @@ class Roofline(_Strict):
     efficiency: Annotated[float, Field(ge=1e-3, le=1)] = 1.0
     conv_tflops: Rate | None = None
     matmul_tflops: Rate | None = None
+    fp32_tflops: Rate | None = None
+    tf32_tflops: Rate | None = None
     overhead_us: Microseconds = 0.0
     dispatch_us: Microseconds | None = None
     source: Prose

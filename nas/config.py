@@ -93,7 +93,11 @@ class TrainConfig(Settings):
             its schedule; see `nas.tasks.noise`.
         task: further settings of what the space's family learns; see its file in `nas.tasks`.
         init: a model (hub id or folder; of a UNet's space a diffusers UNet) that the frame starts from.
-        precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of the gradient.
+        precision: autocast of the forward pass, in training and in scoring: `auto` is bf16 on a CUDA device that has it
+            and fp32 elsewhere, and what a training began with when it goes on; fp16 scales the loss.
+        tf32: let a CUDA device round what fp32 products and convolutions take to ten bits of mantissa; about twice as
+            fast where precision is fp32.
+        gradient_clip: largest norm of the gradient.
         optimizer: AdamW, fused where the device has it, or with its state in 8 bits (torchao).
         activation_checkpoints: compute activations again on the way back instead of keeping them.
         compile: `torch.compile` every block by itself, so that any path runs compiled.
@@ -123,7 +127,8 @@ class TrainConfig(Settings):
     prediction: Prediction = USUAL
     task: dict[str, Any] = {}
     init: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    tf32: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     activation_checkpoints: Annotated[bool, FREE] = False
     compile: Annotated[bool, FREE] = False
@@ -303,10 +308,11 @@ def check_warmup(train: TrainConfig) -> None:
         )
 
 
-def store(config: RunConfig, run: Path) -> None:
-    """Write ``run/config.yaml``, or check that the one there is of the same run.
+def store(config: RunConfig, run: Path) -> RunConfig:
+    """Write ``run/config.yaml``, or check that the one there is of the same run; the run's configuration.
 
     What may be told otherwise when a run goes on (fields marked ``FREE``, and ``search``) is written anew, with a line.
+    What is left open (``precision: auto``) stays as it is there.
 
     Raises:
         NasError: if the folder is another run's, naming what differs; if it is no run folder but not empty either; or
@@ -314,7 +320,8 @@ def store(config: RunConfig, run: Path) -> None:
     """
     path = run / CONFIG_FILE
     if path.exists():
-        known, wanted = _flat(load(run).model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        there, config = load(run), as_begun(config, run)
+        known, wanted = _flat(there.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
         changed = [key for key in wanted if known.get(key) != wanted[key]]
         held = [key for key in changed if not _is_free(key, config)]
         if held:
@@ -324,11 +331,20 @@ def store(config: RunConfig, run: Path) -> None:
             with sole_writer(run / SUPERNET) if (run / SUPERNET).is_dir() else nullcontext():
                 _write(path, config)
             say(f"config     {', '.join(f'{key} is now {wanted[key]}, was {known.get(key)}' for key in changed)}")
-        return
+        return config
     if run.is_dir() and not only_leftovers(run, but=(TABLE,)):  # a table may be measured there first
         raise NasError(f"{run} is not empty and holds no {CONFIG_FILE}; give a new or empty folder to --out")
     run.mkdir(parents=True, exist_ok=True)
     _write(path, config)
+    return config
+
+
+def as_begun(config: RunConfig, run: Path) -> RunConfig:
+    """The configuration with what it leaves open as the run in the folder has it, if there is one."""
+    if config.train.precision != "auto" or not (run / CONFIG_FILE).exists():
+        return config
+    precision = load(run).train.precision
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
 def _is_free(key: str, config: RunConfig) -> bool:

@@ -16,7 +16,11 @@ class LoopConfig(Settings):
     Attributes:
         steps: optimiser steps. learning_rate: peak, after `ramp_steps`.
         ema_decay: of the averaged weights, which become the result.
-        precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of a gradient.
+        precision: autocast of the forward pass: `auto` is bf16 on a CUDA device that has it and fp32 elsewhere, and
+            what a training began with when it goes on; fp16 scales the loss.
+        tf32: let a CUDA device round what fp32 products and convolutions take to ten bits of mantissa; about twice as
+            fast where precision is fp32.
+        gradient_clip: largest norm of a gradient.
         accumulate: micro-batches a step.
         activation_checkpoints: compute activations again on the way back instead of keeping them.
         compile: `torch.compile` every part of the network by itself.
@@ -31,7 +35,8 @@ class LoopConfig(Settings):
     ramp_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.01, ge=0.0)
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    tf32: bool = False
     gradient_clip: float = Field(1.0, gt=0.0)
     accumulate: int = Field(1, ge=1, le=MANY)
     activation_checkpoints: Annotated[bool, FREE] = False
