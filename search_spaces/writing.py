@@ -38,6 +38,17 @@ def _stem(path: Path) -> str:
 
 
 @contextmanager
+def blamed(hidden: Path, told: Path) -> Iterator[None]:
+    """Have an error of the system's name ``told`` where it is about ``hidden``, which nobody has heard of."""
+    try:
+        yield
+    except OSError as error:
+        if str(hidden) in (str(error.filename), str(error.filename2)):
+            error.filename, error.filename2 = str(told), None
+        raise
+
+
+@contextmanager
 def whole(path: Path) -> Iterator[IO[bytes]]:
     """A new binary file that stands at ``path`` once the block has ended well; otherwise what was there stays.
 
@@ -49,12 +60,15 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
     sweep(path)
     partial = partial_name(path)
     try:
-        with os.fdopen(os.open(partial, _NEW, 0o666), "w+b") as file:
+        with blamed(partial, path.parent):
+            descriptor = os.open(partial, _NEW, 0o666)
+        with os.fdopen(descriptor, "w+b") as file:
             _lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        with blamed(partial, path):
+            os.replace(partial, path)
         sync(path.parent)
     except BaseException:
         with suppress(OSError):
@@ -77,7 +91,8 @@ def folder_beside(path: Path) -> Iterator[Path]:
     """A new folder beside ``path``, to be filled and moved into its place; what is left of it then goes away."""
     sweep(path)
     partial = partial_name(path)
-    partial.mkdir(parents=True)
+    with blamed(partial, path.parent):
+        partial.mkdir(parents=True)
     descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _lock(descriptor)
