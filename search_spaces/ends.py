@@ -151,31 +151,46 @@ def decoder_spec(name: str) -> DecoderSpec:
     return DECODERS[name]
 
 
-def build_text_encoder(name: str, tokens: int, dim: int) -> tuple[nn.Module, int]:
-    """A module from token numbers (B, L) to states (B, L, D), with random weights; and its vocabulary's size."""
-    import torch
-    from torch import nn
+def text_model(name: str, tokens: int, dim: int, vocabulary: int = 0, **marks: int) -> nn.Module:
+    """The transformers model behind a text encoder, freshly initialised: what is measured and what is trained are one.
+
+    Args:
+        name: in ``TEXT_ENCODERS``. tokens, dim: of the space's text; an encoder of its own sizes keeps those.
+        vocabulary: words, where they are not the spec's. marks: ``bos_token_id`` and the like of a tokenizer.
+
+    Raises:
+        SpaceError: if there is no such encoder.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     spec = text_encoder_spec(name)
-    if spec.parts:
-        return _side_by_side([build_text_encoder(part, tokens, 0)[0] for part in spec.parts]), spec.vocabulary
+    words = vocabulary or spec.vocabulary
     config = CLIPTextConfig(
-        vocab_size=spec.vocabulary,
+        vocab_size=words,
         hidden_size=spec.dim or dim,
         intermediate_size=spec.inner or 4 * dim,
         num_hidden_layers=spec.layers,
         num_attention_heads=spec.heads or max(1, dim // 16),
         max_position_embeddings=spec.tokens or tokens,
         projection_dim=spec.dim or dim,
-        bos_token_id=spec.vocabulary - 2,
-        eos_token_id=spec.vocabulary - 1,
+        **{"bos_token_id": words - 2, "eos_token_id": words - 1, **marks},
     )
+    return CLIPTextModel(config)
+
+
+def build_text_encoder(name: str, tokens: int, dim: int) -> tuple[nn.Module, int]:
+    """A module from token numbers (B, L) to states (B, L, D), with random weights; and its vocabulary's size."""
+    import torch
+    from torch import nn
+
+    spec = text_encoder_spec(name)
+    if spec.parts:
+        return _side_by_side([build_text_encoder(part, tokens, 0)[0] for part in spec.parts]), spec.vocabulary
 
     class States(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = CLIPTextModel(config)
+            self.model = text_model(name, tokens, dim)
             # Its own are a slice of a buffer, which Core ML's converter cannot read.
             self.register_buffer("places", torch.arange(tokens)[None], persistent=False)
 
