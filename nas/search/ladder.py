@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -23,12 +23,19 @@ from search_spaces.variant import Variant
 
 if TYPE_CHECKING:
     from latency_tables.cost import CostModel
-    from nas.ranking.scoring import Scorer
     from search_spaces.arrangement import Arrangement
     from search_spaces.space import Position, Space
 
 LADDERS = Path(__file__).parent.parent / "ladders"
 START = "baseline"
+
+
+class Scorer(Protocol):
+    """What gives losses, paired over the same clips; see ``nas.ranking.scoring``."""
+
+    def score(self, arrangement: Arrangement) -> Any: ...
+
+    def paired_difference(self, a: Arrangement, b: Arrangement) -> tuple[float, float]: ...
 
 
 class Change(Settings):
