@@ -27,7 +27,6 @@ from nas.cli.options import (
     tell,
 )
 
-
 LatencyMs = Annotated[float | None, typer.Option(callback=finite, help="Latency limit of one network evaluation.")]
 MemoryMb = Annotated[float | None, typer.Option(callback=finite, help="Limit of the peak memory.")]
 ParametersMin = Annotated[
