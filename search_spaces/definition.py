@@ -8,7 +8,7 @@ from typing import Any
 from search_spaces.errors import SpaceError, plain_text, unknown
 from search_spaces.families import Backbone, family_of
 from search_spaces.families.contract import Layout
-from search_spaces.parts import SMALL, Autoencoder, Clip, Position, Text, check_sizes
+from search_spaces.parts import APART, SMALL, Autoencoder, Clip, Position, Text, check_sizes
 from search_spaces.variant import Variant
 
 
@@ -100,7 +100,7 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
         entry = dict(fields[place.name]) if isinstance(fields[place.name], Mapping) else fields[place.name]
         if isinstance(entry, dict) and "most" in entry and "max_layers" not in entry:
             entry["max_layers"] = entry.pop("most")
-        entry = _mapping(entry, where, ("max_layers", "variants"), ("least",))
+        entry = _mapping(entry, where, ("max_layers", "variants"), ("least", "shelf"))
         if not isinstance(entry["variants"], list):
             raise SpaceError(f"{where}.variants must be a list, but is {entry['variants']!r}")
         variants = []
@@ -118,6 +118,7 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
                 tuple(variants),
                 entry.get("least", 0),
                 place.time_scale,
+                entry.get("shelf", APART),
             )
         )
     return tuple(positions)

@@ -118,7 +118,9 @@ class FamilyContract:
         layout, inputs = self.layout(), self.inputs()
         visited: list[tuple[str, tuple[int, ...]]] = []
         watched: list[str] = []
-        told = {"context": inputs["context"].shape} if "context" in inputs else {}
+        told = {}
+        if "context" in inputs:
+            told["context"] = torch.Size([*inputs["context"].shape[:2], layout.told_dim])
         if layout.embedding:
             told["embedding"] = torch.Size([self.clips, layout.embedding])
 
@@ -211,7 +213,7 @@ class FamilyContract:
 
         plain, sharded = self.frame().train(), self.frame().train()
         whole = _Whole(self.family(), sharded)
-        with _one_process(tmp_path):
+        with one_process(tmp_path):
             mesh = init_device_mesh("cpu", (1,))
             for part in (*self.family().units(sharded), whole):
                 fully_shard(part, mesh=mesh)
@@ -294,7 +296,7 @@ def _count_runs(unit: nn.Module, runs: list[int], index: int) -> None:
 
 
 @contextmanager
-def _one_process(folder: Path) -> Iterator[None]:
+def one_process(folder: Path) -> Iterator[None]:
     """A process group of this process alone."""
     import torch.distributed as dist
 

@@ -12,10 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
+from search_spaces.blocks.slicing import fill
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
 from search_spaces.families import build_backbone, build_part
-from search_spaces.space import Space
+from search_spaces.families.contract import Layer
+from search_spaces.space import Position, Space
+from search_spaces.variant import Variant
 from search_spaces.workload import Workload
 
 
@@ -34,6 +37,12 @@ def recompute(module: nn.Module) -> None:
         return plain(*args, **kwargs)
 
     module.forward = forward
+
+
+def build_layer(space: Space, position: Position, variant: Variant) -> nn.Module:
+    """A layer of a position, freshly initialised, as wide beside its tensor as the space's backbone tells it."""
+    layout = space.backbone.layout
+    return build_block(variant, position.channels, layout.told_dim, layout.embedding)
 
 
 class VideoNetwork(nn.Module):
@@ -57,8 +66,7 @@ class VideoNetwork(nn.Module):
         self.temporal = nn.ModuleDict(
             {
                 module_name(position.name): nn.ModuleList(
-                    build_block(variant, position.channels, space.text.dim, space.backbone.layout.embedding)
-                    for variant in arrangement.at(position.name)
+                    build_layer(space, position, variant) for variant in arrangement.at(position.name)
                 )
                 for position in space.positions
             }
@@ -69,6 +77,19 @@ class VideoNetwork(nn.Module):
             for name, variants in arrangement.layers
         }
         self._divided = {module_name(position.name): position.time_scale for position in space.positions}
+        self._channels = {position.name: position.channels for position in space.positions}
+
+    def take(self, place: str, given: Layer) -> int:
+        """Give the first layer of a place the weights of a given block; the parameters that were filled.
+
+        Raises:
+            SpaceError: if the layer is wider than the given block.
+        """
+        chosen = self.arrangement.at(place)[:1] if place in self.arrangement.positions else ()
+        if not chosen or chosen[0].block != given.variant.block:
+            return 0
+        layers: Any = self.temporal[module_name(place)]
+        return fill(layers[0], chosen[0], self._channels[place], given)
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int) -> Tensor:
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from search_spaces.blocks import complete
-from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, whole
+from search_spaces.blocks import block_spec, complete
+from search_spaces.errors import MAX_FRAMES, MAX_LAYERS, MAX_SIZE, SpaceError, plain_text, positive, whole
 from search_spaces.families.contract import Scale
 from search_spaces.variant import Variant
 
 SMALL = "small"
-MAX_LAYERS = 64  # at one position
 MAX_FACTOR = 1024  # of an autoencoder
 MAX_FPS = 1000.0
+
+#: Who holds the weights of a position's variants: each its own, or all slices of the largest.
+APART, SLICED = "apart", "sliced"
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class Position:
     """A place in the backbone that holds between ``least`` and ``most`` layers, each one of ``variants``.
 
     ``space_scale`` and ``time_scale`` say by how much height and width, and frames, are divided there; see ``Place``.
+    ``shelf`` says who holds the variants' weights in a supernet: ``apart``, each its own, or ``sliced``, all slices of
+    the largest.
     """
 
     name: str
@@ -110,6 +114,7 @@ class Position:
     variants: tuple[Variant, ...]
     least: int = 0
     time_scale: Scale = 1
+    shelf: str = APART
 
     def __post_init__(self) -> None:
         where = f"positions.{self.name}"
@@ -129,6 +134,17 @@ class Position:
             if full[-1] in full[:-1]:
                 raise SpaceError(f"{where}.variants[{index}]: {full[-1].label} stands there already; remove one")
         object.__setattr__(self, "variants", tuple(full))
+        self._check_shelf(where)
+
+    def _check_shelf(self, where: str) -> None:
+        if self.shelf not in (APART, SLICED):
+            raise SpaceError(f"{where}.shelf must be {APART} or {SLICED}, but is {self.shelf!r:.60}")
+        rigid = [variant.label for variant in self.variants if not block_spec(variant.block).widths]
+        if self.shelf == SLICED and rigid:
+            raise SpaceError(
+                f"{where}.shelf is {SLICED}, but {rigid[0]} is no slice of a larger one of its kind; name blocks with "
+                f"widths, or write shelf: {APART}"
+            )
 
     @property
     def lengths(self) -> range:
@@ -142,14 +158,15 @@ class Position:
 
     def to_json(self) -> dict[str, Any]:
         """The definition by the names that it has had since 0.1; what is usual is left out."""
-        more = {"least": self.least, "time_scale": _written(self.time_scale)}
+        usual = {"least": 0, "time_scale": 1, "shelf": APART}
+        more = {"least": self.least, "time_scale": _written(self.time_scale), "shelf": self.shelf}
         return {
             "name": self.name,
             "channels": self.channels,
             "downscale": _written(self.space_scale),
             "max_layers": self.most,
             "variants": [variant.label for variant in self.variants],
-            **{name: value for name, value in more.items() if value != {"least": 0, "time_scale": 1}[name]},
+            **{name: value for name, value in more.items() if value != usual[name]},
         }
 
     @classmethod

@@ -16,7 +16,7 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
 from search_spaces.definition import parse_definition
 from search_spaces.ends import decoder_spec, text_encoder_spec
-from search_spaces.errors import SpaceError, unknown
+from search_spaces.errors import MAX_OPTIONS, SpaceError, unknown
 from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
 from search_spaces.parts import Autoencoder as Autoencoder
@@ -25,17 +25,13 @@ from search_spaces.parts import Position as Position
 from search_spaces.parts import Text as Text
 from search_spaces.parts import check_clip
 from search_spaces.parts import latent_shape as latent_shape
+from search_spaces.plan import SPACES
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
-
-SPACES = Path(__file__).parent / "spaces"
-
-#: Options of one position that may be enumerated; beyond it nothing that lists them would end.
-MAX_OPTIONS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -278,16 +274,6 @@ class Space:
             layers.append((position.name, chosen))
         return Arrangement(self.name, tuple(layers))
 
-    def mutate(self, arrangement: Arrangement, rng: Generator) -> Arrangement:
-        """A random neighbour: one layer added, removed or changed at one random position. Never the same again."""
-        self.check(arrangement)
-        movable = [position for position in self.positions if position.size > 1]
-        if not movable:
-            raise SpaceError(f"space {self.name} has one arrangement only; nothing can be mutated")
-        position = movable[int(rng.integers(len(movable)))]
-        neighbours = _neighbours(arrangement.at(position.name), position)
-        return arrangement.replace(position.name, neighbours[int(rng.integers(len(neighbours)))])
-
     def check(self, arrangement: Arrangement) -> None:
         """Whether the arrangement lies in this space.
 
@@ -373,7 +359,7 @@ class Space:
             width=width,
             precision=precision,
             context_tokens=self.text.tokens if "context" in reads else 0,
-            context_dim=self.text.dim if "context" in reads else 0,
+            context_dim=self.backbone.layout.told_dim if "context" in reads else 0,
             embedding_dim=self.backbone.layout.embedding if "embedding" in reads else 0,
         )
 
@@ -514,17 +500,3 @@ def _read(path: Path, shown: str) -> Space:
 def list_spaces() -> list[str]:
     """Names of the spaces that ship with the package."""
     return sorted(path.stem for path in SPACES.glob("*.yaml"))
-
-
-def _neighbours(layers: tuple[Variant, ...], position: Position) -> list[tuple[Variant, ...]]:
-    """Every option one addition, removal or change away, without repeats."""
-    found: dict[tuple[Variant, ...], None] = {}
-    for at in range(len(layers) + 1):
-        for variant in position.variants:
-            if len(layers) < position.most:
-                found[(*layers[:at], variant, *layers[at:])] = None
-            if at < len(layers):
-                found[(*layers[:at], variant, *layers[at + 1 :])] = None
-        if at < len(layers) and len(layers) > position.least:
-            found[(*layers[:at], *layers[at + 1 :])] = None
-    return [option for option in found if option != layers]

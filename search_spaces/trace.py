@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from search_spaces.blocks import build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
 from search_spaces.families import build_backbone
+from search_spaces.network import build_layer
 from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
 from search_spaces.space import Space
 
@@ -46,10 +46,8 @@ def trace_plan(space: Space) -> Plan:
                     f"{position.name}: the layout of backbone {space.backbone.name} promises {expected} (T, C, H, W), "
                     f"but the module gives {seen.get(position.name)}; correct the layout"
                 )
-        counts = {
-            key: _count(build_block(key[1], key[0], space.text.dim, space.backbone.layout.embedding))
-            for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
-        }
+        distinct = {(position.channels, v): position for position in space.positions for v in position.variants}
+        counts = {key: _count(build_layer(space, position, key[1])) for key, position in distinct.items()}
 
         text_encoder, decoder = _text_encoder(space), None
         one_call = space.decoder_workload("fp32")

@@ -78,7 +78,7 @@ def build_anew(
             prediction. SpaceError: if the arrangement does not fit.
     """
     from nas.pretrained.autoencoder import VideoAutoencoder
-    from nas.pretrained.given import init_frame
+    from nas.pretrained.given import init_network
     from nas.pretrained.text import TextEncoder
 
     if prediction not in get_args(Prediction):
@@ -108,7 +108,7 @@ def build_anew(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VideoUNet(loaded.to_json(), chosen.to_json(), prediction).eval()
-    told = init_frame(loaded.backbone.family, model.network.unet, init).sentence() if init is not None else ""
+    told = init_network(loaded.backbone.family, model.network, init).sentence() if init is not None else ""
     _save(model, words.model, words.tokenizer, vae, out)
     return {**_facts(model, out), "init": told}
 

@@ -18,7 +18,6 @@ from nas.search.records import PART
 from nas.search.studies import Evaluation
 from search_spaces.arrangement import Arrangement
 
-FRONT_FILE = "front.csv"
 SAME = 9  # significant digits
 
 

@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from nas.errors import NasError
+from nas.search.journal import NAMED
 from nas.search.ledger import REFERENCE, SAMPLES, ledger_of, loss_of
 from nas.search.problem import Problem
 from nas.search.records import LABELS, damage, parts_of
@@ -174,12 +175,20 @@ def open_study(
     else:
         directions = ["minimize"] * (1 + len(problem.objectives))
         study = optuna.create_study(directions=directions, load_if_exists=True, **settings)
-    if "identity" not in study.user_attrs:
-        if details:
-            study.set_user_attr("details", {part: dict(rows) for part, rows in details.items()})
-        study.set_user_attr(LABELS, {position: list(labels) for position, labels in problem.labels.items()})
-        study.set_user_attr("identity", dict(identity))
+    _note(study, identity, problem, details)
     return study
+
+
+def _note(study: optuna.Study, identity: Identity, problem: Problem, details: Details | None) -> None:
+    """Write down what a study is of, or what of it was lost."""
+    facts: dict[str, Any] = {NAMED: {"name": study.study_name, "directions": len(study.directions)}}
+    if details:
+        facts["details"] = {part: dict(rows) for part, rows in details.items()}
+    facts[LABELS] = {position: list(labels) for position, labels in problem.labels.items()}
+    facts["identity"] = dict(identity)
+    for fact, value in facts.items():
+        if fact not in study.user_attrs:
+            study.set_user_attr(fact, value)
 
 
 def _refuse_labels(where: Path | str, study: optuna.Study) -> None:

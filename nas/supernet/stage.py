@@ -52,6 +52,7 @@ def train(
     seed: int = 0,
     progress: Callable[[Step], None] | None = None,
     warn: Callable[[str], None] = lambda message: None,
+    tell: Callable[[str], None] = lambda line: None,
     validation: Dataset | None = None,
     draw: Callable[[int], list[Arrangement]] | None = None,
     drawn_from: str = "",
@@ -67,7 +68,8 @@ def train(
     Args:
         data: training clips of the space's training clip; for a space in latents, a cache of them.
         folder: receives checkpoints, ``metrics.jsonl`` and the tokenizer.
-        progress: called after each step. warn: called with a sentence when a step is rolled back or skipped.
+        progress: called after each step. warn: called with a sentence when a step is rolled back or skipped. tell:
+            called with lines that say, before the first step, how it computes.
         validation: clips that the averaged weights are scored on every ``validate_every`` steps.
         draw, drawn_from: the paths of a step in place of those that ``config.paths`` names, and what they depend on: a
             checkpoint of other draws is not continued.
@@ -91,6 +93,7 @@ def train(
             folder,
             seed,
             warn,
+            tell=tell,
             world=world,
             validation=validation,
             draw=draw,
@@ -115,6 +118,7 @@ def begin(
     seed: int,
     warn: Callable[[str], None],
     *,
+    tell: Callable[[str], None] = lambda line: None,
     world: World | None = None,
     validation: Dataset | None = None,
     draw: Callable[[int], list[Arrangement]] | None = None,
@@ -135,7 +139,7 @@ def begin(
     if start is not None:
         stage.start_from(*start, temporal=temporal)
     facts = {**stage.facts, **({"paths drawn from": drawn_from} if drawn_from else {})}
-    return Loop(stage, folder, facts, seed, warn)
+    return Loop(stage, folder, facts, seed, warn, tell)
 
 
 class SupernetStage(Stage):
@@ -186,9 +190,9 @@ class SupernetStage(Stage):
         if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
             check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and new:
-            from nas.pretrained.given import init_frame
+            from nas.pretrained.given import init_network
 
-            self.warn(init_frame(space.backbone.family, self.supernet.unet, config.init).sentence())
+            self.warn(init_network(space.backbone.family, self.supernet, config.init).sentence())
         learning: dict[str, nn.Module] = {"supernet": self.supernet, "text": self.text}
         kept = {"task": self.task.state} if self.task.state is not None else {}
         self.modules = {**learning, **kept}

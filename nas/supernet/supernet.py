@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nas.supernet.shelf import Shelf, build_shelf
 from nas.tasks import USUAL, Prediction, open_task
 from nas.tasks.contract import Question
 from nas.tasks.noise import TIMESTEPS
 from search_spaces.arrangement import Arrangement
-from search_spaces.blocks import block_spec, build_block
+from search_spaces.blocks import block_spec
 from search_spaces.families import build_backbone
-from search_spaces.network import VideoNetwork, module_name
+from search_spaces.families.contract import Layer
+from search_spaces.network import VideoNetwork, build_layer, module_name
 from search_spaces.space import Space
-from search_spaces.variant import Variant
-
-
-def slot_name(slot: int, variant: Variant) -> str:
-    """A layer's name inside its position: torch allows no dots, and a state dict should read well."""
-    return f"{slot}:{variant.label}"
 
 
 class Supernet(nn.Module):
@@ -38,7 +35,7 @@ class Supernet(nn.Module):
     Attributes:
         task: what its networks learn.
         unet: the frame, of whatever family; checkpoints know it by this name.
-        layers: position -> slot and variant -> block.
+        layers: position -> the shelf of its layers.
 
     Source: single-path one-shot weight sharing (Guo et al., arXiv 1904.00420), over the temporal layers of SnapGen-V.
     """
@@ -50,15 +47,7 @@ class Supernet(nn.Module):
         self.unet = build_backbone(space.backbone)
         self.layers = nn.ModuleDict(
             {
-                module_name(position.name): nn.ModuleDict(
-                    {
-                        slot_name(slot, variant): build_block(
-                            variant, position.channels, space.text.dim, space.backbone.layout.embedding
-                        )
-                        for slot in range(position.most)
-                        for variant in position.variants
-                    }
-                )
+                module_name(position.name): build_shelf(position, partial(build_layer, space, position))
                 for position in space.positions
             }
         )
@@ -72,10 +61,23 @@ class Supernet(nn.Module):
         """The layers of an arrangement by position, in execution order."""
         found: dict[str, list[nn.Module]] = {}
         for position, variants in arrangement.layers:
-            shelf = self.layers[module_name(position)]
-            assert isinstance(shelf, nn.ModuleDict)
-            found[position] = [shelf[slot_name(slot, variant)] for slot, variant in enumerate(variants)]
+            shelf = self.shelf(position)
+            found[position] = [shelf.of(slot, variant) for slot, variant in enumerate(variants)]
         return found
+
+    def shelf(self, position: str) -> Shelf:
+        """Who holds the layers of a position."""
+        shelf = self.layers[module_name(position)]
+        assert isinstance(shelf, Shelf)
+        return shelf
+
+    def take(self, place: str, given: Layer) -> int:
+        """Give the first slot of a place the weights of a given block; the parameters that were filled.
+
+        Raises:
+            SpaceError: if something of its kind that may stand there is wider.
+        """
+        return self.shelf(place).take(0, given) if module_name(place) in self.layers else 0
 
     def forward(
         self,
@@ -136,11 +138,10 @@ class Supernet(nn.Module):
         """A plain network of one arrangement with the weights it has here, copied."""
         network = VideoNetwork(self.space, arrangement)
         network.unet.load_state_dict(self.unet.state_dict())
-        for position, layers in self.path(arrangement).items():
-            own = network.temporal[module_name(position)]
-            assert isinstance(own, nn.ModuleList)
-            for target, source in zip(own, layers, strict=True):
-                target.load_state_dict(source.state_dict())
+        for position, variants in arrangement.layers:
+            own: Any = network.temporal[module_name(position)]
+            for slot, (target, variant) in enumerate(zip(own, variants, strict=True)):
+                target.load_state_dict(self.shelf(position).extract(slot, variant))
         return network.train(self.training)
 
     def temporal_parameters(self) -> Iterator[nn.Parameter]:

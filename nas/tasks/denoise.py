@@ -116,10 +116,13 @@ class Denoise:
         )
 
     def errors(self, answer: Tensor, question: Question) -> dict[str, Tensor]:
+        """A picture has no motion: both parts then say the same of it."""
         error = (answer - question.truth["target"]).double()
+        plain = error.square().flatten(1).mean(1)
+        moving = error.shape[1] > 1
         return {
-            "velocity": error.square().flatten(1).mean(1),
-            "motion": error.diff(dim=1).square().flatten(1).mean(1) / 2,
+            "velocity": plain,
+            "motion": error.diff(dim=1).square().flatten(1).mean(1) / 2 if moving else plain,
         }
 
     def samples(self, predict: Predict, encode: Encode, data: Dataset, space: Space, device: torch.device) -> Frames:

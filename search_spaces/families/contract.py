@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from search_spaces.variant import Variant
+
     #: The door to what is chosen: (place, running tensor, what layers may read beside it) -> the tensor that goes on.
     At = Callable[[str, Tensor, Mapping[str, Tensor]], Tensor]
 
@@ -61,12 +63,14 @@ class Layout:
         made: what comes out; None where that has the shape of ``x``.
         in_parts: whether the frame is never run in one piece: its cost is then its parts'.
         causal: whether the first frame stands alone: dividing time by n makes 1 + m frames of 1 + n * m.
+        projected: width of the text that layers read, where the frame projects it first; 0 where it does not.
     """
 
     inputs: Mapping[str, int] = field(hash=False)
     places: tuple[Place, ...]
     parts: tuple[Part, ...] = ()
     embedding: int = 0
+    projected: int = 0
     made: Place | None = None
     causal: bool = False
     in_parts: bool = False
@@ -89,6 +93,11 @@ class Layout:
     def context_dim(self) -> int:
         return self.inputs.get("context", 0)
 
+    @property
+    def told_dim(self) -> int:
+        """Width of the text that layers read."""
+        return self.projected or self.context_dim
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -110,12 +119,21 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A given model's block as one that may be chosen: the variant that it is, and the weights of that block here."""
+
+    variant: Variant
+    weights: Mapping[str, Tensor] = field(hash=False)
+
+
+@dataclass(frozen=True)
 class Mapped:
     """What came over from a given model.
 
     Attributes:
         source: of the weights. blocks: a module of the frame -> the module that it was copied from.
         fresh: modules that keep their random start. copied, total: parameters. notes: what fits only nearly.
+        layers: place -> the given model's block there, where places hold what the given model has as its own.
     """
 
     source: str
@@ -124,6 +142,7 @@ class Mapped:
     copied: int
     total: int
     notes: tuple[str, ...] = ()
+    layers: Mapping[str, Layer] = field(default_factory=dict, hash=False)
 
     def sentence(self) -> str:
         """One line for people."""
