@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.families import build_backbone
+from search_spaces.families import build_backbone, build_part
 from search_spaces.network import build_layer
-from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
+from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPart, PlanPosition, Point
 from search_spaces.space import Space
 
 
@@ -72,10 +72,12 @@ def trace_plan(space: Space) -> Plan:
             PlanPosition(
                 position.name,
                 position.channels,
-                *(space.position_shape(position)[axis] for axis in (0, 2, 3)),
-                position.most,
-                layers(position.name),
-                position.least,
+                space.position_shape(position)[0],
+                *space.position_shape(position)[2:],
+                max_layers=position.most,
+                layers=layers(position.name),
+                least=position.least,
+                calls=space.calls(position),
             )
             for position in space.positions
         ),
@@ -83,7 +85,18 @@ def trace_plan(space: Space) -> Plan:
         text_encoder=text_encoder,
         decoder=decoder,
         stated_baseline=space.stated_baseline,
+        backbone_rest=_rest(space, points),
     )
+
+
+def _rest(space: Space, points: Sequence[Point]) -> tuple[PlanPart, ...]:
+    """The parts of a backbone after the first; while one runs frame by frame, what it is run on is held."""
+    found = []
+    for workload, calls in space.frame_workloads("fp32")[1:]:
+        part = build_part(space.backbone, workload.name.partition(".")[2])
+        held = max(point.elements for point in points) if calls > 1 else 0
+        found.append(PlanPart(workload.base, _count(part), calls, held))
+    return tuple(found)
 
 
 def _text_encoder(space: Space) -> PlanEnd | None:

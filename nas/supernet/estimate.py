@@ -168,7 +168,8 @@ class _Runner:
         x = torch.randn(clips * frames, channels, height, width)
         context = torch.randn(clips, self._space.text.tokens, self._space.text.dim)
         with torch.autocast("cpu", self._kind or torch.bfloat16, enabled=self._kind is not None):
-            out = self._supernet.predict(x, torch.full((clips,), 500.0), context, frames, path)
+            inputs = {"x": x, "timestep": torch.full((clips,), 500.0), "context": context, "frames": frames}
+            out = self._supernet.predict(inputs, path)
         loss: Tensor = nn.functional.mse_loss(out.float(), torch.randn_like(x))
         if loss.requires_grad:
             loss.backward()
