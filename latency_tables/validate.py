@@ -11,9 +11,9 @@ from pathlib import Path
 from latency_tables.audit import LIMIT, Audit
 from latency_tables.errors import TableError
 from latency_tables.header import Header
-from latency_tables.plan import BYTES_PER_ELEMENT
 from latency_tables.record import Record
 from latency_tables.table import Table
+from search_spaces.workload import BYTES_PER_ELEMENT
 
 UNSTABLE_IQR = 0.10  # spread of one workload's own repeats above which its median says little
 UNSTABLE_SPREAD = 0.25  # between repeated groups

@@ -118,10 +118,6 @@ class Lowered:
         expected = expected_of_device(self.stats, self.expected)
         return sample_error(output, self.output_shape, self.expected_at, expected, self.scale)
 
-    def payload(self) -> dict[str, Any]:
-        """What a child process needs to load it, as JSON."""
-        return {"folder": str(self.folder)}
-
     @classmethod
     def read(cls, folder: Path) -> Lowered:
         """The artifact in a folder."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from device_profiler.errors import ProfileError
-from device_profiler.runtimes import known_runtimes
+from device_profiler.runtimes import REGISTRY
 
 if TYPE_CHECKING:
     from device_profiler.device import Device
@@ -137,15 +135,7 @@ def load_runtime_class(device: Device) -> type[Runtime]:
     Raises:
         ProfileError: if there is none of that name, or it cannot be imported.
     """
-    target = known_runtimes().get(device.runtime)
-    if target is None:
-        raise ProfileError(f"unknown runtime {device.runtime!r}; known: {', '.join(sorted(known_runtimes()))}.")
-    module, _, name = target.partition(":")
-    try:
-        cls: type[Runtime] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ProfileError(f"runtime {device.runtime!r} ({target}) cannot be imported: {error}; install it.") from None
-    return cls
+    return REGISTRY.get(device.runtime)
 
 
 def open_runtime(device: Device) -> Runtime:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas.errors import NasError
 from nas.files import write_whole
-from nas.training.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint
+from nas.training.checkpoint import STATE, Checkpoint, check_belongs, list_checkpoints, load_checkpoint
 
 METRICS = "metrics.jsonl"
 BEST = "best.json"
@@ -81,6 +81,18 @@ def newest_checkpoint(
     if damaged is not None:
         raise damaged
     return None
+
+
+def begun_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the newest checkpoint was made with; empty where none can be read."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            settings = json.loads((path / STATE).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(settings, dict):
+            return settings
+    return {}
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:
