@@ -82,19 +82,8 @@ def train(
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
-        loop = begin(
-            space,
-            data,
-            config,
-            folder,
-            seed,
-            warn,
-            tell=tell,
-            world=world,
-            validation=validation,
-            draw=draw,
-            drawn_from=drawn_from,
-        )
+        how = {"world": world, "validation": validation, "draw": draw, "drawn_from": drawn_from}
+        loop = begin(space, data, config, folder, seed, warn, tell=tell, **how)  # type: ignore[arg-type]
         with world.together():
             loop.run(None if progress is None else lambda step, row: progress(Step(**row)))
     except PeerLost:
