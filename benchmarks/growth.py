@@ -31,11 +31,11 @@ from latency_tables.diff import diff
 from latency_tables.distribution import feasible_share
 from latency_tables.header import Header
 from latency_tables.optimum import Limits, optimum
-from latency_tables.plan import Plan
 from latency_tables.record import Record
 from latency_tables.report.table_page import write_table_page
 from latency_tables.table import Table
 from latency_tables.validate import validate
+from search_spaces.plan import Plan
 
 LIMITS = {
     "trial_kb": 4.0,

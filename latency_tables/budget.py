@@ -157,8 +157,8 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
     """
     if not budget.given:
         return None
-    empty = np.zeros(len(model.positions), dtype=np.int64)
-    if budget.feasible(model.cost(empty[None]))[0] and not (model.unknown_memory and budget.memory_mb):
+    first = np.zeros(len(model.positions), dtype=np.int64)  # of every position: as a rule nothing, always cheap
+    if budget.feasible(model.cost(first[None]))[0] and not (model.unknown_memory and budget.memory_mb):
         return None
     others = {name: Budget(**{**budget.given, name: None}, margin=budget.margin) for name in budget.given}
     within = {name: _best(model, name, others[name], stop=budget) for name in budget.given}
@@ -184,13 +184,13 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
         arrangement = min(singles.values(), key=lambda found: _worst(model, budget, found))
     else:
         arrangement = _together(
-            model, budget, [empty, *(found for found in alone.values() if found is not None)], misses
+            model, budget, [first, *(found for found in alone.values() if found is not None)], misses
         )
     costs = model.cost(arrangement[None])
     given_way = {name: float(values[0]) for name, values in budget.violations(costs).items() if values[0] > SLACK}
     nearest_budget = replace(budget, **{name: _reached(model, budget, name, arrangement) for name in given_way})
-    first = max(given_way, key=lambda name: given_way[name])
-    amount = abs(_reached(model, budget, first, arrangement) - budget.given[first])
+    worst = max(given_way, key=lambda name: given_way[name])
+    amount = abs(_reached(model, budget, worst, arrangement) - budget.given[worst])
     limit = " + ".join(given_way)
     message = _message(model, budget, misses, given_way, nearest_budget, arrangement)
     return Infeasible(limit, amount, misses, arrangement, costs, nearest_budget, message)
@@ -290,7 +290,7 @@ def _message(
     kept = f", a margin of {budget.margin:.1%} kept" if budget.margin and budget.latency_ms is not None else ""
     return (
         f"{model.plan.space} on {model.header.device} ({model.source}{kept}): {'; '.join(parts)}; "
-        f"nearest feasible budget: {wanted} ({'; '.join(layers) or 'the backbone with no temporal layer'})"
+        f"nearest feasible budget: {wanted} ({'; '.join(layers) or 'the backbone alone'})"
     )
 
 

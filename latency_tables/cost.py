@@ -15,9 +15,10 @@ from latency_tables.audit import Audit, rows_digest
 from latency_tables.correction import Correction
 from latency_tables.errors import TableError
 from latency_tables.header import Header
-from latency_tables.plan import BYTES_PER_ELEMENT, Plan, PlanPosition
 from latency_tables.record import METHODS, SOURCES, Record
 from latency_tables.table import Table, describe_sources
+from search_spaces.plan import Plan, PlanPosition
+from search_spaces.workload import BYTES_PER_ELEMENT
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -122,10 +123,7 @@ class CostModel:
             self._option_costs(position, live) for position, live in zip(plan.positions, self.live_mb, strict=True)
         )
         self._check_correction()
-        self.options = tuple(
-            tuple(tuple(position.layers[i].variant for i in option) for option in position.options)
-            for position in plan.positions
-        )
+        self.options = tuple(_labelled(position) for position in plan.positions)
         self._index = tuple({option: i for i, option in enumerate(options)} for options in self.options)
 
     def _collect(self, table: Table) -> dict[str, Record]:
@@ -208,9 +206,10 @@ class CostModel:
             labels = tuple(arrangement.get(name, ()))
             if labels not in self._index[p]:
                 position = self.plan.positions[p]
-                offered = ", ".join(layer.variant for layer in position.layers)
+                offered = ", ".join(layer.label for layer in position.layers)
                 raise TableError(
-                    f"{name}: {' + '.join(labels)} is not offered there; up to {position.max_layers} layers of "
+                    f"{name}: {' + '.join(labels) or 'no layer'} is not offered there; {position.least} to "
+                    f"{position.max_layers} layers of "
                     f"{offered}"
                 )
             indices[p] = self._index[p][labels]
@@ -362,6 +361,12 @@ class CostModel:
             f"{self.positions[p]}: option {lowest if lowest < 0 else highest} does not exist, "
             f"0 to {len(self.options[p]) - 1} do; use encode()"
         )
+
+
+def _labelled(position: PlanPosition) -> tuple[tuple[str, ...], ...]:
+    """Every option of a position by the labels of its layers."""
+    labels = [layer.label for layer in position.layers]
+    return tuple(tuple(labels[i] for i in option) for option in position.options)
 
 
 def _precision(table: Table) -> str:

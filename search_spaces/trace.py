@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from search_spaces.blocks import build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
 from search_spaces.families import build_backbone
+from search_spaces.network import build_layer
 from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
 from search_spaces.space import Space
 
@@ -32,10 +33,11 @@ def trace_plan(space: Space) -> Plan:
         points.append(Point(name, kind, tuple((skip, tensor.numel()) for skip, tensor in skips)))
 
     with torch.device("meta"), torch.no_grad():
-        unet = build_backbone(space.backbone)
-        x, timestep = torch.empty(frames, channels, height, width), torch.empty(1)
-        context = torch.empty(1, space.text.tokens, space.text.dim)
-        inputs = {"x": x, "timestep": timestep, "context": context, "frames": frames}
+        unet = build_backbone(space.measured())
+        inputs: dict[str, Any] = {"x": torch.empty(frames, channels, height, width), "frames": frames}
+        inputs["timestep"] = torch.empty(1)
+        if space.text:
+            inputs["context"] = torch.empty(1, space.text.tokens, space.text.dim)
         space.backbone.family.run(unet, inputs, lambda name, x, beside: x, watch)
         for position in space.positions:
             expected = space.position_shape(position)
@@ -44,13 +46,10 @@ def trace_plan(space: Space) -> Plan:
                     f"{position.name}: the layout of backbone {space.backbone.name} promises {expected} (T, C, H, W), "
                     f"but the module gives {seen.get(position.name)}; correct the layout"
                 )
-        counts = {
-            key: _count(build_block(key[1], key[0], space.text.dim, space.backbone.layout.embedding))
-            for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
-        }
+        distinct = {(position.channels, v): position for position in space.positions for v in position.variants}
+        counts = {key: _count(build_layer(space, position, key[1])) for key, position in distinct.items()}
 
-        encoder, _ = build_text_encoder(space.text.encoder, space.text.tokens, space.text.dim)
-        encoder_parameters, decoder = _count(encoder), None
+        text_encoder, decoder = _text_encoder(space), None
         one_call = space.decoder_workload("fp32")
         if one_call is not None:
             decoder = PlanEnd(one_call.base, _count(build_decoder(one_call.name)), space.decoder_calls())
@@ -73,9 +72,7 @@ def trace_plan(space: Space) -> Plan:
             PlanPosition(
                 position.name,
                 position.channels,
-                frames // position.time_scale,
-                height // position.space_scale,
-                width // position.space_scale,
+                *(space.position_shape(position)[axis] for axis in (0, 2, 3)),
                 position.most,
                 layers(position.name),
                 position.least,
@@ -83,10 +80,17 @@ def trace_plan(space: Space) -> Plan:
             for position in space.positions
         ),
         points=tuple(points),
-        text_encoder=PlanEnd(space.text_encoder_workload("fp32").base, encoder_parameters),
+        text_encoder=text_encoder,
         decoder=decoder,
         stated_baseline=space.stated_baseline,
     )
+
+
+def _text_encoder(space: Space) -> PlanEnd | None:
+    if not space.text:
+        return None
+    encoder, _ = build_text_encoder(space.text.encoder, space.text.tokens, space.text.dim)
+    return PlanEnd(space.text_encoder_workload("fp32").base, _count(encoder))
 
 
 def _count(module: nn.Module) -> int:

@@ -154,8 +154,10 @@ def finetune(
     out: Annotated[
         Path, typer.Option(callback=below_root, help="Model folder to make; one that was begun is continued.")
     ],
-    stage: Annotated[str, typer.Option(help="joint: images and videos. adversarial: to a few steps.")] = "joint",
-    config: Yaml = None,
+    stage: Annotated[str, typer.Option(help="A recipe's name: joint, adversarial, or one of a package.")] = "joint",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML of keys that override the defaults, or a name: one_step.")
+    ] = None,
     set_: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. joint.steps=200.")
     ] = [],  # noqa: B006
@@ -164,12 +166,12 @@ def finetune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a built model into another: on images and videos together, or adversarially down to four steps."""
+    """Fine-tune a built model into another by a recipe: joint, adversarial and others."""
     from nas.console import progress, say
     from nas.recipes import finetune as run_stage
     from nas.recipes.config import resolve_finetune
 
-    settings = resolve_finetune(model, config, set_)
+    settings = resolve_finetune(model, config, set_, stage)
     if processes is not None:
         from nas.training.launch import launch
 
@@ -184,7 +186,8 @@ def finetune(
 
         summary = run_stage(model, stage, settings, out, progress=step, warn=say)
     if summary["main"]:
-        emit(summary) if as_json else tell(f"{summary['model']}: {stage}, {summary['steps']} steps")
+        line = f"{summary['model']}: {stage}, {summary['steps']} steps"
+        emit(summary) if as_json else tell("\n".join([line, *filter(None, [summary.get("motion_sentence")])]))
 
 
 @app.command()

@@ -285,7 +285,7 @@ def _lower(what: str, one: Function, safe: bool, folder: Path) -> dict[str, Any]
         stats = lower(one.module, one.inputs, one.names, "fused", "fp16", folder, check=False, safe=safe, wide=wide)
     except WorkloadError as error:
         raise NasError(f"{what} cannot be exported to Core ML: {error}") from error
-    return {name: told for name, told in stats.items() if name not in ("export_error", "numeric_error")}
+    return {name: told for name, told in stats.items() if name not in ("export_error", "numeric_error", "evaluated")}
 
 
 def _join(packages: Sequence[tuple[Path, str]], target: Path) -> None:

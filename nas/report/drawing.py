@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from search_spaces.errors import SpaceError
 from search_spaces.families import family_of_id
 from search_spaces.families.contract import Picture
 from search_spaces.picture import short
+from search_spaces.plan import Plan, Point
 from search_spaces.variant import Variant
 
 FAMILIES = ("Conv1D", "Conv3D", "SelfAttention1D", "SelfAttention3D", "CrossAttention1D", "CrossAttention3D")
@@ -34,7 +34,7 @@ class Node:
 
 
 def network_svg(
-    plan: Mapping[str, Any] | None,
+    plan: Plan | None,
     layers: Sequence[tuple[str, Sequence[str]]],
     costs: Mapping[str, str],
     *,
@@ -51,11 +51,10 @@ def network_svg(
         title: the text alternative.
     """
     chosen = {name: tuple(labels) for name, labels in layers}
-    sizes = {}
-    for position in plan["positions"] if plan else ():
-        sizes[position["name"]] = f"{position['height']}×{position['width']} · {position['channels']} ch"
+    places = plan.positions if plan else ()
+    sizes = {place.name: f"{place.height}×{place.width} · {place.channels} ch" for place in places}
     drawn = _drawn(plan) if plan else None
-    names = [point["name"] for point in plan["points"]] if plan and drawn else list(chosen)
+    names = [point.name for point in plan.points] if plan and drawn else list(chosen)
     nodes = {
         name: Node(name, name in chosen, chosen.get(name, ()), sizes.get(name, ""), costs.get(name, ""))
         for name in names
@@ -66,16 +65,16 @@ def network_svg(
     return _two_columns_svg(drawn, rows, width, title)
 
 
-def _drawn(plan: Mapping[str, Any]) -> Picture | None:
+def _drawn(plan: Plan) -> Picture | None:
     """How the family of a plan draws it; None where the family is not installed."""
     try:
-        family = family_of_id(plan["backbone"]["name"])
+        family = family_of_id(plan.backbone_name)
     except SpaceError:
         return None
-    return family.picture([point["name"] for point in plan["points"]], skips(plan["points"]))
+    return family.picture([point.name for point in plan.points], skips(plan.points))
 
 
-def skips(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def skips(points: Sequence[Point]) -> dict[str, str]:
     """Which point's output each point consumes as a skip tensor, from what is alive where.
 
     A tensor is consumed where it stops being alive; the output of a point before the turn is alive from then on.
@@ -83,12 +82,12 @@ def skips(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     consumed: dict[str, str] = {}
     before: list[str] = []
     for index, point in enumerate(points):
-        alive = [name for name, _ in point["skips"]]
+        alive = [name for name, _ in point.skips]
         gone = [name for name in before if name not in alive]
         if gone:
-            consumed[point["name"]] = gone[-1]
-        producers = {name for later in points[index + 1 :] for name, _ in later["skips"]}
-        before = [*alive, point["name"]] if point["name"] in producers or not consumed else alive
+            consumed[point.name] = gone[-1]
+        producers = {name for later in points[index + 1 :] for name, _ in later.skips}
+        before = [*alive, point.name] if point.name in producers or not consumed else alive
     return consumed
 
 
@@ -155,7 +154,7 @@ def _node(node: Node, x: float, y: float, width: float) -> str:
         parts.append(_text(x + width - 10, y + 17, node.cost, "cost", anchor="end"))
     top = y + HEAD
     if not node.layers:
-        parts.append(_text(x + 10, top + 15, "no temporal layer", "none"))
+        parts.append(_text(x + 10, top + 15, "no layer", "none"))
     for label in node.layers:
         family = label.partition("(")[0]
         known = family if family in FAMILIES else "other"

@@ -190,6 +190,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             validation=validation,
             draw=draw,
             drawn_from=drawn_from,
+            weights=config.quality.weights,
         )
     best = read_best(out / "supernet")
     named = f"step {best['step']}, validation {best['loss']:.4f}" if best else "not validated"

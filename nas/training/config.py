@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from nas.config import MANY, TrainConfig
-from nas.settings import Settings, Threads
+from nas.settings import FREE, Settings, Threads
 
 
 class LoopConfig(Settings):
@@ -39,15 +39,15 @@ class LoopConfig(Settings):
     tf32: bool = False
     gradient_clip: float = Field(1.0, gt=0.0)
     accumulate: int = Field(1, ge=1, le=MANY)
-    activation_checkpoints: bool = False
-    compile: bool = False
-    checkpoint_every: int = Field(100, ge=1)
-    keep: int = Field(3, ge=1)
-    spike: float = Field(8.0, gt=1.0)
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    workers: int = Field(0, ge=0, le=1024)
-    device: str = "cpu"
-    threads: Threads = 0
+    activation_checkpoints: Annotated[bool, FREE] = False
+    compile: Annotated[bool, FREE] = False
+    checkpoint_every: Annotated[int, FREE] = Field(100, ge=1)
+    keep: Annotated[int, FREE] = Field(3, ge=1)
+    spike: Annotated[float, FREE] = Field(8.0, gt=1.0)
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], FREE] = ()
+    workers: Annotated[int, FREE] = Field(0, ge=0, le=1024)
+    device: Annotated[str, FREE] = "cpu"
+    threads: Annotated[Threads, FREE] = 0
 
 
 class StageConfig(LoopConfig):
@@ -62,8 +62,8 @@ class StageConfig(LoopConfig):
     clips: int = Field(8, ge=1, le=MANY)
     images: int = Field(4, ge=0, le=MANY)
     image_share: float = Field(0.2, ge=0.0, lt=1.0)
-    shard: bool = False
-    validate_every: int = Field(0, ge=0)
+    shard: Annotated[bool, FREE] = False
+    validate_every: Annotated[int, FREE] = Field(0, ge=0)
 
 
 #: What the loop reads. The supernet's settings list theirs anew: their order is in what run folders record of a stage.

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nas.config import FREE_OF_TRAIN
 from nas.errors import AnswerIsNo, NasError
 from nas.files import append, write_whole
+from nas.settings import FREE, marked
 from nas.training.averages import Averages
 from nas.training.checkpoint import (
     PREFIX,
@@ -46,6 +46,8 @@ RECENT = 50  # losses that a spike is measured against
 # Settings that earlier checkpoints do not hold, with what they were then: of every training, and of ``LoopConfig``.
 SINCE: Mapping[str, Any] = {"tf32": False}
 SINCE_LOOP: Mapping[str, Any] = {"accumulate": 1}
+
+SINCE_TRAIN: Mapping[str, Any] = {"task": {}}  # the same of a supernet's training
 
 Row = dict[str, Any]  # what one step reports; "loss" is what a spike is looked for in
 
@@ -390,6 +392,7 @@ def warmed_rate(config: LoopConfig, step: int) -> float:
 
 def _settings(config: AnyConfig) -> dict[str, Any]:
     """The settings that shape the loss curve; one that came later counts once it is used."""
-    since = {**SINCE, **SINCE_LOOP} if isinstance(config, LoopConfig) else SINCE
-    found = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE_OF_TRAIN}
+    since = {**SINCE, **(SINCE_LOOP if isinstance(config, LoopConfig) else SINCE_TRAIN)}
+    free = marked(type(config), FREE)
+    found = {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
     return {name: value for name, value in found.items() if name not in since or value != since[name]}
