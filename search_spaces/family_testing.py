@@ -97,8 +97,8 @@ class FamilyContract:
 
     def shape(self, place: Any) -> tuple[int, int, int, int]:
         """(B*T, C, H, W) at a place or part."""
-        frames, *rest = self.layout().shape(place, self.frames, self.height, self.width)
-        return self.clips * frames, *rest
+        frames, channels, height, width = self.layout().shape(place, self.frames, self.height, self.width)
+        return self.clips * frames, channels, height, width
 
     # The contract -------------------------------------------------------------------------------------------------
 
@@ -171,7 +171,7 @@ class FamilyContract:
         layout, frame, inputs = self.layout(), self.frame().eval(), self.inputs()
         for part in layout.parts:
             module: Any = self.family().part(frame, part.name)
-            beside = ()
+            beside: tuple[torch.Tensor, ...] = ()
             if "context" in inputs:
                 beside = (torch.randn(self.clips, module.embedding), inputs["context"])
             with torch.no_grad():

@@ -203,6 +203,6 @@ def measure(ladder: Ladder, space: Space, costs: CostModel, device: str, scorer:
         loss = scorer.score(design).loss if scorer else None
         stderr = scorer.paired_difference(design, found[index - 1][1])[1] if scorer and index else None
         ms, mb = float(priced.latency_ms[index]), float(priced.peak_mb[index])
-        known = [value if math.isfinite(value) else None for value in (ms, mb)]
-        rungs.append(Rung(step, design.key, loss, stderr, *known, int(priced.parameters[index])))
+        ms_or_none, mb_or_none = (value if math.isfinite(value) else None for value in (ms, mb))
+        rungs.append(Rung(step, design.key, loss, stderr, ms_or_none, mb_or_none, int(priced.parameters[index])))
     return Measured(ladder.name, space.name, device, costs.source, tuple(rungs))
