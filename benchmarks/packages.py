@@ -54,9 +54,7 @@ Told = dict[str, Any]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help="training clip, one width, no whole parts, nothing kept"
-    )
+    parser.add_argument("--quick", action="store_true", help="training clip, one width, no whole parts, nothing kept")
     parser.add_argument("--stored", action="store_true", help="evaluate nothing: print what is kept")
     parser.add_argument("--only", default=",".join(PARTS), help="of " + ", ".join(PARTS))
     args = parser.parse_args()
