@@ -203,10 +203,11 @@ def finetune(
 @app.command()
 def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or the packages of nas export.")],
-    prompt: Annotated[list[str], typer.Option(help="What the video shows; several make a batch.")],
+    prompt: Annotated[list[str], typer.Option(help="What is shown; several make a batch, or one sheet of pictures.")],
     out: Annotated[
-        Path, typer.Option(callback=a_file, help="Video file; a contact sheet PNG is written beside it.")
-    ] = Path("out.mp4"),
+        Path | None,
+        typer.Option(callback=a_file, help="Video file, a contact sheet PNG beside it; of pictures, a PNG. [out.mp4]"),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, max=MOST_STEPS, help="Network evaluations; as the model was made for, or 25.")
     ] = None,
@@ -220,7 +221,7 @@ def sample(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that nas sample did not make.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A video file from a prompt."""
+    """A video file, or a sheet of pictures, from prompts."""
     from nas.console import progress, say
     from nas.model.sample import sample_video
 
@@ -242,7 +243,9 @@ def sample(
     if as_json:
         emit(summary)
         return
-    for made in summary["videos"]:
+    if "picture" in summary:
+        tell(summary["picture"])
+    for made in summary.get("videos", ()):
         tell(f"{made['video']} and {made['contact_sheet']}")
 
 
