@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nas.prune.config import PruneSettings
 from nas.prune.missed import Missed
 from nas.prune.solve import least_harm
 from nas.prune.space_cuts import Cuttable, change
+from nas.training.checkpoint import list_checkpoints
 from search_spaces.arrangement import Arrangement
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
@@ -163,3 +165,18 @@ def test_wrong_use_is_one_line(
         main([*told, "--set", "data.source=moving_shapes", "--set", "prune.steps=0", *more])
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert caught.value.code == 2 and message in said
+
+
+def test_what_is_left_recovers_and_goes_on_where_it_was_stopped(source: tuple[str, str], tmp_path: Path) -> None:
+    more = {"score": "magnitude", "learning_rate": 3e-3, "images": 2, "ramp_steps": 1, "checkpoint_every": 2}
+    told = pruned(source, tmp_path / "out", steps=6, **more)
+    assert told["missed"] < told["missed_before_recovery"]
+    rows = (tmp_path / "out" / "recovery" / "metrics.jsonl").read_text()
+    shutil.rmtree(list_checkpoints(tmp_path / "out" / "recovery")[-1])
+    shutil.rmtree(tmp_path / "out" / "model")
+    again = pruned(source, tmp_path / "out", steps=6, **more)
+    assert again == told and (tmp_path / "out" / "model" / "model_index.json").is_file()
+    parts = [{k: v for k, v in json.loads(row).items() if k.startswith(("loss", "step"))} for row in rows.splitlines()]
+    lines = (tmp_path / "out" / "recovery" / "metrics.jsonl").read_text().splitlines()
+    assert [{name: json.loads(row)[name] for name in part} for row, part in zip(lines, parts, strict=True)] == parts
+    assert {"loss_task", "loss_output", "loss_features"} <= set(parts[0])

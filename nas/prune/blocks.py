@@ -17,16 +17,20 @@ from nas.prune.asked import Asked, settle_folder
 from nas.prune.choose import Search, exact, give_back, greedy
 from nas.prune.config import PruneConfig, Unit
 from nas.prune.missed import Chance, Harm, Magnitude, Missed, Trials
+from nas.prune.recover_blocks import RecoverBlocks
 from nas.prune.space_cuts import Cuttable, changes, kept
 from nas.supernet.supernet import Supernet
 from nas.tasks import USUAL
-from nas.training.distributed import usable_device
+from nas.training.distributed import World, usable_device
+from nas.training.loop import Loop
 from search_spaces.arrangement import Arrangement
+from search_spaces.network import VideoNetwork
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 ALL: tuple[Unit, ...] = ("blocks", "heads", "channels")
 DECISIONS, TRIED, ARRANGEMENT, MODEL = "cuts.json", "sensitivity.csv", "arrangement.yaml", "model"
+RECOVERY = "recovery"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,8 @@ class Given:
 
     supernet: Supernet
     text: Any
-    clips: Any
+    clips: Any  # that cuts are judged on
+    training: Any  # that what is left recovers on
     autoencoder: Any
 
 
@@ -67,14 +72,30 @@ def prune_blocks(asked: Asked) -> dict[str, Any]:
         told = _told(asked, costs, whole, chosen) | {
             "given_back": changes(found, chosen),
             "trials": len(trials.known),
-            "missed": missed(chosen),
+            "missed_before_recovery": missed(chosen),
         }
+        network = given.supernet.extract(chosen)
+        if config.steps:
+            _recover(asked, given, network)
+        told["missed"] = missed.of(network.run) if config.steps else told["missed_before_recovery"]
         write_whole(out / DECISIONS, json.dumps(told, indent=1))
-        model = VideoUNet.of(space, given.supernet.extract(chosen), chosen, given.supernet.prediction)
-        if (out / MODEL).is_dir():
-            return told
-        save_model(model, given.text.model, given.text.tokenizer, given.autoencoder, out / MODEL)
+        if not (out / MODEL).is_dir():
+            model = VideoUNet.of(space, network.to("cpu"), chosen, given.supernet.prediction)
+            save_model(model, given.text.model, given.text.tokenizer, given.autoencoder, out / MODEL)
     return told
+
+
+def _recover(asked: Asked, given: Given, network: VideoNetwork) -> None:
+    """Train a pruned network, in place, to answer as the uncut one; goes on from its last checkpoint."""
+    config, seed = asked.settings.prune, asked.settings.seed
+    world = World.open(config.device, "prune.device")
+    work = RecoverBlocks(given.supernet, network.requires_grad_(True), given.text, given.training, config, world)
+    facts = {"arrangement": network.arrangement.key, **asked.facts()}
+    loop = Loop(work, asked.out / RECOVERY, facts, seed, say)
+    with progress("recover") as report:
+        loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
+    loop.load_average()
+    network.eval().requires_grad_(False)
 
 
 def _quiet(done: int, total: int, cut: str) -> None:
@@ -164,7 +185,9 @@ def _open(asked: Asked) -> Given:
         else:
             raise NasError(f"{asked.source}: has no text encoder; name one with --text, or cache the data first")
     vae = load_autoencoder(data.cache.header).model if isinstance(data, CachedLatents) else None
-    return Given(supernet.to(device).eval().requires_grad_(False), text.to(device), data, vae)
+    training = open_data(wanted, space.clip("training"), "train", settings.seed)
+    frozen = (module.to(device).eval().requires_grad_(False) for module in (supernet, text))
+    return Given(*frozen, clips=data, training=training, autoencoder=vae)
 
 
 def _missed(given: Given, config: PruneConfig, space: Space) -> Missed:
@@ -192,7 +215,8 @@ def render_blocks(told: dict[str, Any]) -> str:
     lines.append(f"{told['cost']:<10} {after:,.6g} of {before:,.6g} ({after / before:.0%}); saved by {saved}")
     lines.append(
         f"{told['model']}: {told['parameters']:,} parameters of {told['parameters_before']:,}; misses "
-        f"{told['missed']:.4f} of the uncut network's answers; {told['trials']} networks tried"
+        f"{told['missed']:.4f} of the uncut network's answers, {told['missed_before_recovery']:.4f} before recovery; "
+        f"{told['trials']} networks tried"
     )
     lines.append(f"next       nas finetune {told['model']} --stage joint --out MODEL")
     return "\n".join(lines)

@@ -20,6 +20,9 @@ from search_spaces.variant import Variant
 #: An arrangement's harm: 0 for the uncut network, the more the worse.
 Harm = Callable[[Arrangement], float]
 
+#: A network: what its family reads, and where it leaves what stands at its places, to its answer.
+Run = Callable[[Mapping[str, Any], dict[str, Tensor]], Tensor]
+
 
 class Missed:
     """Squared difference of a path's answers from the uncut network's, as a share of their own square.
@@ -38,24 +41,28 @@ class Missed:
         family = supernet.space.backbone.family
         self.places = tuple(family.features(supernet.unet)) if feature_weight else ()
         with torch.no_grad():
-            self._wanted = [self.answer(whole, question) for question in self.questions]
+            self._wanted = [self._answer(self._along(whole), question) for question in self.questions]
 
-    def answer(self, arrangement: Arrangement, question: Question) -> dict[str, Tensor]:
-        """A path's answer to a question, under the empty name, and what stands at the places that are read."""
+    def _along(self, arrangement: Arrangement) -> Run:
+        return lambda inputs, seen: self.supernet.predict(inputs, arrangement, seen)
+
+    def _answer(self, run: Run, question: Question) -> dict[str, Tensor]:
+        """A network's answer to a question, under the empty name, and what stands at the places that are read."""
         seen: dict[str, Tensor] = {}
-
-        def predict(inputs: Mapping[str, Any]) -> Tensor:
-            return self.supernet.predict(inputs, arrangement, seen)
-
-        answer = self.supernet.task.answer(predict, question)
+        answer = self.supernet.task.answer(lambda inputs: run(inputs, seen), question)
         return {"": answer.float(), **{place: seen[place].float() for place in self.places}}
 
-    @torch.no_grad()
     def __call__(self, arrangement: Arrangement) -> float:
+        """What a path of the supernet misses."""
+        return self.of(self._along(arrangement))
+
+    @torch.no_grad()
+    def of(self, run: Run) -> float:
+        """What any network misses that is run on inputs and tells of its places."""
         gone = dict.fromkeys(("", *self.places), 0.0)
         size = dict(gone)
         for question, wanted in zip(self.questions, self._wanted, strict=True):
-            found = self.answer(arrangement, question)
+            found = self._answer(run, question)
             for name, tensor in wanted.items():
                 gone[name] += float((found[name] - tensor).double().square().sum())
                 size[name] += float(tensor.double().square().sum())
