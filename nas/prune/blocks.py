@@ -186,8 +186,9 @@ def _open(asked: Asked) -> Given:
             raise NasError(f"{asked.source}: has no text encoder; name one with --text, or cache the data first")
     vae = load_autoencoder(data.cache.header).model if isinstance(data, CachedLatents) else None
     training = open_data(wanted, space.clip("training"), "train", settings.seed)
-    frozen = (module.to(device).eval().requires_grad_(False) for module in (supernet, text))
-    return Given(*frozen, clips=data, training=training, autoencoder=vae)
+    for module in (supernet, text):
+        module.to(device).eval().requires_grad_(False)
+    return Given(supernet, text, data, training, vae)
 
 
 def _missed(given: Given, config: PruneConfig, space: Space) -> Missed:
