@@ -1,7 +1,6 @@
 """``nas export --graph``: the network for Google's Model Explorer, and what is known of its nodes."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from latency_tables.lookup import load_table
 from nas.errors import NasError
 from nas.export import export_model
 from nas.export.checks import Places
+from nas.export.folder import put
 from nas.export.graph import Drawn, Row, rows_of, write
 from nas.export.network import NAMES, bound_at
 from nas.model.pipeline import load_pipeline
@@ -91,17 +91,18 @@ def test_a_device_s_rows_are_those_that_its_prediction_adds_up(exported_model: P
     assert rows[""].ms in [record.latency_ms_median for record in table if record.block == "backbone"]
 
 
-def test_an_export_writes_it_beside_the_package_and_takes_an_old_one_away(
-    exported_model: Path, exported: tuple[Path, Any], tmp_path: Path
-) -> None:
-    out = tmp_path / "coreml"
-    shutil.copytree(exported[0], out)
-    facts = export_model(exported_model, out, shapes=[SMALL], parts=["network"], graph=True, check=False)
+def test_an_export_writes_it_beside_the_package(exported_model: Path, tmp_path: Path) -> None:
+    facts = export_model(exported_model, tmp_path / "c", shapes=[SMALL], parts=["network"], graph=True, check=False)
     assert facts["graph"] == ["graph.json", "bytes.json"], "no table and no check: neither ms nor errors"
-    assert {file.name for file in (out / "unet.graph").iterdir()} == set(facts["graph"])
-    export_model(exported_model, out, parts=["text_encoder"], check=False)
-    assert (out / "unet.graph").is_dir(), "it is of the package that stays"
-    export_model(exported_model, out, shapes=[SMALL], parts=["network"], check=False)
-    assert not (out / "unet.graph").exists()
+    assert {file.name for file in (tmp_path / "c" / "unet.graph").iterdir()} == set(facts["graph"])
     with pytest.raises(NasError, match="--graph is of the network, which --parts leaves out"):
-        export_model(exported_model, out, parts=["text_encoder"], graph=True)
+        export_model(exported_model, tmp_path / "d", parts=["text_encoder"], graph=True)
+
+
+@pytest.mark.parametrize(("made", "stays"), [("text_encoder", True), ("unet", False)])
+def test_a_graph_goes_with_the_package_that_it_is_of(made: str, stays: bool, tmp_path: Path) -> None:
+    out, partial = tmp_path / "out", tmp_path / ".out.partial"
+    for folder in (out / "unet.mlpackage", out / "unet.graph", partial / f"{made}.mlpackage"):
+        folder.mkdir(parents=True)
+    put(partial, out, {}, {})
+    assert (out / "unet.graph").is_dir() == stays and (out / f"{made}.mlpackage").is_dir()

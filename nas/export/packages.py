@@ -96,25 +96,29 @@ def export_model(
         NasError: if the folder holds no model, or Core ML cannot express a part. TableError: if the device has no table
             of the space.
     """
-    compress.check(quantize)
-    for name, value in (("--audit", audit is not None), ("--graph", graph)):
-        if value and "network" not in parts:
-            raise NasError(f"{name} is of the network, which --parts leaves out; add it, or leave {name} out")
-    check_parts(parts)
+    given = {"--quantize": quantize, "--safe": safe, "--audit": audit, "--device": device, "--graph": graph}
+    _check_asked(parts, format, quantize, [name for name, value in given.items() if value])
     out = Path(os.path.realpath(out))  # "." has no name to put something beside
     if format == "coreai":
-        given = {"--quantize": quantize, "--safe": safe, "--audit": audit, "--device": device, "--graph": graph}
-        alone = [name for name, value in given.items() if value]
-        if alone:
-            raise NasError(f"{', '.join(alone)}: of Core ML's packages alone; leave it out with --format coreai")
         from nas.export.coreai import export_coreai
 
         return export_coreai(model, out, clip, shapes=shapes, parts=parts, check=check, tell=tell)
-    if format not in SUFFIXES:
-        raise NasError(f"--format {format}: must be one of {', '.join(SUFFIXES)}")
     with sole_writer_of(out):
         how = How(quantize, safe, check, graph)
         return _export(model, out, clip, shapes, parts, how, audit, device, tables, tell)
+
+
+def _check_asked(parts: Sequence[str], format: str, quantize: str | None, given: Sequence[str]) -> None:
+    """Refuse what does not go together, before anything is read; ``given`` are the options that were."""
+    compress.check(quantize)
+    check_parts(parts)
+    if format not in SUFFIXES:
+        raise NasError(f"--format {format}: must be one of {', '.join(SUFFIXES)}")
+    if format == "coreai" and given:
+        raise NasError(f"{', '.join(given)}: of Core ML's packages alone; leave it out with --format coreai")
+    for name in ("--audit", "--graph"):
+        if name in given and "network" not in parts:
+            raise NasError(f"{name} is of the network, which --parts leaves out; add it, or leave {name} out")
 
 
 def _export(
