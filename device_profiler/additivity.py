@@ -261,12 +261,14 @@ def _own_peak(record: Record) -> float:
 
 
 def _parts(model: CostModel, arrangement: Arrangement) -> Counter[str]:
-    """How often each workload is part of a network; workloads without precision, the backbone's once."""
+    """How often each workload is part of a network; workloads without precision, a whole backbone's once."""
     parts = Counter([model.plan.backbone_workload])
+    parts.update({part.workload: part.calls for part in model.plan.backbone_rest})
     chosen = arrangement.labels()
     for position in model.plan.positions:
         workloads = {layer.label: layer.workload for layer in position.layers}
-        parts.update(workloads[label] for label in chosen.get(position.name, ()))
+        for label in chosen.get(position.name, ()):
+            parts[workloads[label]] += position.calls
     return parts
 
 

@@ -171,7 +171,7 @@ class FamilyContract:
         layout, frame, inputs = self.layout(), self.frame().eval(), self.inputs()
         for part in layout.parts:
             module: Any = self.family().part(frame, part.name)
-            beside: tuple[torch.Tensor, ...] = ()
+            beside: tuple[Tensor, ...] = ()
             if "context" in inputs:
                 beside = (torch.randn(self.clips, module.embedding), inputs["context"])
             with torch.no_grad():

@@ -54,6 +54,7 @@ class PlanPosition:
     max_layers: int
     layers: tuple[PlanLayer, ...]
     least: int = 0
+    calls: int = 1  # of a layer for one evaluation: more than one where the network runs frame by frame
 
     @property
     def lengths(self) -> range:
@@ -84,6 +85,7 @@ class PlanPosition:
         """The fields in the order of the file; ``least`` where it is not 0."""
         sizes = {name: getattr(self, name) for name in ("name", "channels", "frames", "height", "width", "max_layers")}
         more = {"least": self.least} if self.least else {}
+        more |= {"calls": self.calls} if self.calls > 1 else {}
         return {**sizes, **more, "layers": [layer.to_json() for layer in self.layers]}
 
 
@@ -103,6 +105,21 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {"name": self.name, "kind": self.kind, "skips": [list(skip) for skip in self.skips]}
+
+
+@dataclass(frozen=True)
+class PlanPart:
+    """A further part of a bare backbone that is never run in one piece.
+
+    Attributes:
+        workload: of one call, without precision. parameters: of the part. calls: for one evaluation.
+        live: elements of what else is alive then.
+    """
+
+    workload: str
+    parameters: int
+    calls: int
+    live: int
 
 
 @dataclass(frozen=True)
@@ -128,6 +145,7 @@ class Plan:
         fingerprint: of the definition it was computed from.
         clip: ``name``, ``frames``, ``height``, ``width``, ``fps`` and ``latent`` (T, C, H, W).
         backbone_name, backbone_workload, backbone_parameters: the bare backbone.
+        backbone_rest: what it costs beside that workload, where it is never run in one piece.
         positions: in execution order.
         points: moments of execution, in order; kind ``position`` is where that position's layers run.
         text_encoder, decoder: what a video costs beside the network; None where the space has none.
@@ -148,6 +166,7 @@ class Plan:
     text_encoder: PlanEnd | None = None
     decoder: PlanEnd | None = None
     stated_baseline: Arrangement | None = None
+    backbone_rest: tuple[PlanPart, ...] = ()
 
     def __post_init__(self) -> None:
         points = {point.name for point in self.points if point.kind == "position"}
@@ -206,6 +225,7 @@ class Plan:
                 "name": self.backbone_name,
                 "workload": self.backbone_workload,
                 "parameters": self.backbone_parameters,
+                **({"rest": [vars(part) for part in self.backbone_rest]} if self.backbone_rest else {}),
             },
             **{name: vars(end) for name, end in ends.items() if end is not None},
             **({"baseline": self.stated_baseline.to_json()} if self.stated_baseline is not None else {}),
@@ -267,7 +287,12 @@ class Plan:
     def workloads(self) -> tuple[str, ...]:
         """The distinct workloads (without precision), the backbone first, in execution order."""
         layers = (layer.workload for position in self.positions for layer in position.layers)
-        return tuple(dict.fromkeys([self.backbone_workload, *layers]))
+        return tuple(dict.fromkeys([*self.backbone_workloads, *layers]))
+
+    @property
+    def backbone_workloads(self) -> tuple[str, ...]:
+        """Those of the bare backbone: one, or one for each of its parts."""
+        return self.backbone_workload, *(part.workload for part in self.backbone_rest)
 
     def keys(self, precision: str, ends: bool = False) -> tuple[str, ...]:
         """The table keys of all workloads at ``precision``; text encoder and decoder last, with ``ends``."""
@@ -370,6 +395,7 @@ def _fields(data: Any) -> dict[str, Any]:
         "backbone_name": backbone["name"].text(),
         "backbone_workload": backbone["workload"].text(),
         "backbone_parameters": backbone["parameters"].count(),
+        "backbone_rest": tuple(_part(item) for item in backbone["rest"].items()) if "rest" in backbone else (),
         "positions": tuple(_position(item) for item in file["positions"].items()),
         "points": tuple(_point(item) for item in file["points"].items()),
         **{name: _end(file[name]) for name in ("text_encoder", "decoder") if name in file},
@@ -384,7 +410,12 @@ def _position(item: _Field) -> PlanPosition:
     layers = tuple(_layer(layer) for layer in item["layers"].items())
     if most and not layers:
         raise _Wrong(f"{item.path}.layers: must name what the {most} layers there may be, got none")
-    return PlanPosition(item["name"].text(), **sizes, max_layers=most, layers=layers, least=least)
+    calls = item["calls"].count() if "calls" in item else 1
+    return PlanPosition(item["name"].text(), **sizes, max_layers=most, layers=layers, least=least, calls=calls)
+
+
+def _part(item: _Field) -> PlanPart:
+    return PlanPart(item["workload"].text(), *(item[name].count() for name in ("parameters", "calls", "live")))
 
 
 def _layer(item: _Field) -> PlanLayer:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.families import build_backbone
+from search_spaces.families import build_backbone, build_part
 from search_spaces.network import build_layer
 from search_spaces.parts import Position
-from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
+from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPart, PlanPosition, Point
 from search_spaces.space import Space
 
 
@@ -64,7 +64,7 @@ def trace_plan(space: Space) -> Plan:
     def planned(position: Position) -> PlanPosition:
         length, count, rows, columns = space.position_shape(position)
         name, least, most = position.name, position.least, position.most
-        return PlanPosition(name, count, length, rows, columns, most, layers(position), least)
+        return PlanPosition(name, count, length, rows, columns, most, layers(position), least, space.calls(position))
 
     return Plan(
         space=space.name,
@@ -78,7 +78,18 @@ def trace_plan(space: Space) -> Plan:
         text_encoder=text_encoder,
         decoder=decoder,
         stated_baseline=space.stated_baseline,
+        backbone_rest=_rest(space, points),
     )
+
+
+def _rest(space: Space, points: Sequence[Point]) -> tuple[PlanPart, ...]:
+    """The parts of a backbone after the first; while one runs frame by frame, what it is run on is held."""
+    found = []
+    for workload, calls in space.frame_workloads("fp32")[1:]:
+        part = build_part(space.backbone, workload.name.partition(".")[2])
+        held = max(point.elements for point in points) if calls > 1 else 0
+        found.append(PlanPart(workload.base, _count(part), calls, held))
+    return tuple(found)
 
 
 def _text_encoder(space: Space) -> PlanEnd | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,19 @@ class TextEncoder(nn.Module):
             model = CLIPTextModel(CLIPTextConfig.from_dict(read_config(folder / "config.json")))
             probe(tokenizer, model)
         return cls(tokenizer, model)
+
+
+class NoText(nn.Module):
+    """The text side of a space that reads none."""
+
+    facts: Mapping[str, Any] = {}
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """(B, 0, 0): no states."""
+        return torch.empty(len(captions), 0, 0)
+
+    def save(self, folder: Path) -> None:
+        """There is nothing to keep."""
 
 
 def load_text_model(folder: Path, source: str) -> Any:

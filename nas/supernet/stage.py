@@ -86,22 +86,10 @@ def train(
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
-        loop = begin(
-            space,
-            data,
-            config,
-            folder,
-            seed,
-            warn,
-            tell=tell,
-            world=world,
-            validation=validation,
-            draw=draw,
-            drawn_from=drawn_from,
-            weights=weights,
-        )
+        how = {"world": world, "validation": validation, "draw": draw, "drawn_from": drawn_from, "weights": weights}
+        loop = begin(space, data, config, folder, seed, warn, tell=tell, **how)  # type: ignore[arg-type]
         with world.together():
-            loop.run(None if progress is None else lambda step, row: progress(Step(**row)))
+            loop.run(None if progress is None else lambda step, row: progress(Step.of(row)))
     except PeerLost:
         if LAUNCHED in os.environ:  # who started us saw which process it was, and says so once
             raise SystemExit(PEER_LOST) from None
@@ -193,15 +181,15 @@ class SupernetStage(Stage):
             from nas.pretrained.given import init_network
 
             self.warn(init_network(space.backbone.family, self.supernet, config.init).sentence())
-        self.modules = {"supernet": self.supernet, "text": self.text}
-        if self.task.state is not None:
-            self.modules["task"] = self.task.state
+        learning: dict[str, nn.Module] = {"supernet": self.supernet, "text": self.text}
+        kept = {"task": self.task.state} if self.task.state is not None else {}
+        self.modules = {**learning, **kept}
         for module in self.modules.values():
             module.to(engine.device).train()
         engine.prepare(self.supernet, self.supernet.blocks(), methods=("predict",))
         engine.prepare(self.text)
         temporal = {id(p) for p in self.supernet.temporal_parameters()}
-        self.shared = [p for module in self.modules.values() for p in module.parameters() if id(p) not in temporal]
+        self.shared = [p for module in learning.values() for p in module.parameters() if id(p) not in temporal]
         groups = [{"params": self.shared}, {"params": list(self.supernet.temporal_parameters())}]
         self.optimizer = build_optimizer(config, groups, engine.device)
         self.optimizers = {"": self.optimizer}

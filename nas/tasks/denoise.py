@@ -59,7 +59,7 @@ class Denoise:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Denoise:
-        return cls(parse_as(DenoiseConfig, dict(settings), "task"))
+        return cls(parse_as(DenoiseConfig, dict(settings), "train.task"))
 
     def ask(self, batch: Clips, draws: Random, encode: Encode) -> Question:
         """Noisy clips at logit-normal or evenly spread levels; see ``Diffusion.levels``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,20 @@ class Step:
     loader_frames_per_s: float = 0.0
     memory_mb: float = 0.0
     validation: float | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Step:
+        """A row of the log, without the parts of the loss that a task adds of its own."""
+        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
+
+    @property
+    def sentence(self) -> str:
+        """The step as a progress line shows it."""
+        best = f", validation {self.validation:.4f}" if self.validation is not None else ""
+        return (
+            f"loss {self.loss:.4f}{best}, {1 / self.seconds:.1f} steps/s, {self.frames_per_s:.0f} frames/s of "
+            f"{self.loader_frames_per_s:.0f} loadable, {self.memory_mb:.0f} MB"
+        )
 
 
 def newest_checkpoint(

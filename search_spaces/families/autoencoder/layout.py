@@ -53,8 +53,8 @@ def decoder_layout(config: Mapping[str, Any]) -> Layout:
     all_time, all_space = math.prod(time), math.prod(space)
     parts = [Part("whole", latent, Fraction(1), Fraction(1))]
     if held < len(channels):
-        held_space = Fraction(1, math.prod(space[: held - 1]))
-        parts.append(Part("frame", channels[held - 1], held_space, Fraction(1, all_time), True))
+        at_held = Fraction(1, math.prod(space[: held - 1]))
+        parts.append(Part("frame", channels[held - 1], at_held, Fraction(1, all_time), True))
     return Layout(
         {"x": latent},
         tuple(places),
