@@ -100,6 +100,9 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
+    graph: Annotated[
+        bool, typer.Option("--graph", help="The network for Google's Model Explorer too, with ms of --device's table.")
+    ] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
     ] = "coreml",
@@ -123,6 +126,7 @@ def export(
         device=device,
         tables=tables,
         format=format,
+        graph=graph,
         tell=(lambda line: None) if as_json else say,
     )
     emit(stats) if as_json else _tell_packages(stats)
@@ -150,6 +154,8 @@ def _tell_packages(stats: Mapping[str, Any]) -> None:
             tell(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
     for line in sentences(stats):
         tell(line)
+    if "graph" in stats:
+        tell(f"unet.graph: {', '.join(stats['graph'])}; open them in Google's Model Explorer")
     if stats["lowerings"]:
         layers = [f"{name} {'/'.join(wanted)}" for name, wanted in stats["lowerings"].items() if wanted]
         tell(f"lowered as predicted, which the table found fastest: {', '.join(layers)}")
