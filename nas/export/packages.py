@@ -210,7 +210,7 @@ def _network(
         tell(f"{how.quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
     functions = _bound(unet, shapes, how)
     tell(f"lowering the network at {', '.join('x'.join(map(str, shape)) for shape in shapes)}")
-    written = _written(f"{model}: the network", functions, how, folder / PACKAGE)
+    written = write_package(f"{model}: the network", functions, how, folder / PACKAGE)
     return {
         "functions": [one.name for one in functions] if len(shapes) > 1 else [],
         "shapes": ["x".join(map(str, shape)) for shape in shapes],
@@ -239,7 +239,7 @@ def _part(pipeline: Any, name: str, latents: tuple[int, int, int]) -> ends.Part 
 def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dict[str, Any]:
     module, inputs, names = part
     functions = [Function(MAIN, module, inputs, names)]
-    written = _written(f"{model}: the {name.replace('_', ' ')}", functions, how, folder / f"{name}.mlpackage")
+    written = write_package(f"{model}: the {name.replace('_', ' ')}", functions, how, folder / f"{name}.mlpackage")
     kept = ("operations", "weights_mb", "package_mb", "parity", "check")
     return {
         "inputs": {key: list(x.shape) for key, x in zip(names, inputs, strict=True)},
@@ -248,7 +248,7 @@ def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dic
     }
 
 
-def _written(what: str, functions: Sequence[Function], how: How, target: Path) -> dict[str, Any]:
+def write_package(what: str, functions: Sequence[Function], how: How, target: Path) -> dict[str, Any]:
     """Lower, compress, join and check the functions of one package; what the first is made of, and the check."""
     places, stats, told = [], [], []
     for one in functions:
