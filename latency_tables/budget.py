@@ -183,7 +183,9 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
     if singles:
         arrangement = min(singles.values(), key=lambda found: _worst(model, budget, found))
     else:
-        arrangement = _together(model, budget, first)
+        arrangement = _together(
+            model, budget, [first, *(found for found in alone.values() if found is not None)], misses
+        )
     costs = model.cost(arrangement[None])
     given_way = {name: float(values[0]) for name, values in budget.violations(costs).items() if values[0] > SLACK}
     nearest_budget = replace(budget, **{name: _reached(model, budget, name, arrangement) for name in given_way})
@@ -212,16 +214,15 @@ def _worst(model: CostModel, budget: Budget, arrangement: Integers) -> float:
     return max(float(values[0]) for values in budget.violations(model.cost(arrangement[None])).values())
 
 
-def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
+def _together(model: CostModel, budget: Budget, starts: list[Integers], misses: tuple[Miss, ...]) -> Integers:
     """The arrangement whose largest miss, as a fraction of its limit, is the smallest of all.
 
+    Looked for between the best of the arrangements to start with and what each limit is missed by when it is alone.
     Where too many come close to that, the nearest that is found: as a rule within ``CLOSE`` (0.1% of a limit) of it.
     """
-    best, low, high = start, 0.0, _worst(model, budget, start)
-    if not np.isfinite(high):
-        found = optimum(model, "latency_ms")
-        assert found is not None
-        best, high = found, _worst(model, budget, found)
+    best = min(starts, key=lambda start: _worst(model, budget, start))
+    high = _worst(model, budget, best)
+    low = max(0.0, *(LIMITS[miss.limit][1] * (miss.alone / miss.wanted - 1.0) - CLOSE for miss in misses))
     while high - low > 0.5 * CLOSE:
         middle = 0.5 * (low + high)
         try:

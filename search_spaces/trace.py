@@ -12,6 +12,7 @@ from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
 from search_spaces.families import build_backbone, build_part
 from search_spaces.network import build_layer
+from search_spaces.parts import Position
 from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPart, PlanPosition, Point
 from search_spaces.space import Space
 
@@ -54,12 +55,16 @@ def trace_plan(space: Space) -> Plan:
         if one_call is not None:
             decoder = PlanEnd(one_call.base, _count(build_decoder(one_call.name)), space.decoder_calls())
 
-    def layers(position_name: str) -> tuple[PlanLayer, ...]:
-        position = space.position(position_name)
+    def layers(position: Position) -> tuple[PlanLayer, ...]:
         return tuple(
             PlanLayer(variant, space.workload(position, variant, "fp32").base, counts[position.channels, variant])
             for variant in position.variants * (position.most > 0)
         )
+
+    def planned(position: Position) -> PlanPosition:
+        length, count, rows, columns = space.position_shape(position)
+        name, least, most = position.name, position.least, position.most
+        return PlanPosition(name, count, length, rows, columns, most, layers(position), least, space.calls(position))
 
     return Plan(
         space=space.name,
@@ -68,19 +73,7 @@ def trace_plan(space: Space) -> Plan:
         backbone_name=space.backbone_id,
         backbone_workload=space.backbone_workload("fp32").base,
         backbone_parameters=_count(unet),
-        positions=tuple(
-            PlanPosition(
-                position.name,
-                position.channels,
-                space.position_shape(position)[0],
-                *space.position_shape(position)[2:],
-                max_layers=position.most,
-                layers=layers(position.name),
-                least=position.least,
-                calls=space.calls(position),
-            )
-            for position in space.positions
-        ),
+        positions=tuple(planned(position) for position in space.positions),
         points=tuple(points),
         text_encoder=text_encoder,
         decoder=decoder,

@@ -12,6 +12,7 @@ from torch import nn
 
 from nas.errors import NasError
 from nas.pretrained.given import init_network
+from nas.report.drawing import network_svg
 from nas.supernet.supernet import Supernet
 from search_spaces.blocks.transformer import LTX_STEPS, kept_heads
 from search_spaces.errors import SpaceError
@@ -194,3 +195,13 @@ def test_a_wrong_configuration_is_one_line(change: dict[str, Any], message: str)
 
     with pytest.raises(SpaceError, match=message):
         FAMILY.layout({**LTX, **change})
+
+
+def test_a_block_is_drawn_with_what_it_keeps_of_its_heads_and_its_width() -> None:
+    space = Space.load("tiny_dit")
+    chosen = space.baseline().replace("block.1", [Variant.of("LTXBlock", heads=1, ffn=64, size=16)])
+    chosen = chosen.replace("block.2", ())
+    layers = [(name, list(labels)) for name, labels in chosen.labels().items()]
+    svg = network_svg(load_plan(space), layers, {}, width=860, title="x")
+    assert "heads 1 of 4" in svg and "ffn 64 of 256" in svg and svg.count("ffn 256 of 256") == 4
+    assert svg.count('class="cut"') == 3 + 5 and svg.count('class="kept"') == 1 + 4 * 4 + 5

@@ -67,7 +67,8 @@ def test_a_steps_activations_are_those_of_a_real_one(estimate: StepEstimate) -> 
             context = torch.randn(clips, space.text.tokens, space.text.dim)
             before = counting.now
             counting.mark()
-            out = supernet.predict(x, torch.full((clips,), 500.0), context, frames, load_plan(space).largest())
+            inputs = {"x": x, "timestep": torch.full((clips,), 500.0), "context": context, "frames": frames}
+            out = supernet.predict(inputs, load_plan(space).largest())
             out.square().mean().backward()
             peaks.append(counting.peak - before)
             del out

@@ -23,9 +23,9 @@ from latency_tables.lookup import load_table
 from nas.cli import main
 from nas.errors import NasError
 from nas.export import compress, ends, export_model
+from nas.export.folder import put
 from nas.export.forms import best_lowerings, forms_in
 from nas.export.network import NAMES, bound_at, function_name, parse_shape
-from nas.export.packages import _put
 from nas.model.network import VideoUNet
 from nas.model.packages import PREFIX
 from nas.model.pipeline import TextToVideoPipeline
@@ -257,7 +257,7 @@ def test_what_export_json_tells_of_is_there_whenever_it_is_killed(
 
     monkeypatch.setattr(os, "replace", killed)
     with contextlib.suppress(KeyboardInterrupt):
-        _put(partial, out, facts, before)
+        put(partial, out, facts, before)
     told = json.loads((out / "export.json").read_text())
     assert told["decoder"] == (out / "decoder.mlpackage" / "made").read_text() == "old"
     for key, name in (("operations", "unet"), ("text_encoder", "text_encoder")):

@@ -101,9 +101,12 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
+    format: Annotated[
+        str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
+    ] = "coreml",
     as_json: Json = False,
 ) -> None:
-    """Core ML packages of the network, its text encoder and its decoder."""
+    """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
     from nas.decoder.export import export_decoder
     from nas.decoder.folder import is_autoencoder
@@ -116,7 +119,7 @@ def export(
         return
     stats = export_model(
         model,
-        out or Path(os.path.normpath(model / ".." / "coreml")),
+        out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
         clip,
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
@@ -126,6 +129,7 @@ def export(
         audit=audit,
         device=device,
         tables=tables,
+        format=format,
         tell=(lambda line: None) if as_json else say,
     )
     emit(stats) if as_json else _tell_packages(stats)
@@ -144,6 +148,12 @@ def _tell_packages(stats: Mapping[str, Any]) -> None:
     """What an export made, for people."""
     from nas.export.telling import sentences
 
+    if stats.get("format") == "coreai":
+        from nas.export import coreai
+
+        for line in coreai.sentences(stats):
+            tell(line)
+        return
     if "operations" in stats:
         tell(
             f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "

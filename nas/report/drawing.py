@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from nas.report.meters import ROW, Kept, kept, meters
 from search_spaces.errors import SpaceError
 from search_spaces.families import family_of_id
 from search_spaces.families.contract import Picture
@@ -27,10 +28,12 @@ class Node:
     layers: tuple[str, ...] = ()
     size: str = ""
     cost: str = ""
+    widths: tuple[Kept, ...] = ()  # of each layer that has any
 
     @property
     def height(self) -> int:
-        return HEAD + CHIP * max(1, len(self.layers)) + PAD if self.is_position else PILL
+        meters = ROW * sum(len(one) for one in self.widths)
+        return HEAD + CHIP * max(1, len(self.layers)) + meters + PAD if self.is_position else PILL
 
 
 def network_svg(
@@ -55,8 +58,16 @@ def network_svg(
     sizes = {place.name: f"{place.height}×{place.width} · {place.channels} ch" for place in places}
     drawn = _drawn(plan) if plan else None
     names = [point.name for point in plan.points] if plan and drawn else list(chosen)
+    widths = {place.name: tuple(kept(label, place) for label in chosen.get(place.name, ())) for place in places}
     nodes = {
-        name: Node(name, name in chosen, chosen.get(name, ()), sizes.get(name, ""), costs.get(name, ""))
+        name: Node(
+            name,
+            name in chosen,
+            chosen.get(name, ()),
+            sizes.get(name, ""),
+            costs.get(name, ""),
+            widths.get(name, tuple({} for _ in chosen.get(name, ()))),
+        )
         for name in names
     }
     if drawn is None or not any(row.right for row in drawn.rows):
@@ -155,12 +166,14 @@ def _node(node: Node, x: float, y: float, width: float) -> str:
     top = y + HEAD
     if not node.layers:
         parts.append(_text(x + 10, top + 15, "no layer", "none"))
-    for label in node.layers:
+    for label, widths in zip(node.layers, node.widths, strict=True):
         family = label.partition("(")[0]
         known = family if family in FAMILIES else "other"
         chip = f'<rect x="{x + 7}" y="{top}" width="{width - 14}" height="{CHIP - 4}" rx="4"/>'
         parts.append(f'<g class="chip {known}">{chip}{_text(x + 15, top + 14, brief(label), "layer")}</g>')
         top += CHIP
+        parts.append(meters(widths, x + 15, top - 2, width - 30))
+        top += ROW * len(widths)
     return "".join(parts)
 
 

@@ -180,13 +180,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     with sole_writer(out / SUPERNET) if main else nullcontext(), progress("train") as report:
 
         def told(step: Step) -> None:
-            best = f", validation {step.validation:.4f}" if step.validation is not None else ""
-            report(
-                step.step,
-                config.train.steps,
-                f"loss {step.loss:.4f}{best}, {1 / step.seconds:.1f} steps/s, {step.frames_per_s:.0f} frames/s of "
-                f"{step.loader_frames_per_s:.0f} loadable, {step.memory_mb:.0f} MB",
-            )
+            report(step.step, config.train.steps, step.sentence)
 
         draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
         train(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -23,12 +23,19 @@ from search_spaces.variant import Variant
 
 if TYPE_CHECKING:
     from latency_tables.cost import CostModel
-    from nas.ranking.scoring import Scorer
     from search_spaces.arrangement import Arrangement
     from search_spaces.space import Position, Space
 
 LADDERS = Path(__file__).parent.parent / "ladders"
 START = "baseline"
+
+
+class Scorer(Protocol):
+    """What gives losses, paired over the same clips; see ``nas.ranking.scoring``."""
+
+    def score(self, arrangement: Arrangement) -> Any: ...
+
+    def paired_difference(self, a: Arrangement, b: Arrangement) -> tuple[float, float]: ...
 
 
 class Change(Settings):
@@ -202,7 +209,10 @@ def measure(ladder: Ladder, space: Space, costs: CostModel, device: str, scorer:
     for index, (step, design) in enumerate(found):
         loss = scorer.score(design).loss if scorer else None
         stderr = scorer.paired_difference(design, found[index - 1][1])[1] if scorer and index else None
-        ms, mb = float(priced.latency_ms[index]), float(priced.peak_mb[index])
-        known = [value if math.isfinite(value) else None for value in (ms, mb)]
-        rungs.append(Rung(step, design.key, loss, stderr, *known, int(priced.parameters[index])))
+        ms, mb = _finite(priced.latency_ms[index]), _finite(priced.peak_mb[index])
+        rungs.append(Rung(step, design.key, loss, stderr, ms, mb, int(priced.parameters[index])))
     return Measured(ladder.name, space.name, device, costs.source, tuple(rungs))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nas.config import TrainConfig
 from nas.supernet.paths import PATHS
 from nas.supernet.supernet import Supernet
+from nas.tasks import trained_task
+from nas.tasks.contract import Task
 from nas.training.counting import Counting, shapes_alone
+from nas.training.loader import Batch
 from nas.training.precision import KINDS
 from search_spaces.arrangement import Arrangement
 from search_spaces.network import recompute
@@ -85,7 +89,7 @@ def estimate_step(
                 recompute(part)
         layers = sum(p.numel() for p in supernet.temporal_parameters())
         parameters = sum(p.numel() for p in supernet.parameters())
-        runner = _Runner(space, supernet, precision, counting)
+        runner = _Runner(supernet, trained_task(space.backbone.family.task, config.model_dump()), precision, counting)
         baseline = space.baseline()
         warm = [runner.step(baseline, config.clips, config.images)] if config.warmup_steps else []
         everything = config.spatial_rate > 0
@@ -126,11 +130,24 @@ class _Size:
     operations: float
 
 
+class _Shapes:
+    """Random numbers without numbers."""
+
+    def each(self, count: int, make: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        return make(count, torch.Generator())
+
+    def normal(self, like: Tensor) -> Tensor:
+        return torch.randn_like(like)
+
+    def dropped(self, captions: Sequence[str], share: float) -> list[str]:
+        return list(captions)
+
+
 class _Runner:
     """Forward and backward along a path, of tensors without numbers."""
 
-    def __init__(self, space: Space, supernet: Supernet, precision: str, counting: Counting) -> None:
-        self._space, self._supernet, self._counting = space, supernet, counting
+    def __init__(self, supernet: Supernet, task: Task, precision: str, counting: Counting) -> None:
+        self._supernet, self._task, self._counting = supernet, task, counting
         self._kind = KINDS.get(precision)
 
     def step(self, path: Arrangement, clips: int, images: int) -> tuple[_Size, float]:
@@ -162,14 +179,18 @@ class _Runner:
             parameter.grad = None
 
     def _run(self, path: Arrangement, clips: int, frames: int | None = None) -> None:
-        whole, channels, height, width = self._space.latent_shape("training")
-        frames = frames or whole
+        space = self._supernet.space
+        whole, *shape = space.latent_shape("training")
         self._counting.mark()
-        x = torch.randn(clips * frames, channels, height, width)
-        context = torch.randn(clips, self._space.text.tokens, self._space.text.dim)
-        with torch.autocast("cpu", self._kind or torch.bfloat16, enabled=self._kind is not None):
-            inputs = {"x": x, "timestep": torch.full((clips,), 500.0), "context": context, "frames": frames}
-            out = self._supernet.predict(inputs, path)
-        loss: Tensor = nn.functional.mse_loss(out.float(), torch.randn_like(x))
+        batch = Batch(torch.randn(clips, frames or whole, *shape), [""] * clips)
+
+        def encode(captions: Sequence[str]) -> Tensor:
+            return torch.randn(len(captions), space.text.tokens, space.text.dim)
+
+        def predict(inputs: Mapping[str, Any]) -> Tensor:
+            with torch.autocast("cpu", self._kind or torch.bfloat16, enabled=self._kind is not None):
+                return self._supernet.predict(inputs, path)
+
+        loss = self._task.loss(predict, self._task.ask(batch, _Shapes(), encode)).total
         if loss.requires_grad:
             loss.backward()

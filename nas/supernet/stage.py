@@ -86,20 +86,8 @@ def train(
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
-        loop = begin(
-            space,
-            data,
-            config,
-            folder,
-            seed,
-            warn,
-            tell=tell,
-            world=world,
-            validation=validation,
-            draw=draw,
-            drawn_from=drawn_from,
-            weights=weights,
-        )
+        how = {"world": world, "validation": validation, "draw": draw, "drawn_from": drawn_from, "weights": weights}
+        loop = begin(space, data, config, folder, seed, warn, tell=tell, **how)  # type: ignore[arg-type]
         with world.together():
             loop.run(None if progress is None else lambda step, row: progress(Step.of(row)))
     except PeerLost:

@@ -51,6 +51,15 @@ class Step:
         """A row of the log, without the parts of the loss that a task adds of its own."""
         return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
 
+    @property
+    def sentence(self) -> str:
+        """The step as a progress line shows it."""
+        best = f", validation {self.validation:.4f}" if self.validation is not None else ""
+        return (
+            f"loss {self.loss:.4f}{best}, {1 / self.seconds:.1f} steps/s, {self.frames_per_s:.0f} frames/s of "
+            f"{self.loader_frames_per_s:.0f} loadable, {self.memory_mb:.0f} MB"
+        )
+
 
 def newest_checkpoint(
     folder: Path, expected: Mapping[str, Any], warn: Callable[[str], None]

@@ -161,7 +161,8 @@ def run_staged(
     if shape.mid:
         x = group("mid", shape.mid, x)
     for up, stage in enumerate(reversed(range(shape.stages))):
-        for index, join in enumerate(frame.joins[up]):  # type: ignore[arg-type]
+        joins: Any = frame.joins[up]
+        for index, join in enumerate(joins):
             x = join(torch.cat([x, skips.pop()[1]], dim=1))
             see(f"up.{up}.{index}.join", x, skips)
             x = group(f"up.{up}.{index}", shape.up_blocks[stage], x)
@@ -194,8 +195,9 @@ def piece_of(frame: StagedUNet, name: str) -> Piece:
     known: dict[str, nn.Module] = {"conv_in": frame.conv_in, "conv_out": frame.conv_out}
     known |= {f"down.{stage}.downsample": module for stage, module in enumerate(frame.down)}
     known |= {f"up.{stage}.upsample": module for stage, module in enumerate(frame.up)}
-    for up, joins in enumerate(frame.joins):
-        known |= {f"up.{up}.{index}.join": join for index, join in enumerate(joins)}  # type: ignore[arg-type]
+    stages: Any = frame.joins
+    for up, joins in enumerate(stages):
+        known |= {f"up.{up}.{index}.join": join for index, join in enumerate(joins)}
     if name not in known:
         raise SpaceError(f"this staged UNet has no part {name!r}")
     return Piece(known[name], frame.shape.embedding)
