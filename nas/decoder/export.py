@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from device_profiler import host
 from nas.decoder.folder import load_autoencoder
 from nas.export.checks import Function
-from nas.export.packages import FACTS, MAIN, How, write_package
+from nas.export.folder import FACTS
+from nas.export.packages import MAIN, How, write_package
 from nas.files import write_whole
 from nas.outputs import MADE_BY, check_replaceable, new_folder
 from nas.pretrained.hub import model_digest
@@ -76,7 +77,7 @@ def export_decoder(folder: Path, out: Path, clip: str = "deployment", *, check: 
     model = load_autoencoder(folder).eval()
     size = model.space.clip(clip)
     weights = model_digest(model)
-    model.given = None
+    model.kept = None
     model.network.unet.encoder = None  # what stays on the server
     started = time.perf_counter()
     check_replaceable(out, lambda place: (place / FACTS).is_file(), "export")

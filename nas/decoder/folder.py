@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nas.pretrained.searched import SearchedAutoencoder
 
 CONFIG = "config.json"
+PLAN = "plan.json"  # of its space: what a table needs to cost it without torch
 
 
 def is_autoencoder(folder: Path) -> bool:
@@ -32,6 +33,7 @@ def save_autoencoder(model: SearchedAutoencoder, out: Path) -> None:
     from nas.outputs import check_replaceable, new_folder
     from nas.pretrained.files import seal
     from nas.pretrained.loading import no_bars
+    from search_spaces.planning import load_plan
 
     out = Path(os.path.realpath(out))
     check_replaceable(out, is_autoencoder, "autoencoder")
@@ -40,6 +42,7 @@ def save_autoencoder(model: SearchedAutoencoder, out: Path) -> None:
             model.save_pretrained(str(partial))
         for weights in partial.rglob("*.safetensors"):
             seal(weights)
+        load_plan(model.space).save(partial / PLAN)
 
 
 def load_autoencoder(folder: Path) -> SearchedAutoencoder:

@@ -52,7 +52,7 @@ class SearchedAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self.network = VideoNetwork(Space.from_json(space), Arrangement.from_json(arrangement))
-        self.given = _encoder(given) if given is not None else None
+        self.kept = _encoder(given) if given is not None else None
 
     @property
     def space(self) -> Space:
@@ -70,13 +70,13 @@ class SearchedAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[Any]:
         """The posterior of ``(B, 3, T, H, W)``; of a given autoencoder it is its mean, for certain."""
-        if self.given is None:
+        if self.kept is None:
             frames = x.shape[2]
             moments = self.network.run({"video": x.transpose(1, 2).flatten(0, 1), "frames": frames})
             moments = moments.unflatten(0, (len(x), -1)).transpose(1, 2)
         else:
-            kept = VideoAutoencoder(self.given, "the encoder that stays")
-            means = torch.stack([kept.encode_raw(clip) for clip in x.transpose(1, 2)]).transpose(1, 2).to(x)
+            staying = VideoAutoencoder(self.kept, "the encoder that stays")
+            means = torch.stack([staying.encode_raw(clip) for clip in x.transpose(1, 2)]).transpose(1, 2).to(x)
             moments = torch.cat([means, torch.full_like(means, CERTAIN)], dim=1)
         posterior = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
@@ -93,7 +93,7 @@ class SearchedAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     def scaled(self, z: Tensor) -> Tensor:
         """Latents (B, C, ...) as the decoder reads them: of a given encoder of about unit size, else as they are."""
-        if self.given is None:
+        if self.kept is None:
             return z
         shape = (1, -1, *[1] * (z.dim() - 2))
         for name, change in (("latents_mean", torch.sub), ("latents_std", torch.div)):
