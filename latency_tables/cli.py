@@ -16,7 +16,7 @@ from latency_tables.diff import Diff, diff, markdown, plain
 from latency_tables.errors import TableError
 from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
 from latency_tables.overview import overview, render
-from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, video_time
+from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, video_time, with_decoder
 from latency_tables.record import Record
 from latency_tables.table import Table, seal
 from latency_tables.terminal import tell, warn
@@ -91,6 +91,7 @@ def _add_questions(command: Command) -> None:
     _add_costing(ask)
     ask.add_argument("--steps", type=int, help="evaluations of a whole video, for its time in the network")
     ask.add_argument("--guidance", action="store_true", help="each step evaluates the network twice")
+    ask.add_argument("--decoder", type=Path, help="folder of a searched decoder, in place of the space's")
     whole = command("costs", _costs, "cheapest, dearest, distribution of a space; exit code 1 if no arrangement fits")
     whole.add_argument("space", help="a shipped space's name, or a plan JSON")
     whole.add_argument("--device", required=True, help="path, device, or device/runtime of the table")
@@ -245,9 +246,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     layers = chosen.labels() | parse_layers(arguments.layers)
     found = predict(model, layers, budget if budget.given else None)
     video = None
+    if arguments.decoder is not None and arguments.steps is None:
+        raise TableError("--decoder is part of a whole video's time; say how many --steps the video takes")
     if arguments.steps is not None:
         table = load_table(arguments.device, arguments.dir)
         video = video_time(model, table, found.latency_ms, arguments.steps, arguments.guidance)
+        if arguments.decoder is not None:
+            video = with_decoder(video, model, table, arguments.decoder)
     if arguments.json:
         told = None if video is None else {**_plain(video), "total_ms": video.total_ms}
         _emit({**_plain(found), "video": told})
