@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,10 +28,11 @@ VALIDATED, TURNS = 8, 2  # clips of a batch of a validation, and batches
 
 @dataclass(frozen=True)
 class Batch:
-    """video: (B, C, T, H, W) in [-1, 1], or latents; T = 1 for images; one caption a clip."""
+    """video: (B, C, T, H, W) in [-1, 1], or latents; T = 1 for images; one caption a clip; further tensors by name."""
 
     video: Tensor
     captions: list[str]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Batches:
@@ -93,7 +94,9 @@ class Batches:
 
     def _take(self, loader: Loader, step: int) -> Batch:
         batch = loader(step)
-        return Batch(batch.video.transpose(1, 2).to(self.world.device), batch.captions)
+        device = self.world.device
+        extras = {name: tensor.to(device) for name, tensor in batch.extras.items()}
+        return Batch(batch.video.transpose(1, 2).to(device), batch.captions, extras)
 
 
 def validated(batches: Batches, loss: Callable[[Batch, Draws], Tensor]) -> float | None:
