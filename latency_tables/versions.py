@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from pathlib import Path
@@ -20,7 +21,7 @@ def committed(path: Path, revision: str) -> Table:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
         for name in (path.name, path.with_suffix(".yaml").name):
-            data = _git(path.parent, "show", f"{revision}:./{name}")
+            data = _content(path.parent, revision, name)
             if data is None:
                 raise TableError(f"git has no {name} of {path.parent} at {revision!r}; name a revision that has it")
             (copy.parent / name).write_bytes(data)
@@ -36,11 +37,11 @@ def previous(path: Path) -> tuple[str, Table] | None:
 
     ``None`` where there is none: no git, no repository, never committed, never changed, or not readable.
     """
-    told = _git(path.parent, "log", "-n", "20", "--format=%h", "--", path.name)
+    told = git(path.parent, "rev-list", "-n", "20", "--abbrev-commit", "HEAD", "--", path.name)
     revisions = [] if told is None else told.decode().split()
     now = unix_lines(path.read_bytes())
     for revision in revisions:
-        then = _git(path.parent, "show", f"{revision}:./{path.name}")
+        then = _content(path.parent, revision, path.name)
         if then is None or unix_lines(then) == now:
             continue
         try:
@@ -50,10 +51,22 @@ def previous(path: Path) -> tuple[str, Table] | None:
     return None
 
 
-def _git(folder: Path, *words: str) -> bytes | None:
-    """What git printed, or ``None`` if it is not there or says no."""
+# Settings of a repository name programs that git runs for it, and whoever sent the folder may have written them. The
+# commands used here print objects and know no pager, filter or signature; the rest is named, and nothing is fetched.
+_QUIET = ("-c", "core.fsmonitor=false", "-c", f"core.hooksPath={os.devnull}", "-c", "protocol.allow=never")
+_ALONE = {"GIT_ALLOW_PROTOCOL": "", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0"}
+
+
+def _content(folder: Path, revision: str, name: str) -> bytes | None:
+    return None if revision.startswith("-") else git(folder, "cat-file", "blob", f"{revision}:./{name}")
+
+
+def git(folder: Path, *words: str) -> bytes | None:
+    """What git printed, or ``None`` if it is not there or says no; the repository's settings run nothing."""
+    command = ["git", *_QUIET, "-C", str(folder), *words]
+    alone = {**os.environ, **_ALONE}
     try:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=60, stdin=subprocess.DEVNULL, env=alone)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout

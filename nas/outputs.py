@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from latency_tables.files import lock, tell_unlocked
+from latency_tables.files import tell_unlocked
 from nas.errors import NasError, why_full
 from nas.files import folder_beside, only_leftovers, sync
+from search_spaces.writing import blamed, lock
 
 MADE_BY = "temporal-nas"  # the line that our videos and pictures carry
 OLD = ".old"  # of a folder that is being replaced where two cannot be exchanged
@@ -57,7 +58,8 @@ def sole_writer_of(out: Path) -> Iterator[None]:
     """
     path = out.with_name(f".{out.name[:40]}.lock.partial")  # swept as a leftover, where nobody holds it
     out.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with blamed(path, out.parent):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     ours = False
     try:
         try:

@@ -112,7 +112,7 @@ words = st.one_of(
     st.text(max_size=30),
 )
 values = st.one_of(
-    st.sampled_from(VALUES),
+    st.sampled_from(VALUES).map(copy.deepcopy),  # what is put in may be altered in turn
     st.integers(-(2**70), 2**70),
     st.floats(),
     st.text(st.characters(exclude_categories=("Cs",)), max_size=12),

@@ -94,7 +94,7 @@ def test_a_damaged_line_costs_what_it_said_and_nothing_else(
     path.write_bytes(change(data))
     assert path.read_bytes() != data
     said: list[str] = []
-    found, asked = run(path, tell=said.append)
+    found, asked = run(path, tell=said.append, lease=0.5)  # who began the trials is this very process, and lives
     true = {e.choice: e.loss for e in before}
     assert len(true.keys() - {e.choice for e in found}) <= lost
     assert all(e.loss == true.get(e.choice, e.loss) for e in found), "no score may go to another arrangement"
@@ -152,6 +152,49 @@ def test_numbers_stay_right_when_a_line_that_creates_is_lost(tmp_path: Path) -> 
     assert len(after) == len(before) and f"the first is line {place + 1};" in said
     different = [a.number for a, b in zip(before, after, strict=True) if (a.params, a.values) != (b.params, b.values)]
     assert len(different) == 1 and after[different[0]].state == TrialState.FAIL
+
+
+FIRST = {
+    "its second half": lambda line: line[:60] + b"\n",
+    "its first half": lambda line: line[60:],
+    "a letter of the study's name": lambda line: line.replace(b"latency_ms", b"latency\xff\xfes"),
+    "all of it, to zeros": lambda line: b"\0" * len(line) + b"\n",
+    "all of it": lambda line: b"",
+}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_a_damaged_first_line_costs_no_score_of_the_study_that_it_created(
+    kind: str, whole: tuple[bytes, list[Evaluation]], tmp_path: Path
+) -> None:
+    data, before = whole
+    first, _, rest = data.partition(b"\n")
+    path = tmp_path / "study.journal"
+    path.write_bytes(FIRST[kind](first + b"\n") + rest)
+    found, asked = run(path)
+    assert asked == [] and [(e.trial, e.choice, e.loss) for e in found] == [(e.trial, e.choice, e.loss) for e in before]
+    assert [study.study_name for study in open_storage(path).get_all_studies()] == [
+        "search latency_ms=130 memory_mb=27"
+    ]
+
+
+def test_a_study_that_lost_its_name_for_good_still_gives_its_scores(
+    whole: tuple[bytes, list[Evaluation]], tmp_path: Path
+) -> None:
+    lines = whole[0].splitlines(keepends=True)
+    path = tmp_path / "study.journal"
+    path.write_bytes(b"".join(line for line in lines[1:] if b'"named"' not in line))
+    found, asked = run(path)
+    assert asked == [] and {e.choice: e.loss for e in found} == {e.choice: e.loss for e in whole[1]}
+
+
+def test_a_number_beyond_reason_makes_no_room_for_studies(
+    whole: tuple[bytes, list[Evaluation]], tmp_path: Path
+) -> None:
+    path = tmp_path / "study.journal"
+    stray = b'{"op_code":2,"worker_id":"x","study_id":1000000000,"user_attr":{"a":1}}\n'
+    path.write_bytes(whole[0] + stray)
+    assert len(open_journal(path)[0].get_all_studies()) == 1
 
 
 # Interruptions -----------------------------------------------------------------------------------------

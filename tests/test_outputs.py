@@ -16,9 +16,10 @@ from tuning_fixtures import make_model
 
 from nas import outputs
 from nas.cli import main
-from nas.errors import NasError
+from nas.errors import NasError, explain
 from nas.export.checks import check_storable
-from nas.export.packages import _exported
+from nas.export.folder import exported
+from nas.files import sole_writer, whole
 from nas.finite import check_finite
 from nas.media import to_uint8, write_contact_sheet, write_video
 from nas.model.build import _save
@@ -139,7 +140,7 @@ def test_what_stood_aside_comes_back(tmp_path: Path) -> None:
 def test_an_export_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text('{"pages": 3}')
     with pytest.raises(NasError, match="not written by nas export"):
-        _exported(tmp_path)
+        exported(tmp_path)
 
 
 # Files ------------------------------------------------------------------------------------------------------------
@@ -237,3 +238,12 @@ def test_weights_beyond_float16_are_refused_before_a_package_is_written() -> Non
     check_storable(_Scaled(1e3), "net")
     with pytest.raises(NasError, match="net: the weight by reaches 1e.06, over 65,504; a package in float16"):
         check_storable(_Scaled(1e6), "net")
+
+
+@pytest.mark.parametrize("make", [new_folder, sole_writer, lambda out: whole(out / "page.html")])
+def test_a_folder_that_cannot_be_written_is_named_and_not_a_hidden_file_in_it(make: Any, tmp_path: Path) -> None:
+    """Under /proc nobody makes files, not even root."""
+    with pytest.raises(OSError) as caught, make(Path("/proc/self/made")):
+        pass
+    said = explain(caught.value)
+    assert said is not None and said.startswith("/proc/self") and "partial" not in said and "/." not in said

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ast
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_report import write_fake_run
+from test_table_report import changed, repository
 
 from device_profiler.device import Device
+from latency_tables.errors import TableError
 from latency_tables.header import Header
+from latency_tables.lookup import load_table
 from latency_tables.report.table_page import write_table_page
 from latency_tables.table import Table
+from latency_tables.versions import committed, git, previous
 from nas.report import write_report
 from search_spaces.space import SPACES, Space
 
@@ -96,3 +101,37 @@ def test_a_tag_makes_nothing(tag: str, tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="plain values need none"):
         Space.load(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_settings_of_a_strangers_repository_run_nothing(tmp_path: Path) -> None:
+    """A table in a folder that somebody sent is compared with git, and the folder says what git is to run."""
+    ran, program, sent = tmp_path / "ran", tmp_path / "program", tmp_path / "sent"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\ncat\n")
+    program.chmod(0o755)
+    first = load_table("amd_epyc_zen5")
+    sent.mkdir()
+    path = repository(sent, [first, changed(first, 2.0, 0)])
+    (sent / ".gitattributes").write_text("* diff=mine filter=mine\n")
+    keys = ["core.fsmonitor", "core.pager", "pager.log", "diff.external", "diff.mine.textconv", "filter.mine.smudge"]
+    keys += ["filter.mine.clean", "gpg.program", "core.sshCommand", "core.askPass"]
+    settings = dict.fromkeys(keys, str(program)) | {"log.showSignature": "true", "extensions.partialClone": "origin"}
+    settings |= {
+        "remote.origin.promisor": "true",
+        "remote.origin.url": f"ext::{program}",
+        "protocol.ext.allow": "always",
+    }
+
+    def ask(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(sent), *words], capture_output=True, text=True).stdout
+
+    blob = ask("rev-parse", f"HEAD~:./{path.relative_to(sent)}").strip()
+    for key, value in settings.items():
+        ask("config", key, value)
+    ran.unlink(missing_ok=True)
+    found = previous(path)
+    assert found is not None and list(found[1]) == list(first)
+    assert git(sent, "ls-files", "--error-unmatch", str(path)) and not ran.exists()
+    (sent / ".git" / "objects" / blob[:2] / blob[2:]).unlink()  # now git would fetch it
+    with pytest.raises(TableError, match="git has no"):
+        committed(path, "HEAD~")
+    assert not ran.exists()

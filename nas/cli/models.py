@@ -100,16 +100,19 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
+    format: Annotated[
+        str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
+    ] = "coreml",
     as_json: Json = False,
 ) -> None:
-    """Core ML packages of the network, its text encoder and its decoder."""
+    """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
     from nas.export import export_model
     from nas.export.network import parse_shape
 
     stats = export_model(
         model,
-        out or Path(os.path.normpath(model / ".." / "coreml")),
+        out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
         clip,
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
@@ -119,6 +122,7 @@ def export(
         audit=audit,
         device=device,
         tables=tables,
+        format=format,
         tell=(lambda line: None) if as_json else say,
     )
     emit(stats) if as_json else _tell_packages(stats)
@@ -128,6 +132,12 @@ def _tell_packages(stats: Mapping[str, Any]) -> None:
     """What an export made, for people."""
     from nas.export.telling import sentences
 
+    if stats.get("format") == "coreai":
+        from nas.export import coreai
+
+        for line in coreai.sentences(stats):
+            tell(line)
+        return
     if "operations" in stats:
         tell(
             f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "

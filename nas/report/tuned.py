@@ -9,7 +9,8 @@ from typing import Any
 from nas.errors import NasError
 from nas.evaluate.motion import fell, sentence
 from nas.files import read_json
-from nas.report.texts import as_mapping, number
+from nas.report.folder import as_mapping
+from nas.report.texts import number
 
 WANTED = ("before", "after", "change", "low", "high", "prompts")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from latency_tables.versions import git
 from nas.config import RunConfig
 from nas.errors import NasError
 from nas.files import read_json, write_whole
@@ -67,11 +67,9 @@ def provenance(config: RunConfig) -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of the tree that this package is imported from, "+" if changed; None for an installed one."""
-    here = Path(__file__).parent
-    ask: Callable[[list[str]], str] = lambda args: subprocess.run(  # noqa: E731
-        ["git", "-C", str(here), *args], capture_output=True, text=True, timeout=10, check=True
-    ).stdout.strip()
-    try:
-        return ask(["rev-parse", "--short", "HEAD"]) + ("+" if ask(["status", "--porcelain"]) else "")
-    except (OSError, subprocess.SubprocessError):
+    here = Path(__file__)
+    ask = partial(git, here.parent)
+    head, ours = ask("rev-parse", "--short", "HEAD"), ask("ls-files", "--error-unmatch", here.name)
+    if head is None or ours is None:
         return None
+    return head.decode().strip() + ("+" if ask("status", "--porcelain") else "")

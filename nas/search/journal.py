@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,15 @@ from optuna.storages.journal._storage import JournalOperation
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from latency_tables.files import lock, tell_unlocked
+from latency_tables.files import tell_unlocked
 from nas.errors import NasError
+from search_spaces.writing import lock
 
 START = b'{"op_code":'
 OPERATIONS = frozenset(int(operation) for operation in JournalOperation)
+NAMED = "named"  # user attribute of a study: its name and how many directions it has, for when its first line is lost
+NAMELESS = "damaged "  # before the number of a study whose name is lost
+MOST_LOST = 8  # studies in a row that may have lost the lines that create them
 LOOKED = 1_000_000  # bytes of a file in which a journal's first record is looked for
 # What a record that Optuna cannot apply raises in it.
 UNFIT = (KeyError, ValueError, TypeError, AttributeError, AssertionError, OverflowError, IndexError)
@@ -113,8 +118,10 @@ class Readable(JournalStorage):
     def _sync_with_backend(self) -> None:
         replay = self._replay_result
         for record in self._backend.read_logs(replay.log_number_read):
+            self._make_room(record)
             try:
                 replay.apply_logs([record])
+                self._name(record)
             except UNFIT:
                 if str(record.get("worker_id", "")).startswith(self._worker_id_prefix):
                     raise  # an answer to this very process
@@ -123,6 +130,22 @@ class Readable(JournalStorage):
                     study = record.get("study_id")
                     empty = _empty_trial(study if isinstance(study, int) else 0)
                     replay._apply_create_trial(empty)
+
+    def _make_room(self, record: dict[str, Any]) -> None:
+        """Have a study that a record speaks of, where the line that created it is lost: its trials are kept."""
+        replay, study = self._replay_result, record.get("study_id")
+        if isinstance(study, int) and study < replay._next_study_id + MOST_LOST:
+            while replay._next_study_id <= study:
+                replay._apply_create_study(_nameless_study(replay._next_study_id))
+
+    def _name(self, record: dict[str, Any]) -> None:
+        """Give a study that lost its name the one that it noted."""
+        if record["op_code"] != JournalOperation.SET_STUDY_USER_ATTR or NAMED not in record["user_attr"]:
+            return
+        named, studies = record["user_attr"][NAMED], self._replay_result._studies
+        study, name, count = studies[record["study_id"]], named["name"], named["directions"]
+        if study.study_name.startswith(NAMELESS) and name not in [other.study_name for other in studies.values()]:
+            study.study_name, study._directions = str(name), [StudyDirection.MINIMIZE] * int(count)
 
 
 def open_journal(path: Path) -> tuple[Readable, str]:
@@ -157,11 +180,20 @@ def stand_in(text: bytes, study: int) -> dict[str, Any] | None:
     """What keeps the numbers right in place of a line that created a trial or a study and cannot be read."""
     if START + b"4," in text or b'"distributions"' in text or b'"fixed_params"' in text:
         return _empty_trial(study)
-    if START + b"0," in text:
-        directions = [int(StudyDirection.MINIMIZE)] * 2
-        create = int(JournalOperation.CREATE_STUDY)
-        return {"op_code": create, "worker_id": "", "study_name": "damaged", "directions": directions}
-    return None
+    name = re.search(rb'"study_name":("(?:[^"\\]|\\.)*"),"directions":(\[[0-9,]+\])', text)
+    if name is None:
+        return None  # if it created a study, what is said of that one makes room for it
+    try:
+        found = {"study_name": json.loads(name[1]), "directions": json.loads(name[2])}
+    except ValueError:
+        return None
+    return {"op_code": int(JournalOperation.CREATE_STUDY), "worker_id": "", **found}
+
+
+def _nameless_study(number: int) -> dict[str, Any]:
+    directions = [int(StudyDirection.MINIMIZE)] * 2
+    create = int(JournalOperation.CREATE_STUDY)
+    return {"op_code": create, "worker_id": "", "study_name": f"{NAMELESS}{number}", "directions": directions}
 
 
 def _empty_trial(study: int) -> dict[str, Any]:
