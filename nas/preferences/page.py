@@ -46,7 +46,8 @@ def write_page_of(kept: PreferenceSet, frames: Callable[[Any], Any]) -> Path:
             f'<img src="{strip}" alt="{header.clips} clips side by side, moving">{_table(kept, name)}</figure>'
         )
     kind = "sampled from noise of their own" if header.kind == "samples" else "from corrupted copies of a real clip"
-    told = f"{len(names)} groups of {header.clips} clips, {kind}, in {header.count} segment(s)"
+    in_segments = f"labelled in {header.count} segments" if header.count > 1 else "judged as a whole"
+    told = f"{len(names)} groups of {header.clips} clips, {kind}, {in_segments}"
     few = f"; {len(shown)} of them are shown" if len(shown) < len(names) else ""
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="generator" content="temporal-nas">'

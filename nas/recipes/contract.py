@@ -28,6 +28,7 @@ GROUP = "temporal_nas.recipes"
 RECIPES = {
     "joint": "nas.recipes.joint:RECIPE",
     "adversarial": "nas.recipes.adversarial:RECIPE",
+    "distribution_matching": "nas.recipes.distribution_matching:RECIPE",
     "preference": "nas.recipes.preference:RECIPE",
 }
 
