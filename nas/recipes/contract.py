@@ -29,6 +29,7 @@ RECIPES = {
     "joint": "nas.recipes.joint:RECIPE",
     "adversarial": "nas.recipes.adversarial:RECIPE",
     "distribution_matching": "nas.recipes.distribution_matching:RECIPE",
+    "points": "nas.recipes.points:RECIPE",
     "preference": "nas.recipes.preference:RECIPE",
 }
 
