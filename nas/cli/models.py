@@ -223,6 +223,37 @@ def finetune(
 
 
 @app.command()
+def prefer(
+    model: ModelDir,
+    out: Annotated[
+        Path, typer.Option(callback=below_root, help="Folder of the preference set; one that is there is continued.")
+    ],
+    join: Annotated[list[Path] | None, typer.Option(help="Another set of the same making, taken over first.")] = None,
+    config: Yaml = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. clips=4 or kind=guided.")
+    ] = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Clips of the same prompts and which of them is better: what `finetune --stage preference` learns from."""
+    from nas.config import settle
+    from nas.console import progress
+    from nas.model.made_with import data_of
+    from nas.preferences.config import PreferConfig
+    from nas.preferences.making import make_set
+
+    settings = settle(PreferConfig, data_of(model), config, set_)
+    with progress("prefer") as shown:
+        summary = make_set(model, settings, out, join=join or (), progress=shown)
+    if as_json:
+        emit(summary)
+        return
+    left = f", {summary['left_out']} labels did not survive swapping the order" if summary["left_out"] else ""
+    tell(f"{summary['set']}: {summary['groups']} groups judged by {', '.join(summary['rewards'])}{left}")
+    tell(f"look at them: {summary['page']}")
+
+
+@app.command()
 def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or the packages of nas export.")],
     prompt: Annotated[list[str], typer.Option(help="What is shown; several make a batch, or one sheet of pictures.")],
