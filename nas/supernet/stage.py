@@ -337,7 +337,8 @@ class SupernetStage(Stage):
             return None
         paths = [self.space.baseline(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
         config = VALIDATION.model_copy(update={"weights": self.weights})
-        quality = Quality(self.supernet, self.text, self.validation, config, str(self.engine.device))
+        device, precision = str(self.engine.device), self.engine.precision
+        quality = Quality(self.supernet, self.text, self.validation, config, device, precision=precision)
         return statistics.fmean(quality.score(path).loss for path in paths)
 
     def strip(self) -> Strip | None:
