@@ -314,11 +314,11 @@ def _check_threshold(value: float) -> None:
 
 def _transfer(arguments: argparse.Namespace) -> int:
     source, target = (load_table(name, arguments.dir) for name in (arguments.source, arguments.target))
-    if arguments.out.exists():
-        raise TableError(f"{arguments.out} is there already; give another --out")
     if arguments.next < 0:
         raise TableError(f"--next must be 0 or more, but is {arguments.next}")
     found = transfer(source, target, arguments.next)
+    if arguments.out.exists() and not _is_there(found.table, arguments.out):
+        raise TableError(f"{arguments.out} is there already; give another --out")
     path = found.table.save(arguments.out)
     if arguments.json:
         return _emit({"table": str(path), "predicted": found.predicted, "width": found.width, "next": found.next})
@@ -332,8 +332,11 @@ def _transfer(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> int:
     ours, theirs = (load_table(name, arguments.dir) for name in (arguments.ours, arguments.theirs))
     merged = ours.merge(theirs, arguments.prefer)
-    if arguments.out.exists() and arguments.out.resolve() not in (
-        find_table(name, arguments.dir).resolve() for name in (arguments.ours, arguments.theirs)
+    if (
+        arguments.out.exists()
+        and arguments.out.resolve()
+        not in (find_table(name, arguments.dir).resolve() for name in (arguments.ours, arguments.theirs))
+        and not _is_there(merged, arguments.out)
     ):
         raise TableError(f"{arguments.out} is there already and is neither of the two; give another --out")
     path = merged.save(arguments.out, replace=True)
@@ -341,6 +344,14 @@ def _merge(arguments: argparse.Namespace) -> int:
         return _emit({"table": str(path), "rows": len(merged)})
     tell(f"{path}: {len(merged)} rows")
     return DONE
+
+
+def _is_there(table: Table, path: Path) -> bool:
+    """Whether a file holds this very table: left by the same command, which may have been killed before its end."""
+    try:
+        return Table.load(path).to_csv() == table.to_csv()
+    except TableError:
+        return False
 
 
 def _seal(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from latency_tables.terminal import warn
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that know no locks
 _LOCK = ".table.lock"
+_YOUNG = 0.5  # seconds in which who made a temporary file may not have locked it yet
 
 
 def checksum(data: bytes) -> str:
@@ -119,10 +120,13 @@ def write_atomic(path: Path, data: bytes) -> None:
     Raises:
         TableError: if the disk is full or the folder cannot be written; the old file is then untouched.
     """
+    _sweep(path)
     # A name that nobody can put a link at beforehand, and O_EXCL with O_NOFOLLOW in case somebody did.
     temporary = path.with_name(f".{path.name[:60]}.{secrets.token_hex(8)}.tmp")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
+            with contextlib.suppress(OSError):
+                lock(file.fileno())  # so that nobody sweeps it away
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -148,9 +152,25 @@ def sync_folder(folder: Path) -> None:
 
 def sweep(path: Path) -> None:
     """Remove the temporary files that killed writers of ``path`` left; call with the folder's lock held."""
-    for left in path.parent.glob(f".{glob.escape(path.name[:60])}.*.tmp"):
+    for left in _left(path):
         with contextlib.suppress(OSError):
             left.unlink()
+
+
+def _left(path: Path) -> Iterator[Path]:
+    return path.parent.glob(f".{glob.escape(path.name[:60])}.*.tmp")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers left where no lock is held: nothing of the living, nor what may just be begun."""
+    for left in _left(path):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(left, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if time.time() - os.fstat(descriptor).st_mtime > _YOUNG and lock(descriptor):
+                    left.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def begins_with(path: Path, marks: tuple[bytes, ...], within: int = 4096) -> bool:
