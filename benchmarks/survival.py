@@ -41,20 +41,26 @@ from mortal import COMMANDS, KILLED, Command, age, clear, digests, forked, make_
 from nas.run.folder import commit
 
 STORED = Path(__file__).parent / "data" / "survival.json"
-SLOW_KILLS, ANY_KILLS, WANTED = 12, 48, 500  # at most so many places of a slow command, of any other; kills in all
+WANTED = 500  # kills in all
 QUICK = ("space show", "table report", "table merge", "sample over a video", "report")
 NEEDED = ("profile", "train", "search", "build", *QUICK)  # to have something for them
 TARGETS = ("lost", "refused_after", "lost_by_neighbour", "written_outside", "code_run")
 
 
 class Bench:
-    """The workshop, what each command leaves in it undisturbed, and a place for copies."""
+    """The workshop, what each command leaves in it undisturbed, and a place for copies.
+
+    Attributes:
+        whole: by command, what it makes: file -> digest. volatile: of that, what is different each time.
+        touched: what else it changes. places: its file operations.
+    """
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder, self.shop = folder, folder / "shop"
-        self.commands = [command for command in COMMANDS if command.name in names]
+        self.commands = {command.name: command for command in COMMANDS if command.name in names}
         self.whole: dict[str, dict[str, str]] = {}
         self.volatile: dict[str, set[str]] = {}
+        self.touched: dict[str, set[str]] = {}
         self.places: dict[str, int] = {}
 
     def prepare(self, names: Sequence[str]) -> None:
@@ -62,21 +68,16 @@ class Bench:
         make_workshop(self.shop)
         for command in COMMANDS:
             if command.name in names:
-                self._go(command, self.shop)
+                clear(self.shop, command)
+                self.go(command, self.shop)
+                self.whole[command.name] = digests(self.shop, command.makes)
 
-    def know(self) -> None:
-        """Run every command twice undisturbed: what it leaves, what of that is never the same, and how long it is."""
-        for command in self.commands:
-            found = []
-            for _ in range(2):
-                copy = self.copy(command)
-                self._go(command, copy)
-                found.append(digests(copy, ["."]))
-                self.places[command.name] = int((self.folder / f"log-{os.getpid()}.places").read_text())
-                shutil.rmtree(copy)
-            one, two = found
-            self.whole[command.name] = one
-            self.volatile[command.name] = {name for name in one.keys() | two.keys() if one.get(name) != two.get(name)}
+    def know(self, jobs: int) -> None:
+        """Run every command again undisturbed: what of its files is never the same, and how long it is."""
+        for name, told in zip(self.commands, over(undisturbed, list(self.commands), jobs), strict=True):
+            one, two = self.whole[name], told["whole"]
+            self.volatile[name] = {n for n in one.keys() | two.keys() if one.get(n) != two.get(n)}
+            self.touched[name], self.places[name] = set(told["touched"]), told["places"]
 
     def copy(self, *commands: Command) -> Path:
         """A copy of the workshop in which these commands have all to do."""
@@ -92,73 +93,94 @@ class Bench:
         code = forked(folder, command.words, log, fatal)
         return code, (log.read_text(errors="replace").strip().splitlines() or [""])[-1][:200]
 
-    def _go(self, command: Command, folder: Path) -> None:
+    def go(self, command: Command, folder: Path) -> int:
+        """Run a command that must go well; how many places it has."""
+        began = time.monotonic()
         code, said = self.run(command, folder)
         if code not in command.code:
             raise SystemExit(f"{command.name} ended with {code} undisturbed: {said}")
+        print(f"{command.name:20} {time.monotonic() - began:5.1f} s undisturbed", file=sys.stderr, flush=True)
+        return int((self.folder / f"log-{os.getpid()}.places").read_text())
+
+    def differing(self, command: Command, folder: Path, before: dict[str, str]) -> list[str]:
+        """What a folder has that is not as the command leaves it undisturbed."""
+        name, after = command.name, digests(folder, ["."])
+        made = digests(folder, command.makes)
+        wrong = [n for n in self.whole[name].keys() | made.keys() if self.other(name, made, n)]
+        rest = (before.keys() | after.keys()) - made.keys() - self.whole[name].keys()
+        return wrong + [
+            n for n in rest if before.get(n) != after.get(n) and not (n in self.touched[name] and n in after)
+        ]
+
+    def other(self, name: str, found: dict[str, str], file: str) -> bool:
+        """Whether a file is not the one that the command leaves."""
+        if file in self.volatile[name]:
+            return file in self.whole[name] and file not in found
+        return self.whole[name].get(file) != found.get(file)
 
 
 BENCH: Bench  # of this process and of those forked from it
 
 
-def differing(command: Command, folder: Path) -> list[str]:
-    """What of a folder is not as the command leaves it undisturbed."""
-    whole, found = BENCH.whole[command.name], digests(folder, ["."])
-    return [n for n in whole.keys() | found.keys() if _other(whole, found, n, BENCH.volatile[command.name])]
-
-
-def _other(whole: dict[str, str], found: dict[str, str], name: str, volatile: set[str]) -> bool:
-    if name in volatile:
-        return name in whole and name not in found
-    return whole.get(name) != found.get(name)
+def undisturbed(name: str) -> dict[str, Any]:
+    """A command once more: what it makes, what else it changes, and its places."""
+    command = BENCH.commands[name]
+    copy = BENCH.copy(command)
+    before = digests(copy, ["."])
+    places = BENCH.go(command, copy)
+    after, whole = digests(copy, ["."]), digests(copy, command.makes)
+    shutil.rmtree(copy.parent)
+    touched = [n for n in after.keys() - whole.keys() if before.get(n) != after[n]]
+    return {"whole": whole, "touched": touched, "places": places}
 
 
 def kill(case: tuple[str, int]) -> dict[str, Any]:
     """Kill a command at one place and run it again."""
-    command, place = next(c for c in BENCH.commands if c.name == case[0]), case[1]
+    command, place = BENCH.commands[case[0]], case[1]
     copy = BENCH.copy(command)
-    before = digests(copy, command.makes)
+    rest, before = digests(copy, ["."]), digests(copy, command.makes)
     code, said = BENCH.run(command, copy, place)
-    found: dict[str, Any] = {"command": command.name, "place": place, "killed": code == KILLED}
+    found: dict[str, Any] = {"command": command.name, "place": place, "killed": code == KILLED, "torn": []}
     if command.keeps:
         after, whole, volatile = digests(copy, command.makes), BENCH.whole[command.name], BENCH.volatile[command.name]
-        torn = [n for n in before if n not in volatile and after.get(n) not in (before[n], whole.get(n))]
-        found["torn"] = torn + [name for name in before if name not in after and name in whole]
+        found["torn"] = [n for n in before if n in whole and n not in after]
+        found["torn"] += [
+            n for n in after if n in before and n not in volatile and after[n] not in (before[n], whole[n])
+        ]
     age(copy)
     code, said = BENCH.run(command, copy)
-    found |= {"refused": said if code not in command.code else "", "differs": differing(command, copy)[:5]}
+    found |= {"refused": "" if code in command.code else said, "differs": BENCH.differing(command, copy, rest)[:5]}
     shutil.rmtree(copy.parent)
     return found
 
 
 def pair(case: tuple[str, str]) -> dict[str, Any]:
-    """Run two commands at once, and what was refused again; compare with one after the other."""
-    ours = [next(c for c in BENCH.commands if c.name == name) for name in case]
-    ends = []
-    for together in (True, False):
-        copy = BENCH.copy(*ours)
-        if together:
-            logs = [BENCH.folder / f"log-{os.getpid()}-{i}" for i in range(2)]
-            running = [start(copy, command.words, log) for command, log in zip(ours, logs, strict=True)]
-            codes = [wait(process) for process in running]
-        else:
-            codes = [99, 99]
-        for index, command in enumerate(ours):
-            if codes[index] not in command.code:
-                codes[index], said = BENCH.run(command, copy)
-        ends.append((codes, digests(copy, [part for command in ours for part in command.makes])))
-        shutil.rmtree(copy.parent)
-    (codes, found), (_, wanted) = ends
-    volatile = set().union(*(BENCH.volatile[command.name] for command in ours))
-    lost = [name for name in wanted.keys() | found.keys() if _other(wanted, found, name, volatile)]
-    refused = [c.name for c, code in zip(ours, codes, strict=True) if code not in c.code]
+    """Run two commands at once, and again what was refused; each leaves what it leaves alone."""
+    ours = [BENCH.commands[name] for name in case]
+    copy = BENCH.copy(
+        *(command for command in ours if command.name != "run")
+    )  # which does what another's lack asks for
+    logs = [BENCH.folder / f"log-{os.getpid()}-{i}" for i in range(2)]
+    running = [start(copy, command.words, log) for command, log in zip(ours, logs, strict=True)]
+    codes = [wait(process) for process in running]
+    said = ["", ""]
+    for index, command in enumerate(ours):
+        if codes[index] not in command.code:
+            codes[index], said[index] = BENCH.run(command, copy)
+    lost = []
+    for command in ours:
+        made = digests(copy, command.makes)
+        if command.name != "run":
+            lost += [n for n in BENCH.whole[command.name].keys() | made.keys() if BENCH.other(command.name, made, n)]
+    shutil.rmtree(copy.parent)
+    refused = [text for command, code, text in zip(ours, codes, said, strict=True) if code not in command.code]
     return {"pair": list(case), "refused": refused, "differs": lost[:5]}
 
 
 def visit(index: int) -> dict[str, Any]:
     """Do in a stranger's folder what a person does."""
     hostile: Hostile = HOSTILE[index]
-    commands = [command for command in COMMANDS if command.name in hostile.commands]
+    commands = [command for command in BENCH.commands.values() if command.name in hostile.commands]
     copy = BENCH.copy(*(command for command in commands if command.name != "evaluate"))
     outside, proof = copy.parent / "outside", copy.parent / "proof"
     outside.mkdir()
@@ -199,6 +221,8 @@ def over(function: Callable[[Any], dict[str, Any]], cases: Sequence[Any], jobs: 
 def _shown(name: str, found: Iterable[dict[str, Any]], total: int) -> Iterable[dict[str, Any]]:
     began = told = time.monotonic()
     for done, one in enumerate(found, 1):
+        if any(one.get(wrong) for wrong in ("differs", "torn", "refused", "outside", "ran")):
+            print(f"  {json.dumps(one)}", file=sys.stderr, flush=True)
         if time.monotonic() - told > 20:
             told = time.monotonic()
             print(f"{name:6} {done}/{total}, {told - began:.0f} s", file=sys.stderr, flush=True)
@@ -207,8 +231,8 @@ def _shown(name: str, found: Iterable[dict[str, Any]], total: int) -> Iterable[d
 
 def spread(command: Command, places: int, quick: bool) -> list[int]:
     """The places at which a command is killed: all, or some evenly spread."""
-    most = 3 if quick else SLOW_KILLS if command.slow else ANY_KILLS
-    return sorted({1 + i * places // min(most, places) for i in range(min(most, places))})
+    most = min(3 if quick else command.kills, places)
+    return sorted({1 + i * places // most for i in range(most)})
 
 
 def measure(quick: bool, jobs: int) -> dict[str, Any]:
@@ -218,22 +242,18 @@ def measure(quick: bool, jobs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         BENCH = Bench(Path(folder), names)
         BENCH.prepare(NEEDED if quick else names)
-        BENCH.know()
-        deaths = [(c.name, place) for c in BENCH.commands for place in spread(c, BENCH.places[c.name], quick)]
-        writers = [command.name for command in BENCH.commands if " over " not in command.name]
-        pairs = list(itertools.combinations_with_replacement(writers, 2))
-        known = [i for i, one in enumerate(HOSTILE) if set(one.commands) <= {*NEEDED}]
-        hostile = known[::8] if quick else list(range(len(HOSTILE)))
+        BENCH.know(jobs)
+        deaths = [(c.name, at) for c in BENCH.commands.values() for at in spread(c, BENCH.places[c.name], quick)]
+        pairs = list(itertools.combinations_with_replacement([name for name in names if " over " not in name], 2))
+        known = [i for i, one in enumerate(HOSTILE) if set(one.commands) <= {*names}]
         killed = over(kill, deaths, jobs)
+        visited = over(visit, known[::8] if quick else known, jobs)
         together = over(pair, pairs, jobs)
-        visited = over(visit, hostile, jobs)
-        places = dict(BENCH.places)
-        by_presence = sorted({name for names in BENCH.volatile.values() for name in names})
-    show(killed, together, visited, places)
+    show(killed, together, visited, BENCH.places)
     died = [one for one in killed if one["killed"]]
     return {
         "kills": len(died),
-        "lost": sum(bool(one["differs"] or one.get("torn")) and not one["refused"] for one in died),
+        "lost": sum(bool(one["differs"] or one["torn"]) and not one["refused"] for one in died),
         "refused_after": sum(bool(one["refused"]) for one in died),
         "concurrent_pairs": len(together),
         "lost_by_neighbour": sum(bool(one["differs"] or one["refused"]) for one in together),
@@ -241,7 +261,7 @@ def measure(quick: bool, jobs: int) -> dict[str, Any]:
         "written_outside": sum(one["outside"] for one in visited),
         "code_run": sum(one["ran"] for one in visited),
         "commands": len(BENCH.commands),
-        "compared_by_presence": by_presence,
+        "compared_by_presence": sorted({name for names in BENCH.volatile.values() for name in names}),
     }
 
 
@@ -252,11 +272,11 @@ def show(
     print(f"{'command':<24} {'places':>7} {'kills':>6} {'lost':>5} {'refused':>8}")
     for name in places:
         mine = [one for one in killed if one["command"] == name and one["killed"]]
-        lost = sum(bool(one["differs"] or one.get("torn")) and not one["refused"] for one in mine)
+        lost = sum(bool(one["differs"] or one["torn"]) and not one["refused"] for one in mine)
         print(f"{name:<24} {places[name]:>7} {len(mine):>6} {lost:>5} {sum(bool(o['refused']) for o in mine):>8}")
     print(f"\n{len(together)} pairs of commands at once, {len(visited)} folders of strangers")
     for one in killed:
-        if one["differs"] or one["refused"] or one.get("torn"):
+        if one["differs"] or one["refused"] or one["torn"]:
             print(f"  killed: {json.dumps(one)}")
     for one in together:
         if one["differs"] or one["refused"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -33,8 +34,13 @@ Command = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it do
 
 def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int:
     """Run one command and give its exit code: 0 done, 1 the answer is no, 2 wrong use or bad input."""
+    words = sys.argv[1:] if argv is None else argv
+    empty = next((word[:-3] for word in words if word.startswith("--") and word.endswith("=--")), None)
+    if empty is not None:  # argparse makes an empty list of it, whatever the option takes
+        warn(f"nas: argument {empty}: -- is no value; see {prog} --help")
+        return WRONG_USE
     try:
-        arguments = _parser(prog).parse_args(argv)
+        arguments = _parser(prog).parse_args(words)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return WRONG_USE if stop.code else DONE
     try:

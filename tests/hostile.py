@@ -69,7 +69,7 @@ FILES = {
     "run/report.html": "report",
     "run/.report.html.partial": "report",
     "run/rank.csv": "rank",
-    "run/rank": "rank",
+    "run/rank.json": "rank",
     "run/model": "build",
     "run/.model.partial": "build",
     "run/..model.lock.partial": "build",

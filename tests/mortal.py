@@ -56,7 +56,7 @@ class Command:
         words: what is run, in a copy of the workshop.
         makes: what it leaves, files or folders; removed beforehand unless ``keeps`` is set.
         keeps: what is there before stands, made by an earlier run of the same command, and is replaced.
-        slow: takes seconds, so that few of its places are tried.
+        kills: at most so many of its places are tried; few where it takes seconds.
         code: of a command that went well.
     """
 
@@ -64,12 +64,14 @@ class Command:
     words: tuple[str, ...]
     makes: tuple[str, ...]
     keeps: bool = False
-    slow: bool = False
+    kills: int = 56
     code: tuple[int, ...] = (0,)
 
 
 SET = ("--config", "config.yaml", "--device", "board.yaml")
 PROMPT = ("--prompt", "a red circle moving left", "--steps", "1")
+PROFILE = ("profile", "mini.yaml", "--device", "board.yaml", "--table", "run/table")
+RANK = ("rank", "run", "--arrangements", "6", "--steps", "1")
 FOUND = tuple(f"run/{part}" for part in ("front.csv", "study.journal", "arrangement.yaml", "explain.json"))
 SAMPLE = ("sample", "run/model", *PROMPT, "--out", "run/a.mp4")
 TUNE = ("finetune", "run/model", "--stage", "joint", "--config", "finetune.yaml", "--out", "run/tuned")
@@ -83,15 +85,17 @@ CACHE = ("cache", "videos", "--out", "cached", "--autoencoder", "allegro", "--te
 PRUNE_IT = ("prune", "source", "--out", "pruned", "--space", "pixels.yaml", "--config", "prune.yaml")
 # In the order in which each finds what those before it leave.
 COMMANDS = (
-    Command("run", ("run", "mini.yaml", "--out", "run", *SET), ("run",), slow=True),
+    Command("run", ("run", "mini.yaml", "--out", "run", *SET), ("run",), kills=8),
     Command("space show", ("space", "show", "mini.yaml"), ("mini.plan.json",)),
-    Command("profile", ("profile", "mini.yaml", "--device", "board.yaml", "--table", "run/table"), ("run/table",)),
+    Command(
+        "profile", ("profile", "mini.yaml", "--device", "board.yaml", "--table", "run/table"), ("run/table",), kills=12
+    ),
     Command("train", ("train", "mini.yaml", "--out", "run", *SET), ("run/supernet",)),
     Command("search", ("search", "run"), FOUND),
-    Command("rank", ("rank", "run", "--arrangements", "6", "--steps", "1"), ("run/rank",), code=(0, 1)),
+    Command("rank", RANK, ("run/rank.csv", "run/rank.json"), code=(0, 1)),
     Command("build", ("build", "run"), ("run/model",)),
     Command("build over a model", ("build", "run"), ("run/model",), keeps=True),
-    Command("export", ("export", "run/model", "--out", "run/coreml", "--parts", "network"), ("run/coreml",), slow=True),
+    Command("export", ("export", "run/model", "--out", "run/coreml", "--parts", "network"), ("run/coreml",), kills=8),
     Command("finetune", TUNE, ("run/tuned",)),
     Command("sample", SAMPLE, ("run/a.mp4", "run/a.png")),
     Command("sample over a video", SAMPLE, ("run/a.mp4", "run/a.png"), keeps=True),
@@ -99,7 +103,7 @@ COMMANDS = (
     Command("evaluate for VBench", VBENCH, ("run/vbench",)),
     Command("report", ("report", "run"), ("run/report.html",), keeps=True),
     Command("cache", CACHE, ("cached",)),
-    Command("prune", PRUNE_IT, ("pruned",)),
+    Command("prune", PRUNE_IT, ("pruned",), kills=12),
     Command("table report", ("table", "report", TABLE, "--out", "page.html"), ("page.html",), keeps=True),
     Command("table diff", ("table", "diff", TABLE, TABLE, "--html", "diff.html"), ("diff.html",), keeps=True),
     Command("table merge", ("table", "merge", TABLE, TABLE, "--out", "merged/b/r.csv"), ("merged",)),
