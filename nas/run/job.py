@@ -182,6 +182,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
                 f"{step.loader_frames_per_s:.0f} loadable, {step.memory_mb:.0f} MB",
             )
 
+        report(0, config.train.steps, "the first batch is made")  # which may take its time
         draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
         train(
             space,
