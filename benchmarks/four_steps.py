@@ -39,7 +39,9 @@ from nas.model.network import VideoUNet
 from nas.model.pipeline import TextToVideoPipeline, load_pipeline, save_pipeline
 from nas.pretrained.text import TextEncoder
 from nas.recipes import finetune
-from nas.recipes.config import AdversarialConfig, FinetuneConfig, JointConfig
+from nas.recipes.adversarial import AdversarialConfig
+from nas.recipes.config import FinetuneConfig, known_settings
+from nas.recipes.joint import JointConfig
 from search_spaces.space import Space
 
 HERE = Path(__file__).parent
@@ -167,8 +169,8 @@ def run_seed(
     folder = work / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     start = fresh_model(folder / "random", DATA, seed)
-    easy = FinetuneConfig(seed=seed, data=FIRST, joint=BASE.model_copy(update={"steps": steps[0]}))
-    real = FinetuneConfig(seed=seed, data=DATA, joint=AFTER.model_copy(update={"steps": steps[1]}))
+    easy = known_settings()(seed=seed, data=FIRST, joint=BASE.model_copy(update={"steps": steps[0]}))
+    real = known_settings()(seed=seed, data=DATA, joint=AFTER.model_copy(update={"steps": steps[1]}))
     model = tuned(tuned(start, "joint", easy, folder / "first"), "joint", real, folder / "base")
     rows: dict[str, Any] = {}
 
@@ -185,7 +187,7 @@ def run_seed(
     row("25 steps, no guidance", "base-25-bare", lambda: judge(load_pipeline(model), steps=25, guidance=1.0))
     row("4 steps, untouched", "base-4", lambda: judge(load_pipeline(model), steps=4, guidance=1.0))
     for variant in variants:
-        settings = FinetuneConfig(seed=seed, data=DATA, adversarial=few.model_copy(update=CHANGES.get(variant, {})))
+        settings = known_settings()(seed=seed, data=DATA, adversarial=few.model_copy(update=CHANGES.get(variant, {})))
         made = tuned(model, "adversarial", settings, folder / variant)
 
         def follow(made: Path = made) -> dict[str, Any]:

@@ -33,7 +33,6 @@ def choose() -> Any:
 
     from latency_tables.cost import CostModel
     from latency_tables.lookup import find_table
-    from latency_tables.plan import Plan as TablePlan
     from latency_tables.table import Table
     from search_spaces.planning import load_plan
     from search_spaces.space import Space
@@ -46,7 +45,7 @@ def choose() -> Any:
         found = {variant.block for _, variants in arrangement.layers for variant in variants}
         if found == blocks and abs(plan.parameters(arrangement) - WANTED) < NEAR:
             break
-    model = CostModel(TablePlan.from_json(plan.to_json()), Table.load(find_table(DEVICE)))
+    model = CostModel(plan, Table.load(find_table(DEVICE)))
     choice = [space.options(name).index(arrangement.at(name)) for name in model.positions]
     return arrangement, float(model.cost(np.array([choice])).latency_ms[0]), plan.parameters(arrangement)
 

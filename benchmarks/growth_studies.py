@@ -33,21 +33,21 @@ from nas.search.study import search
 TARGET_KB, TARGET_S, STEPS = 4.0, 3.0, 5
 
 
-def opened(journal: Path) -> tuple[float, int, float]:
-    """(seconds, evaluations, MB of resident memory at most) of a process that opens the study."""
+def opened(journal: Path) -> dict[str, float]:
+    """Seconds, processor seconds, evaluations and most MB of memory of a process that opens the study."""
     words = [sys.executable, __file__, "--open", str(journal)]
     answer = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-    found = json.loads(answer.splitlines()[-1])
-    return found["seconds"], found["evaluations"], found["mb"]
+    found: dict[str, float] = json.loads(answer.splitlines()[-1])
+    return found
 
 
 def open_here(journal: Path) -> None:
     problem = make_problem("snapgen_v")
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     study = open_study(journal, {}, problem, storage=open_storage(journal))
     found = evaluations(study, problem)
-    seconds = time.perf_counter() - begun
-    print(json.dumps({"seconds": seconds, "evaluations": len(found), "mb": host.most_resident_mb()}))
+    told = {"seconds": time.perf_counter() - begun, "processor": time.process_time() - worked}
+    print(json.dumps({**told, "evaluations": len(found), "mb": host.most_resident_mb()}))
 
 
 def main() -> int:
@@ -60,18 +60,27 @@ def main() -> int:
         return 0
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     problem = make_problem("snapgen_v")
-    print(f"{'trials':>7} {'kB a trial':>11} {'open, s':>8} {'memory, MB':>11}")
+    print(f"{'trials':>7} {'kB a trial':>11} {'open, s':>8} {'processor, s':>13} {'memory, MB':>11}")
     with tempfile.TemporaryDirectory(dir=os.environ.get("NAS_BENCH_DIR")) as folder:
         journal = Path(folder) / "study.journal"
         for step in range(1, STEPS + 1):
             trials = args.trials * step // STEPS
             search(problem, KnownQuality(problem), journal, identity={}, trials=trials, sampler="random", seed=0)
-            seconds, count, mb = opened(journal)
-            kb = journal.stat().st_size / count / 1e3
-            print(f"{count:>7} {kb:>11.2f} {seconds:>8.2f} {mb:>11.0f}", flush=True)
-    name = f"open_{args.trials}_s"
-    print(json.dumps({"trial_kb": round(kb, 2), name: round(seconds, 2), "memory_mb": round(mb)}))
-    return 0 if kb < TARGET_KB and seconds < TARGET_S else 1
+            told = opened(journal)
+            kb = journal.stat().st_size / told["evaluations"] / 1e3
+            print(
+                f"{told['evaluations']:>7} {kb:>11.2f} {told['seconds']:>8.2f} {told['processor']:>13.2f} "
+                f"{told['mb']:>11.0f}",
+                flush=True,
+            )
+    figures = {
+        "trial_kb": round(kb, 2),
+        f"open_{args.trials}_s": round(told["seconds"], 2),
+        f"open_{args.trials}_processor_s": round(told["processor"], 2),
+        "memory_mb": round(told["mb"]),
+    }
+    print(json.dumps(figures))
+    return 0 if kb < TARGET_KB and told["seconds"] < TARGET_S else 1
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from four_steps import BASE, DATA, GUIDANCE, Judge, cached, fresh_model, tuned
 from nas.config import DataConfig
 from nas.evaluate.classifier import chance
 from nas.model.pipeline import load_pipeline
-from nas.recipes.config import FinetuneConfig
+from nas.recipes.config import known_settings
 
 TWO = DATA.model_copy(
     update={"max_objects": 2, "kinds": ("square", "cross"), "directions": ("left", "right"), "radius": (0.2, 0.26)}
@@ -84,7 +84,7 @@ def run_seed(work: Path, seed: int, judge: Judge, data: DataConfig, steps: int) 
     for name, images in IMAGES.items():
         base = BASE.model_copy(update={"steps": steps, "clips": 24, **images})
         place = folder / f"{name.replace(' ', '-')}{few}"
-        model = tuned(random, "joint", FinetuneConfig(seed=seed, data=data, joint=base), place)
+        model = tuned(random, "joint", known_settings()(seed=seed, data=data, joint=base), place)
         for objects in (1, 2):
             found[name, objects] = row = cached(
                 folder / f"{place.name}-{objects}.json",

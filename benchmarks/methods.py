@@ -17,15 +17,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from device_profiler.additivity import LIMITS, kendall_tau, random_networks
+from device_profiler.additivity import LIMITS, random_networks
 from device_profiler.device import Device
 from device_profiler.measure import Progress
 from device_profiler.profile import measure_workloads
 from device_profiler.samples import RunLog
+from latency_tables.agreement import kendall_tau
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
-from latency_tables.plan import Plan
 from latency_tables.table import Table
+from search_spaces.plan import Plan
 from search_spaces.space import Space
 
 METHODS = ("alone", "slope", "in_context")

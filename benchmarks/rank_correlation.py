@@ -42,19 +42,20 @@ import numpy as np
 import torch
 import yaml
 
+from latency_tables.agreement import kendall_tau
 from latency_tables.cost import CostModel
 from latency_tables.lookup import load_table
-from latency_tables.plan import Plan
 from nas.config import QualityConfig, RunConfig, resolve
 from nas.data import open_data
 from nas.pretrained.text import TextEncoder
-from nas.ranking.agreement import kendall_tau, top_regret
+from nas.ranking.agreement import top_regret
 from nas.ranking.alone import train_alone
 from nas.supernet.quality import Quality
 from nas.supernet.stage import begin, train
 from nas.supernet.supernet import Supernet
 from nas.supernet.trained import load_supernet
 from search_spaces.arrangement import Arrangement
+from search_spaces.plan import Plan
 from search_spaces.space import Space
 
 TARGET_OF_CEILING = 0.85  # in the band
@@ -187,8 +188,7 @@ class Bench:
                     "seed": seed,
                     "loss": f"{score.loss:.6f}",
                     "stderr": f"{score.stderr:.6f}",
-                    "velocity_loss": f"{score.velocity_loss:.6f}",
-                    "motion_loss": f"{score.motion_loss:.6f}",
+                    **{f"{name}_loss": f"{part:.6f}" for name, part in score.parts.items()},
                     "latency_ms": f"{ms:.4f}",
                     "parameters": parameters,
                     "in_band": int(band),

@@ -38,13 +38,13 @@ from search_problems import KnownQuality, Scored
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
-from latency_tables.plan import Plan
 from latency_tables.table import Table, table_path
 from nas.config import SearchConfig
 from nas.search.problem import Problem
 from nas.search.samplers import POPULATION
 from nas.search.study import search
 from search_spaces.arrangement import Arrangement
+from search_spaces.plan import Plan
 from search_spaces.space import Space
 
 TABLES = Path(__file__).parents[1] / "latency_tables" / "tables"

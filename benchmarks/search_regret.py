@@ -30,9 +30,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ from optuna.samplers import BaseSampler
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
-from latency_tables.plan import Plan as TablePlan
 from latency_tables.table import Table
 from nas.config import SearchConfig
 from nas.search import samplers as ours
@@ -86,8 +85,7 @@ SETTINGS: dict[str, dict[str, Callable[[Problem, int], BaseSampler]]] = {
 class Scored:
     loss: float
     stderr: float = 0.0
-    velocity_loss: float = 0.0
-    motion_loss: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def enumerate_truth(run: Path) -> None:
@@ -119,7 +117,7 @@ def enumerate_truth(run: Path) -> None:
 
 def load_problem() -> tuple[Problem, dict[tuple[int, ...], float]]:
     space = Space.load(SPACE)
-    costs = CostModel(TablePlan.from_json(load_plan(space).to_json()), Table.load(TABLE))
+    costs = CostModel(load_plan(space), Table.load(TABLE))
     budget = Budget(latency_ms=RATIO * costs.backbone_latency_ms)
     truth = {}
     for line in TRUTH.read_text().splitlines()[2:]:

@@ -19,7 +19,7 @@ from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
 from latency_tables.distribution import feasible_share
 from latency_tables.lookup import load_table
-from latency_tables.plan import Plan
+from search_spaces.plan import Plan
 
 TABLE = "iphone16_pro_max_roofline"  # ships with both spaces
 TARGET, TARGET_RATIO, BATCH, LOOP, REPEATS = 1_000_000, 100.0, 1_000_000, 5_000, 9
@@ -29,7 +29,7 @@ def loop(model: CostModel, choices: list[dict[str, tuple[str, ...]]]) -> list[tu
     """(latency, weights, peak, parameters) of one arrangement after the other, each layer's row looked up by name."""
     rows = {key: (r.latency_ms_median, r.weights_mb, r.activation_peak_mb) for key, r in model.rows.items()}
     layers = {
-        (position.name, layer.variant): (layer.workload, layer.parameters)
+        (position.name, layer.label): (layer.workload, layer.parameters)
         for position in model.plan.positions
         for layer in position.layers
     }

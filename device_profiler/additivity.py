@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +16,10 @@ from device_profiler.errors import ProfileError
 from device_profiler.measure import OnProgress
 from device_profiler.profile import CACHE, measure_workloads, note_run, profile, table_to_go_on_with
 from device_profiler.samples import Limits, RunLog
+from latency_tables.agreement import kendall_tau
 from latency_tables.correction import MIN_NETWORKS, Correction, fit_correction, interval_of
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
-from latency_tables.plan import Plan as CostPlan
 from latency_tables.record import Record
 from latency_tables.table import Table, table_path
 from search_spaces.arrangement import Arrangement
@@ -97,12 +96,7 @@ class Additivity:
     @property
     def kendall_tau(self) -> float:
         """Kendall's tau of predicted and measured latencies, -1..1; not a number if one side is all ties."""
-        from scipy.stats import kendalltau
-
-        if len(self.rows) < 2:
-            return math.nan
-        predicted, measured = [row.predicted_ms for row in self.rows], [row.measured_ms for row in self.rows]
-        return float(kendalltau(predicted, measured).statistic)
+        return kendall_tau([row.predicted_ms for row in self.rows], [row.measured_ms for row in self.rows])
 
     @property
     def interval(self) -> float:
@@ -228,7 +222,7 @@ def _costs_of_parts(space: Space, table: Table, method: str | None) -> CostModel
     Raises:
         ProfileError: if one of them has no number.
     """
-    model = CostModel(CostPlan.from_json(load_plan(space).to_json()), table, method=method)
+    model = CostModel(load_plan(space), table, method=method)
     for part in model.rows.values():
         if not part.ok:
             raise ProfileError(
@@ -267,12 +261,14 @@ def _own_peak(record: Record) -> float:
 
 
 def _parts(model: CostModel, arrangement: Arrangement) -> Counter[str]:
-    """How often each workload is part of a network; workloads without precision, the backbone's once."""
+    """How often each workload is part of a network; workloads without precision, a whole backbone's once."""
     parts = Counter([model.plan.backbone_workload])
+    parts.update({part.workload: part.calls for part in model.plan.backbone_rest})
     chosen = arrangement.labels()
     for position in model.plan.positions:
-        workloads = {layer.variant: layer.workload for layer in position.layers}
-        parts.update(workloads[label] for label in chosen.get(position.name, ()))
+        workloads = {layer.label: layer.workload for layer in position.layers}
+        for label in chosen.get(position.name, ()):
+            parts[workloads[label]] += position.calls
     return parts
 
 

@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from device_profiler.errors import ProfileError
-from latency_tables.plan import BYTES_PER_ELEMENT
-from search_spaces.errors import nearest
+from search_spaces.errors import nearest, unknown
 from search_spaces.reading import UnreadableError, parse_yaml
 
 MILLION = 1e6
@@ -22,7 +21,6 @@ Seconds = Annotated[float, Field(gt=0, le=MILLION)]
 Rate = Annotated[float, Field(ge=1e-6, le=MILLION)]  # TFLOP/s or GB/s: wider than any chip, far from overflow
 Microseconds = Annotated[float, Field(ge=0, le=MILLION)]
 BIDI = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # turn text around
-COMPUTE_UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY", "CPU", "CUDA")
 
 
 def _one_line(text: str) -> str:
@@ -70,6 +68,7 @@ class Roofline(_Strict):
         efficiency: the share of that peak that dense kernels are taken to reach.
         conv_tflops, matmul_tflops: what convolutions and matrix products were measured to reach, where somebody has;
             they stand in place of peak times efficiency.
+        fp32_tflops, tf32_tflops: the peak at other precisions than the device's own, for estimates of trainings.
         bandwidth_gb_s: of the memory.
         overhead_us: what one operation costs at least.
         dispatch_us: what handing a program to the unit costs: once for each evaluation of a network, however many
@@ -82,6 +81,8 @@ class Roofline(_Strict):
     efficiency: Annotated[float, Field(ge=1e-3, le=1)] = 1.0
     conv_tflops: Rate | None = None
     matmul_tflops: Rate | None = None
+    fp32_tflops: Rate | None = None
+    tf32_tflops: Rate | None = None
     overhead_us: Microseconds = 0.0
     dispatch_us: Microseconds | None = None
     source: Prose
@@ -151,11 +152,6 @@ class Device(_Strict):
             raise ValueError("cuda_graph is for runtime torch on compute_unit CUDA; set these, or leave it out")
         return self
 
-    @property
-    def bytes_per_element(self) -> int:
-        """4 for fp32, 2 for fp16."""
-        return BYTES_PER_ELEMENT[self.precision]
-
     @classmethod
     def load(cls, name_or_path: str | Path) -> Device:
         """The device of that shipped name, or of that YAML file.
@@ -176,10 +172,7 @@ class Device(_Strict):
                 raise ProfileError(f"{path.name!a}: cannot be read ({error.strerror}).") from None
         shipped = _shipped()
         if text not in shipped:
-            raise ProfileError(
-                f"unknown device {text!r}.{nearest(text, shipped)} Known devices: {_known()}; "
-                "or give the path of a device YAML."
-            )
+            raise ProfileError(f"{unknown('device', text, shipped)} A device of your own is given by its .yaml path.")
         return cls.parse(shipped[text], origin=f"{text}.yaml")
 
     @classmethod
@@ -196,14 +189,10 @@ class Device(_Strict):
             device = cls.model_validate(data)
         except ValidationError as error:
             raise ProfileError(f"{origin}: {_explain(error)}") from None
-        from device_profiler.runtimes import known_runtimes
+        from device_profiler.runtimes import REGISTRY
 
-        known = known_runtimes()
-        if device.runtime not in known:
-            raise ProfileError(
-                f"{origin}: unknown runtime {device.runtime!r}.{nearest(device.runtime, known)} "
-                f"Known runtimes: {', '.join(sorted(known))}."
-            )
+        if device.runtime not in REGISTRY.names():
+            raise ProfileError(f"{origin}: {unknown('runtime', device.runtime, REGISTRY.names())}")
         return device
 
 

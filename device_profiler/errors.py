@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class ProfileError(ValueError):
     """Wrong input to the profiler: an unknown device, a misspelt key, a missing tool. One line, with the remedy."""
@@ -31,6 +33,20 @@ class TimedOut(WorkloadError):
     status = "timeout"
 
 
+class WrongAnswer(WorkloadError):
+    """It runs, and what it answers is not what the workload computes. No latency of it is kept.
+
+    Attributes:
+        found: the columns of the row that say how far off which compute unit was.
+    """
+
+    status = "wrong"
+
+    def __init__(self, message: str, found: Mapping[str, float] | None = None) -> None:
+        super().__init__(message)
+        self.found = dict(found or {})
+
+
 class SessionLost(Exception):
     """The process or device behind a session went away for a reason that is not this workload's: measure it again."""
 
@@ -40,6 +56,7 @@ WORKLOAD_ERRORS: dict[str, type[WorkloadError]] = {
     "oom": OutOfMemory,
     "unsupported": Unsupported,
     "timeout": TimedOut,
+    "wrong": WrongAnswer,
 }
 
 

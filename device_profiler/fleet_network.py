@@ -11,7 +11,6 @@ from typing import Any
 from device_profiler.errors import ProfileError
 
 CONNECT_S = 10.0
-LOOPBACK = "127.0.0.1"
 
 
 def need_dask() -> None:

@@ -12,10 +12,10 @@ from statistics import median
 from numpy.random import Generator
 
 from device_profiler import host
-from device_profiler.errors import SessionLost, TimedOut, WorkloadError
+from device_profiler.errors import SessionLost, TimedOut, WorkloadError, WrongAnswer
 from device_profiler.lowering import Lowered
-from device_profiler.rows import _estimate, _iqr_ratio, _usable, failure, summarise
-from device_profiler.runtimes.contract import Execution, Runtime, Session
+from device_profiler.rows import _estimate, _iqr_ratio, _usable, error_columns, failure, summarise
+from device_profiler.runtimes.contract import Execution, Facts, Runtime, Session
 from device_profiler.samples import Job, Limits, RunLog, Sample, _Active, _Part
 from latency_tables.record import Record
 
@@ -64,7 +64,7 @@ def measure(
 
     Yields:
         One record per job. ``status`` is ``ok``, or says why there is no number: ``oom``, ``unsupported``, ``failed``,
-        ``timeout``, ``unstable``. A workload never takes the run down with it.
+        ``timeout``, ``wrong``, ``unstable``. A workload never takes the run down with it.
     """
     run = _Run(jobs, runtime, limits, rng, reference, log or RunLog(), progress)
     try:
@@ -178,7 +178,8 @@ class _Run:
     def _failed(self, active: _Active, error: WorkloadError) -> Record:
         active.close()
         self.finished += 1
-        return failure(active.job, error.status, str(error), self.runtime.source)
+        found = error.found if isinstance(error, WrongAnswer) else None
+        return failure(active.job, error.status, str(error), self.runtime.source, found)
 
 
 def _take_group(waiting: list[_Active], size: int, capacity_mb: float) -> list[_Active]:
@@ -201,15 +202,40 @@ def _memory_mb(lowered: Lowered) -> float:
 
 def _load(runtime: Runtime, lowered: Lowered, limits: Limits) -> Session:
     session = runtime.load(lowered, limits.timeout_s)
-    error = session.facts.max_error
-    if error is not None and not error <= runtime.tolerance:
+    try:
+        check_answers(session.facts, runtime.tolerance, lowered.lowering)
+    except WrongAnswer:
         session.close()
-        off = "not finite or of another shape" if math.isinf(error) else f"off by {error:.2g} of the largest value"
-        raise WorkloadError(
-            f"its outputs are {off} against the torch module (allowed: {runtime.tolerance:g}); "
-            f"lowering {lowered.lowering!r} or the runtime computes another function"
-        )
+        raise
     return session
+
+
+def check_answers(facts: Facts, tolerance: float, lowering: str) -> None:
+    """Refuse what computes something else, as it was loaded or on one of the compute units that it may run on.
+
+    Raises:
+        WrongAnswer: naming the units, with what was found for the row's columns.
+    """
+    error = facts.max_error
+    wrong = [unit for unit, off in facts.output_error.items() if not off <= tolerance]
+    if wrong:
+        told = ", ".join(f"{unit} {_off(facts.output_error[unit])}" for unit in wrong)
+        right = [unit for unit in facts.output_error if unit not in wrong]
+        rest = f"right on {', '.join(right)}: use another compute_unit" if right else "no unit answers rightly"
+        raise WrongAnswer(
+            f"its outputs are wrong on {told} (allowed: {tolerance:g}); {rest}, or another lowering than {lowering!r}",
+            error_columns(facts),
+        )
+    if error is not None and not error <= tolerance:
+        raise WrongAnswer(
+            f"its outputs are {_off(error)} against the torch module (allowed: {tolerance:g}); "
+            f"lowering {lowering!r} or the runtime computes another function",
+            error_columns(facts),
+        )
+
+
+def _off(error: float) -> str:
+    return f"off by {error:.2g} of the largest value" if math.isfinite(error) else "not finite or of another shape"
 
 
 def _requeue(

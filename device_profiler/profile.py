@@ -48,8 +48,8 @@ def profile(
 
     Each row is on disk as soon as it is known, so stopping at any moment loses at most what was being timed; calling
     again goes on from there. With nothing to do, only the space and the table are read. Rows without a number (oom,
-    unsupported, failed, timeout) are results and stay, unless ``retry`` asks to measure them again; an ``unstable``
-    one is measured again each time.
+    unsupported, failed, timeout, wrong) are results and stay, unless ``retry`` asks to measure them again; an
+    ``unstable`` one is measured again each time.
 
     Args:
         table_dir: the table is ``table_dir/<device>/<runtime>.csv``, raw samples beside it.

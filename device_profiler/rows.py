@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -46,8 +46,10 @@ def shape_columns(workload: Workload) -> dict[str, str | int]:
     }
 
 
-def failure(job: Job, status: str, reason: str, source: str = "measured") -> Record:
-    """The row of a workload that gave no number."""
+def failure(
+    job: Job, status: str, reason: str, source: str = "measured", found: Mapping[str, float] | None = None
+) -> Record:
+    """The row of a workload that gave no number; ``found`` are further columns, see ``error_columns``."""
     columns = shape_columns(job.workload)
     return Record(
         key=job.workload.key,
@@ -56,6 +58,7 @@ def failure(job: Job, status: str, reason: str, source: str = "measured") -> Rec
         source=source,
         status=status,
         reason=one_line(reason),
+        extra=tuple((found or {}).items()),
         **columns,  # type: ignore[arg-type]  # text and whole numbers, as their columns are
     )
 
@@ -87,7 +90,18 @@ def _fact_columns(facts: Facts) -> dict[str, object]:
             "placement_ane",
         )
     }
-    return {**columns, "thermal": facts.thermal or "", "estimator": facts.estimator}
+    extra = tuple(error_columns(facts).items())
+    return {**columns, "thermal": facts.thermal or "", "estimator": facts.estimator, "extra": extra}
+
+
+def error_columns(facts: Facts) -> dict[str, float]:
+    """``numeric_error_fp32``, ``output_error_ane`` and the like: how right the numbers were, where that is known.
+
+    An error that is not finite has no column; the row's reason says it.
+    """
+    both = {"numeric_error": facts.numeric_error, "output_error": facts.output_error}
+    named = {f"{kind}_{name}": error for kind, errors in both.items() for name, error in errors.items()}
+    return {name: error for name, error in named.items() if math.isfinite(error)}
 
 
 def summarise(active: _Active, limits: Limits, log: RunLog, runtime: Runtime) -> Record:

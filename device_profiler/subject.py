@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_profiler.errors import ProfileError
 from search_spaces.arrangement import Arrangement
+from search_spaces.registry import points
 from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ def _sources(factory_module: str, space: str) -> str:
             files.append(candidate)
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    points = [p for group in GROUPS for p in metadata.entry_points(group=group)]
-    for point in sorted(points, key=lambda p: (p.name, p.value)):
+    found = [point for group in GROUPS for point in points(group)]
+    for point in sorted(found, key=lambda p: (p.name, p.value)):
         version = point.dist.version if point.dist else ""
         digest.update(f"{point.name}={point.value}@{version}".encode())
         for path in _package_files(point.value):  # an editable install changes under the same version

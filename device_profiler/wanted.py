@@ -80,7 +80,7 @@ def missing_rows(
     Args:
         source: of the rows that are made: where that is ``measured``, an estimate counts as lacking.
     """
-    again = {"unstable"} | ({"oom", "unsupported", "failed", "timeout"} if retry else set())
+    again = {"unstable"} | ({"oom", "unsupported", "failed", "timeout", "wrong"} if retry else set())
     kept = (row for row in table or () if not (source == "measured" and row.source == "estimated"))
     have = {row.primary_key: row.status for row in kept}
     return [row for row in wanted if have.get(row.primary_key, "unstable") in again]

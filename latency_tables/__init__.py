@@ -8,9 +8,9 @@ from latency_tables.cost import CostModel, Costs
 from latency_tables.errors import TableError
 from latency_tables.header import Header
 from latency_tables.lookup import load_table
-from latency_tables.plan import Plan
 from latency_tables.record import COLUMNS, Record
 from latency_tables.table import PACKAGED, Table, table_path
+from search_spaces.plan import Plan
 
 __all__ = [
     "COLUMNS",

@@ -157,8 +157,8 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
     """
     if not budget.given:
         return None
-    empty = np.zeros(len(model.positions), dtype=np.int64)
-    if budget.feasible(model.cost(empty[None]))[0] and not (model.unknown_memory and budget.memory_mb):
+    first = np.zeros(len(model.positions), dtype=np.int64)  # of every position: as a rule nothing, always cheap
+    if budget.feasible(model.cost(first[None]))[0] and not (model.unknown_memory and budget.memory_mb):
         return None
     others = {name: Budget(**{**budget.given, name: None}, margin=budget.margin) for name in budget.given}
     within = {name: _best(model, name, others[name], stop=budget) for name in budget.given}
@@ -183,12 +183,14 @@ def nearest(model: CostModel, budget: Budget) -> Infeasible | None:
     if singles:
         arrangement = min(singles.values(), key=lambda found: _worst(model, budget, found))
     else:
-        arrangement = _together(model, budget, empty)
+        arrangement = _together(
+            model, budget, [first, *(found for found in alone.values() if found is not None)], misses
+        )
     costs = model.cost(arrangement[None])
     given_way = {name: float(values[0]) for name, values in budget.violations(costs).items() if values[0] > SLACK}
     nearest_budget = replace(budget, **{name: _reached(model, budget, name, arrangement) for name in given_way})
-    first = max(given_way, key=lambda name: given_way[name])
-    amount = abs(_reached(model, budget, first, arrangement) - budget.given[first])
+    worst = max(given_way, key=lambda name: given_way[name])
+    amount = abs(_reached(model, budget, worst, arrangement) - budget.given[worst])
     limit = " + ".join(given_way)
     message = _message(model, budget, misses, given_way, nearest_budget, arrangement)
     return Infeasible(limit, amount, misses, arrangement, costs, nearest_budget, message)
@@ -212,16 +214,15 @@ def _worst(model: CostModel, budget: Budget, arrangement: Integers) -> float:
     return max(float(values[0]) for values in budget.violations(model.cost(arrangement[None])).values())
 
 
-def _together(model: CostModel, budget: Budget, start: Integers) -> Integers:
+def _together(model: CostModel, budget: Budget, starts: list[Integers], misses: tuple[Miss, ...]) -> Integers:
     """The arrangement whose largest miss, as a fraction of its limit, is the smallest of all.
 
+    Looked for between the best of the arrangements to start with and what each limit is missed by when it is alone.
     Where too many come close to that, the nearest that is found: as a rule within ``CLOSE`` (0.1% of a limit) of it.
     """
-    best, low, high = start, 0.0, _worst(model, budget, start)
-    if not np.isfinite(high):
-        found = optimum(model, "latency_ms")
-        assert found is not None
-        best, high = found, _worst(model, budget, found)
+    best = min(starts, key=lambda start: _worst(model, budget, start))
+    high = _worst(model, budget, best)
+    low = max(0.0, *(LIMITS[miss.limit][1] * (miss.alone / miss.wanted - 1.0) - CLOSE for miss in misses))
     while high - low > 0.5 * CLOSE:
         middle = 0.5 * (low + high)
         try:
@@ -289,7 +290,7 @@ def _message(
     kept = f", a margin of {budget.margin:.1%} kept" if budget.margin and budget.latency_ms is not None else ""
     return (
         f"{model.plan.space} on {model.header.device} ({model.source}{kept}): {'; '.join(parts)}; "
-        f"nearest feasible budget: {wanted} ({'; '.join(layers) or 'the backbone with no temporal layer'})"
+        f"nearest feasible budget: {wanted} ({'; '.join(layers) or 'the backbone alone'})"
     )
 
 

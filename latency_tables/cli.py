@@ -17,14 +17,16 @@ from latency_tables.diff import Diff, diff, markdown, plain
 from latency_tables.errors import TableError
 from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
 from latency_tables.overview import overview, render
-from latency_tables.plan import Plan, list_plans
-from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, read_arrangement, video_time
+from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, video_time
 from latency_tables.record import Record
 from latency_tables.table import Table, seal
 from latency_tables.terminal import tell, warn
 from latency_tables.transfer import transfer
 from latency_tables.validate import Finding, validate
 from latency_tables.versions import committed, previous
+from search_spaces.arrangement import Arrangement
+from search_spaces.errors import SpaceError
+from search_spaces.plan import Plan, list_plans
 
 DONE, NO, WRONG_USE = 0, 1, 2
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int
         return WRONG_USE if stop.code else DONE
     try:
         return int(arguments.run(arguments))
-    except TableError as error:
+    except (TableError, SpaceError) as error:
         warn(f"nas: {error}")
     except OSError as error:
         warn(f"nas: {error.filename or 'file'}: {(error.strerror or str(error)).lower()}")
@@ -90,7 +92,7 @@ def _add_questions(command: Command) -> None:
     ask = command("predict", _predict, "what an arrangement costs; exit code 1 if it breaks a limit")
     ask.add_argument("space", help="a shipped space's name, or a plan JSON")
     ask.add_argument("--device", required=True, help="path, device, or device/runtime of the table")
-    ask.add_argument("--arrangement", type=Path, help="an arrangement's YAML (default: no temporal layers)")
+    ask.add_argument("--arrangement", type=Path, help="an arrangement's YAML (default: the space's baseline)")
     ask.add_argument("--layers", action="append", default=[], metavar="POSITION=LABEL + LABEL")
     _add_costing(ask)
     ask.add_argument("--steps", type=int, help="evaluations of a whole video, for its time in the network")
@@ -241,12 +243,12 @@ def _coverage(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     model, budget = _costing(arguments)
     plan = model.plan
-    layers: dict[str, tuple[str, ...]] = {}
-    if arguments.arrangement is not None:
-        space, layers = read_arrangement(arguments.arrangement)
-        if space and space != plan.space:
-            raise TableError(f"{arguments.arrangement} is an arrangement of {space}, not of {plan.space}; name {space}")
-    layers |= parse_layers(arguments.layers)
+    chosen = plan.baseline if arguments.arrangement is None else Arrangement.load(arguments.arrangement)
+    if chosen.space != plan.space:
+        raise TableError(
+            f"{arguments.arrangement} is an arrangement of {chosen.space}, not of {plan.space}; name {chosen.space}"
+        )
+    layers = chosen.labels() | parse_layers(arguments.layers)
     found = predict(model, layers, budget if budget.given else None)
     video = None
     if arguments.steps is not None:

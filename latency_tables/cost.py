@@ -15,9 +15,10 @@ from latency_tables.audit import Audit, rows_digest
 from latency_tables.correction import Correction
 from latency_tables.errors import TableError
 from latency_tables.header import Header
-from latency_tables.plan import BYTES_PER_ELEMENT, Plan, PlanPosition
 from latency_tables.record import METHODS, SOURCES, Record
 from latency_tables.table import Table, describe_sources
+from search_spaces.plan import Plan, PlanPosition
+from search_spaces.workload import BYTES_PER_ELEMENT
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -55,7 +56,8 @@ class CostModel:
 
     Latency is the backbone's plus the sum of the chosen workloads'. Peak memory is not additive: it is all weights plus
     the maximum, over the backbone alone and every chosen layer, of the skip tensors alive at the layer's position and
-    the workload's own activation peak.
+    the workload's own activation peak. A layer that runs frame by frame counts once a frame in latency, and once in
+    memory.
 
     Args:
         plan: the space.
@@ -111,10 +113,12 @@ class CostModel:
         self._element_mb = BYTES_PER_ELEMENT[self.precision] / 1e6
         fit = self.correction
         offset, scale, per_layer = (fit.offset_ms, fit.scale, fit.per_layer_ms) if fit else (0.0, 1.0, 0.0)
-        latency, self.backbone_weights_mb, self.backbone_activation_mb = _costs_of(self.rows[plan.backbone_workload])
+        latency, self.backbone_weights_mb, self.backbone_activation_mb = self._backbone_costs()
         self.backbone_latency_ms = offset + scale * latency
         self._layers = {
-            workload: _costs_of(record) for workload, record in self.rows.items() if workload != plan.backbone_workload
+            workload: _costs_of(record)
+            for workload, record in self.rows.items()
+            if workload not in plan.backbone_workloads
         }
         self._scale, self._per_layer = scale, per_layer
         self.live_mb = tuple(plan.skip_elements(name) * self._element_mb for name in self.positions)
@@ -122,10 +126,7 @@ class CostModel:
             self._option_costs(position, live) for position, live in zip(plan.positions, self.live_mb, strict=True)
         )
         self._check_correction()
-        self.options = tuple(
-            tuple(tuple(position.layers[i].variant for i in option) for option in position.options)
-            for position in plan.positions
-        )
+        self.options = tuple(_labelled(position) for position in plan.positions)
         self._index = tuple({option: i for i, option in enumerate(options)} for options in self.options)
 
     def _collect(self, table: Table) -> dict[str, Record]:
@@ -134,7 +135,7 @@ class CostModel:
         missing = []
         for workload in self.plan.workloads:
             key = f"{workload}@{self.precision}"
-            method = None if workload == self.plan.backbone_workload else self.method
+            method = None if workload in self.plan.backbone_workloads else self.method
             record = table.get(key, method=method)
             if record is None:
                 failed = [row for row in table.rows(key) if method in (None, row.method)]
@@ -150,13 +151,23 @@ class CostModel:
                 f"{len(self.plan.workloads)} workloads have no row ({named}); measure them with "
                 f"`nas profile {self.plan.space} --device {table.header.device}`"
             )
-        backbone = found[self.plan.backbone_workload]
-        if not backbone.ok:
+        for backbone in (found[workload] for workload in self.plan.backbone_workloads):
+            if backbone.ok:
+                continue
             raise TableError(
                 f"{backbone.key} on {table.header.device}: the backbone's row is {backbone.status} "
                 f"({backbone.reason or 'no reason given'}); without it nothing can be costed, measure it again"
             )
         return found
+
+    def _backbone_costs(self) -> tuple[float, float, float]:
+        """(latency_ms, weights_mb, activation_peak_mb) of the bare backbone; of several parts, one after the other."""
+        latency, weights, activation = _costs_of(self.rows[self.plan.backbone_workload])
+        for part in self.plan.backbone_rest:
+            ms, mb, peak = _costs_of(self.rows[part.workload])
+            latency, weights = latency + part.calls * ms, weights + mb
+            activation = float(np.maximum(activation, part.live * self._element_mb + peak))
+        return latency, weights, activation
 
     def _check_correction(self) -> None:
         """Refuse a correction by which some whole network takes no time: it says nothing of networks that large."""
@@ -176,10 +187,11 @@ class CostModel:
     def _option_costs(self, position: PlanPosition, live_mb: float) -> OptionCosts:
         latency, weights, parameters, point = (np.zeros(len(position.options)) for _ in range(4))
         layers = [(*self._layers[layer.workload], layer.parameters) for layer in position.layers]
+        calls = position.calls
         for i, option in enumerate(position.options):
             # Summed in one order whatever the order of the layers, so that equal sets of layers have equal costs.
             chosen = [layers[j] for j in sorted(option)]
-            latency[i] = sum(self._scale * layer[0] + self._per_layer for layer in chosen)
+            latency[i] = sum(self._scale * calls * layer[0] + self._per_layer for layer in chosen)
             weights[i] = sum(layer[1] for layer in chosen)
             parameters[i] = sum(layer[3] for layer in chosen)
             if chosen:
@@ -208,9 +220,10 @@ class CostModel:
             labels = tuple(arrangement.get(name, ()))
             if labels not in self._index[p]:
                 position = self.plan.positions[p]
-                offered = ", ".join(layer.variant for layer in position.layers)
+                offered = ", ".join(layer.label for layer in position.layers)
                 raise TableError(
-                    f"{name}: {' + '.join(labels)} is not offered there; up to {position.max_layers} layers of "
+                    f"{name}: {' + '.join(labels) or 'no layer'} is not offered there; {position.least} to "
+                    f"{position.max_layers} layers of "
                     f"{offered}"
                 )
             indices[p] = self._index[p][labels]
@@ -280,9 +293,10 @@ class CostModel:
                 f"{self.header.device}/{self.header.runtime}: no row has a column {name!r}; measure it first"
             )
         chosen = self._checked(np.asarray(indices))
-        total = np.full(len(chosen), values[self.plan.backbone_workload])
+        rest = sum(part.calls * values[part.workload] for part in self.plan.backbone_rest)
+        total = np.full(len(chosen), values[self.plan.backbone_workload] + rest)
         for p, position in enumerate(self.plan.positions):
-            layers = [values[layer.workload] for layer in position.layers]
+            layers = [position.calls * values[layer.workload] for layer in position.layers]
             total += np.array([sum(layers[j] for j in sorted(option)) for option in position.options])[chosen[:, p]]
         return total
 
@@ -364,6 +378,12 @@ class CostModel:
         )
 
 
+def _labelled(position: PlanPosition) -> tuple[tuple[str, ...], ...]:
+    """Every option of a position by the labels of its layers."""
+    labels = [layer.label for layer in position.layers]
+    return tuple(tuple(labels[i] for i in option) for option in position.options)
+
+
 def _precision(table: Table) -> str:
     found = {table.header.precision} if table.header.precision else {record.precision for record in table}
     if len(found) != 1 or not found <= BYTES_PER_ELEMENT.keys():
@@ -381,7 +401,8 @@ def _choose_method(plan: Plan, table: Table, precision: str, method: str | None)
             raise TableError(f"method is {method!r}; use one of {', '.join(METHODS)}")
         return method
     measured = {(record.key, record.method) for record in table}
-    blocks = [key for key in plan.keys(precision) if not key.startswith(f"{plan.backbone_workload}@")]
+    frame = {f"{workload}@{precision}" for workload in plan.backbone_workloads}
+    blocks = [key for key in plan.keys(precision) if key not in frame]
     for candidate in reversed(METHODS):
         if blocks and all((key, candidate) in measured for key in blocks):
             return candidate

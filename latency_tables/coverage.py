@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latency_tables.plan import Plan
 from latency_tables.table import Table
+from search_spaces.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from latency_tables.errors import TableError
 from latency_tables.evidence import check_evidence
 from latency_tables.files import checksum
 from latency_tables.record import one_line
+from search_spaces import reading
+from search_spaces.reading import UnreadableError
 
 SCHEMA = 1
 # Rows may stand in one table only where these agree: another runtime version is another set of costs.
@@ -175,31 +177,6 @@ def parse_header(data: bytes) -> tuple[dict[str, Any], list[str]]:
     return mapping, sums
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as plain data: dates stay text, no aliases (a small file cannot unfold to a huge one), no key twice."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise TableError("YAML aliases are not used in tables; write the value out")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag != "tag:yaml.org,2002:str":
-                raise TableError("a field name that is no plain text; quote it")
-            if key.value in seen:
-                raise TableError(f"field {key.value!r} stands twice; keep one")
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-
-
 def parse_yaml(data: bytes) -> dict[str, Any]:
     """A YAML mapping of plain values.
 
@@ -207,12 +184,11 @@ def parse_yaml(data: bytes) -> dict[str, Any]:
         TableError: on anything else, in one line.
     """
     try:
-        value = yaml.load(data.decode("utf-8"), Loader=_Loader)  # noqa: S506  # a SafeLoader, made stricter
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
-        if isinstance(error, TableError):
-            raise
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise TableError(f"no valid YAML ({reason}); restore the file") from None
+        value = reading.parse_yaml(data.decode())
+    except UnreadableError as error:
+        raise TableError(f"{error}; restore the file") from None
+    except UnicodeDecodeError as error:
+        raise TableError(f"is no text (byte {error.start} is no UTF-8); restore the file") from None
     if not isinstance(value, dict):
         raise TableError("no YAML mapping of field: value; restore the file")
     return value

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from latency_tables.budget import Budget, Infeasible, nearest
 from latency_tables.cost import CostModel
 from latency_tables.distribution import PERCENTILES, Share, distributions, feasible_share
@@ -26,7 +24,7 @@ class Overview:
         draws: how many were drawn for the percentiles; zero where all were costed.
         share: which part of the space meets the budget; ``held``: with the margin kept. ``None`` without a budget.
         infeasible: why nothing meets the budget with the margin kept, if nothing does.
-        choices: what each choice adds to the empty arrangement: rows of ``marginal``, by latency.
+        choices: what each single layer costs more than what the baseline has there: rows of ``marginal``, by latency.
     """
 
     space: str
@@ -70,8 +68,8 @@ def overview(model: CostModel, budget: Budget) -> Overview:
         infeasible = nearest(model, within)
         # Where the exact solver finds none, draws that found none would only say "hardly any".
         held = Share(0.0, 0.0, model.size) if infeasible else feasible_share(model, within)
-    empty = np.zeros(len(model.positions), dtype=np.int64)
-    single = [row for row in marginal(model, empty) if len(row["layers"]) == 1]  # type: ignore[arg-type]
+    baseline = model.encode(model.plan.baseline.labels())
+    single = [row for row in marginal(model, baseline) if len(row["layers"]) == 1]  # type: ignore[arg-type]
     return Overview(
         model.plan.space,
         model.header.device,
@@ -105,7 +103,7 @@ def render(found: Overview) -> str:
         lines.append(f"{column:<12}" + "".join(f"{value:>14,.{digits}f}" for value in values))
     if found.draws:
         lines.append(f"percentiles of {found.draws:,} arrangements drawn; cheapest and dearest of all")
-    lines += ["", f"{'one layer more':<44} {'ms':>10} {'peak MB':>9} {'parameters':>11}"]
+    lines += ["", f"{'beside the baseline':<44} {'ms':>10} {'peak MB':>9} {'parameters':>11}"]
     for row in found.choices:
         label = f"{row['position']:<10} {' + '.join(row['layers'])}"
         lines.append(f"{label:<44} {row['latency_ms']:>10.3f} {row['peak_mb']:>9.2f} {row['parameters']:>11,}")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from latency_tables.budget import Budget, Infeasible, nearest
 from latency_tables.cost import CostModel
 from latency_tables.errors import TableError
-from latency_tables.files import read_bytes
-from latency_tables.header import parse_yaml
 from latency_tables.table import Table
 
 
@@ -135,26 +132,6 @@ def video_time(model: CostModel, table: Table, latency_ms: float, steps: int, gu
             if row.source not in model.sources:
                 unlike.append(f"{row.key} ({row.source})")
     return VideoTime(steps * times, steps * times * latency_ms, parts[0], parts[1], tuple(missing), tuple(unlike))
-
-
-def read_arrangement(path: str | Path) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """Space and ``{position: labels}`` of an arrangement's YAML.
-
-    Raises:
-        TableError: if the file is no arrangement, naming what is wrong.
-    """
-    try:
-        data = parse_yaml(read_bytes(Path(path), 1.0))
-        positions = data.get("positions")
-        if not isinstance(positions, dict):
-            raise TableError("an arrangement has the fields space and positions; save it with `nas search` or by hand")
-        for name, labels in positions.items():
-            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-                raise TableError(f"positions.{name} must be a list of variants such as [Conv1D(kernel_size=3)], or []")
-        return str(data.get("space", "")), {name: tuple(labels) for name, labels in positions.items()}
-    except TableError as error:
-        text = str(error)
-        raise TableError(text if text.startswith(str(path)) else f"{path}: {text}") from None
 
 
 def parse_layers(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

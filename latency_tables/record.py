@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from latency_tables.errors import TableError
 
 SOURCES = ("measured", "estimated", "imported")
-STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "unstable")
+STATUSES = ("ok", "oom", "unsupported", "failed", "timeout", "wrong", "unstable")
 METHODS = ("alone", "slope", "in_context")
 
 TEXT = (

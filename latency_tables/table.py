@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_tables.errors import TableError
-from latency_tables.files import checksum, locked, read_bytes, sweep
+from latency_tables.files import checksum, locked, read_bytes
 from latency_tables.header import SCHEMA, Header
 from latency_tables.pair import (
     YAML_LIMIT_MB,
@@ -266,8 +266,6 @@ class Table:
                 f"{path.parent}: cannot be made ({error.strerror or error}); choose another folder"
             ) from error
         with locked(path.parent):
-            sweep(path)
-            sweep(path.with_suffix(".yaml"))
             base = self._base if self._base is not None and self._base.path == path else None
             stamp = stamp_of(path)
             if stamp is None:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from latency_tables.errors import TableError
 from latency_tables.header import Header
-from latency_tables.plan import BYTES_PER_ELEMENT
 from latency_tables.record import Record
 from latency_tables.table import Table
+from search_spaces.workload import BYTES_PER_ELEMENT
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]

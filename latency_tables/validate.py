@@ -11,13 +11,14 @@ from pathlib import Path
 from latency_tables.audit import LIMIT, Audit
 from latency_tables.errors import TableError
 from latency_tables.header import Header
-from latency_tables.plan import BYTES_PER_ELEMENT
 from latency_tables.record import Record
 from latency_tables.table import Table
+from search_spaces.workload import BYTES_PER_ELEMENT
 
 UNSTABLE_IQR = 0.10  # spread of one workload's own repeats above which its median says little
 UNSTABLE_SPREAD = 0.25  # between repeated groups
 LOUD_REFERENCE = 0.02  # spread of the reference workload above which a machine was not quiet
+WRONG = 0.05  # of the largest output: what a profiler takes for another function
 CHEAPER_3D = 100.0  # a 3D block does all that its 1D form does, at every location at once
 # What is installed here and is the runtime itself; Core ML is part of the phone's system.
 _DISTRIBUTIONS = {"onnxruntime": "onnxruntime", "torch": "torch"}
@@ -149,7 +150,20 @@ def _values(record: Record, header: Header) -> Iterator[Finding]:
         yield _error("block-of-another-key", record, f"block {record.block!r} is not the key's; correct the row")
 
 
+def _answers(record: Record, header: Header) -> Iterator[Finding]:
+    if record.status == "wrong":
+        message = f"answers wrongly ({record.reason or 'no reason given'}); no cost is made of it"
+        yield _warning("wrong-answer", record, message)
+    for name, error in record.extra:
+        if record.ok and name.startswith("output_error_") and error > WRONG:
+            unit = name.removeprefix("output_error_")
+            message = f"status ok, and on {unit} its output is off by {error:.2g} of the largest, over {WRONG:g}"
+            yield _error("wrong-but-ok", record, f"{message}; give it the status wrong, or measure it again")
+
+
 def _trust(record: Record, header: Header) -> Iterator[Finding]:
+    if record.status == "wrong":
+        return
     if record.status != "ok":
         if record.status == "unstable":
             yield _warning("unstable", record, f"unstable ({record.reason or 'no reason given'}); measure it again")
@@ -170,7 +184,7 @@ def _trust(record: Record, header: Header) -> Iterator[Finding]:
         yield _error("no-estimator", record, "an estimated row must name its estimator; correct the row")
 
 
-_ROW_CHECKS: tuple[Callable[[Record, Header], Iterator[Finding]], ...] = (_values, _trust)
+_ROW_CHECKS: tuple[Callable[[Record, Header], Iterator[Finding]], ...] = (_values, _answers, _trust)
 
 
 def _error(rule: str, record: Record, message: str) -> Finding:

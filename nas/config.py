@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -14,8 +14,9 @@ from pydantic import Field, model_validator
 from nas.console import say
 from nas.errors import NasError
 from nas.files import only_leftovers, sole_writer, write_whole
-from nas.settings import Seed, Settings, Threads, assignment, merge, parse_as, read_settings
+from nas.settings import FREE, Mark, Seed, Settings, Threads, assignment, marked, merge, parse_as, read_settings
 from nas.settings import settle as settle
+from nas.tasks import USUAL, Prediction, earlier_weights
 
 CONFIG_FILE = "config.yaml"
 TABLE = "table"  # of a run folder: its device's table
@@ -23,26 +24,8 @@ SUPERNET = "supernet"  # of a run folder: its training
 DEFAULTS = Path(__file__).parent / "configs"
 MANY = 1_000_000  # of clips, trials and the like: more would never end
 
-# What a training may be told otherwise when it goes on: how often to save and look, and how and where to run, do not
-# shape its losses.
-FREE_OF_TRAIN = frozenset(
-    {
-        "activation_checkpoints",
-        "checkpoint_every",
-        "compile",
-        "device",
-        "keep",
-        "sample_every",
-        "shard",
-        "spike",
-        "threads",
-        "trackers",
-        "validate_every",
-        "workers",
-    }
-)
-# Of search, what says which paths ``train.paths=within_budget`` draws.
-DRAWN_BY = ("latency_ms", "latency_ratio", "memory_mb", "parameters_min", "parameters_max", "margin", "allow_estimated")
+#: Of search, what says which paths ``train.paths=within_budget`` draws.
+DRAWN_BY = Mark("drawn_by")
 
 
 class DataConfig(Settings):
@@ -106,10 +89,15 @@ class TrainConfig(Settings):
         caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
         timestep_mean, timestep_std: of the logit-normal noise level (Esser et al., arXiv 2403.03206, section 3.1).
         ema_decay: of the averaged weights that are scored and built.
-        prediction: what the network learns: the `velocity` of flow matching, or, for Stable Diffusion's own weights,
-            `epsilon` or `v` on its schedule; see `nas.tasks.noise`.
+        prediction: what a denoiser learns: flow matching, or, for Stable Diffusion's own weights, `epsilon` or `v` on
+            its schedule; see `nas.tasks.noise`.
+        task: further settings of what the space's family learns; see its file in `nas.tasks`.
         init: a model (hub id or folder; of a UNet's space a diffusers UNet) that the frame starts from.
-        precision: autocast of the forward pass; fp16 scales the loss. gradient_clip: largest norm of the gradient.
+        precision: autocast of the forward pass, in training and in scoring: `auto` is bf16 on a CUDA device that has it
+            and fp32 elsewhere, and what a training began with when it goes on; fp16 scales the loss.
+        tf32: let a CUDA device round what fp32 products and convolutions take to ten bits of mantissa; about twice as
+            fast where precision is fp32.
+        gradient_clip: largest norm of the gradient.
         optimizer: AdamW, fused where the device has it, or with its state in 8 bits (torchao).
         activation_checkpoints: compute activations again on the way back instead of keeping them.
         compile: `torch.compile` every block by itself, so that any path runs compiled.
@@ -136,25 +124,27 @@ class TrainConfig(Settings):
     timestep_mean: float = 0.0
     timestep_std: float = Field(1.0, gt=0.0)
     ema_decay: float = Field(0.99, ge=0.0, lt=1.0)
-    prediction: Literal["velocity", "epsilon", "v"] = "velocity"
+    prediction: Prediction = USUAL
+    task: dict[str, Any] = {}
     init: str | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    tf32: bool = False
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    activation_checkpoints: bool = False
-    compile: bool = False
-    shard: bool = False
+    activation_checkpoints: Annotated[bool, FREE] = False
+    compile: Annotated[bool, FREE] = False
+    shard: Annotated[bool, FREE] = False
     gradient_clip: float = Field(1.0, gt=0.0)
     accumulate: int = Field(1, ge=1, le=MANY)
     distillation: float = Field(0.5, ge=0.0, le=1.0)
-    checkpoint_every: int = Field(200, ge=1)
-    keep: int = Field(2, ge=1, le=MANY)
-    spike: float = Field(8.0, gt=1.0)
-    validate_every: int = Field(200, ge=0)
-    sample_every: int = Field(0, ge=0)
-    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
-    workers: int = Field(1, ge=0, le=1024)
-    device: str = "cpu"
-    threads: Threads = 0
+    checkpoint_every: Annotated[int, FREE] = Field(200, ge=1)
+    keep: Annotated[int, FREE] = Field(2, ge=1, le=MANY)
+    spike: Annotated[float, FREE] = Field(8.0, gt=1.0)
+    validate_every: Annotated[int, FREE] = Field(200, ge=0)
+    sample_every: Annotated[int, FREE] = Field(0, ge=0)
+    trackers: Annotated[tuple[Literal["tensorboard", "wandb"], ...], FREE] = ("tensorboard",)
+    workers: Annotated[int, FREE] = Field(1, ge=0, le=1024)
+    device: Annotated[str, FREE] = "cpu"
+    threads: Annotated[Threads, FREE] = 0
 
 
 class QualityConfig(Settings):
@@ -162,16 +152,21 @@ class QualityConfig(Settings):
 
     Attributes:
         clips: fixed validation clips. batch: clips at a time. repeats: noise levels a clip, spread evenly.
-        motion_weight: share of the motion term in the score. A score without it prefers networks that freeze the
-            picture: their error sits between frames, where the plain loss counts it once.
+        weights: how much each named part of the error counts, by name; all of the task's own where none is given. The
+            best checkpoint of a training is picked by the same. See `weights` in the files of `nas.tasks`.
         seed: of noise and noise levels, the same for every arrangement (common random numbers).
     """
 
     clips: int = Field(32, ge=2, le=MANY)
     batch: int = Field(8, ge=1, le=MANY)
     repeats: int = Field(1, ge=1, le=1000)
-    motion_weight: float = Field(0.5, ge=0.0, le=1.0)
+    weights: dict[str, Annotated[float, Field(ge=0.0)]] = {}
     seed: Seed = 2024
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_earlier_versions(cls, data: Any) -> Any:
+        return earlier_weights(data) if isinstance(data, dict) else data
 
 
 class SearchConfig(Settings):
@@ -200,12 +195,12 @@ class SearchConfig(Settings):
         allow_estimated: let rows that were estimated, not measured, drive the search.
     """
 
-    latency_ms: float | None = Field(None, gt=0.0)
-    latency_ratio: float = Field(1.5, gt=1.0)
-    memory_mb: float | None = Field(None, gt=0.0)
-    parameters_min: int | None = Field(None, gt=0)
-    parameters_max: int | None = Field(None, gt=0)
-    margin: float | None = Field(None, ge=0.0, le=1.0)
+    latency_ms: Annotated[float | None, DRAWN_BY] = Field(None, gt=0.0)
+    latency_ratio: Annotated[float, DRAWN_BY] = Field(1.5, gt=1.0)
+    memory_mb: Annotated[float | None, DRAWN_BY] = Field(None, gt=0.0)
+    parameters_min: Annotated[int | None, DRAWN_BY] = Field(None, gt=0)
+    parameters_max: Annotated[int | None, DRAWN_BY] = Field(None, gt=0)
+    margin: Annotated[float | None, DRAWN_BY] = Field(None, ge=0.0, le=1.0)
     objectives: tuple[Literal["latency_ms", "peak_mb", "parameters", "mes"], ...] = ("latency_ms",)
     trials: int = Field(100, ge=1, le=MANY)
     sampler: Literal["gp", "nsga2", "random", "surrogate", "tpe", "value"] = "surrogate"
@@ -216,7 +211,7 @@ class SearchConfig(Settings):
     halving: bool = True
     together: int = Field(1, ge=1, le=MANY)
     adapt_steps: int = Field(0, ge=0, le=10**9)
-    allow_estimated: bool = False
+    allow_estimated: Annotated[bool, DRAWN_BY] = False
 
     @model_validator(mode="after")
     def _can_be_scored(self) -> SearchConfig:
@@ -260,7 +255,7 @@ def resolve(space: str, device: str | None = None, file: Path | None = None, set
     if space.isidentifier() and shipped.is_file():
         merged = read_settings(shipped)
     if file is not None:
-        merged = merge(merged, read_settings(_shipped(file)))
+        merged = merge(merged, read_settings(named_file(file)))
     for text in sets:
         merged = merge(merged, assignment(text))
     if merged.setdefault("space", space) != space:
@@ -272,8 +267,8 @@ def resolve(space: str, device: str | None = None, file: Path | None = None, set
     return parse(merged, str(file) if file is not None else "config")
 
 
-def _shipped(file: Path) -> Path:
-    """A recipe's file by its bare name, unless there is a file of that name."""
+def named_file(file: Path) -> Path:
+    """A shipped configuration's file by its bare name, unless there is a file of that name."""
     recipe = DEFAULTS / f"{file}.yaml"
     bare = file.name == str(file) and not file.suffix
     return recipe if bare and not file.exists() and recipe.is_file() else file
@@ -313,10 +308,11 @@ def check_warmup(train: TrainConfig) -> None:
         )
 
 
-def store(config: RunConfig, run: Path) -> None:
-    """Write ``run/config.yaml``, or check that the one there is of the same run.
+def store(config: RunConfig, run: Path) -> RunConfig:
+    """Write ``run/config.yaml``, or check that the one there is of the same run; the run's configuration.
 
-    What may be told otherwise when a run goes on (``FREE_OF_TRAIN``, and ``search``) is written anew, with a line.
+    What may be told otherwise when a run goes on (fields marked ``FREE``, and ``search``) is written anew, with a line.
+    What is left open (``precision: auto``) stays as it is there.
 
     Raises:
         NasError: if the folder is another run's, naming what differs; if it is no run folder but not empty either; or
@@ -324,7 +320,8 @@ def store(config: RunConfig, run: Path) -> None:
     """
     path = run / CONFIG_FILE
     if path.exists():
-        known, wanted = _flat(load(run).model_dump(mode="json")), _flat(config.model_dump(mode="json"))
+        there, config = load(run), as_begun(config, run)
+        known, wanted = _flat(there.model_dump(mode="json")), _flat(config.model_dump(mode="json"))
         changed = [key for key in wanted if known.get(key) != wanted[key]]
         held = [key for key in changed if not _is_free(key, config)]
         if held:
@@ -334,19 +331,28 @@ def store(config: RunConfig, run: Path) -> None:
             with sole_writer(run / SUPERNET) if (run / SUPERNET).is_dir() else nullcontext():
                 _write(path, config)
             say(f"config     {', '.join(f'{key} is now {wanted[key]}, was {known.get(key)}' for key in changed)}")
-        return
+        return config
     if run.is_dir() and not only_leftovers(run, but=(TABLE,)):  # a table may be measured there first
         raise NasError(f"{run} is not empty and holds no {CONFIG_FILE}; give a new or empty folder to --out")
     run.mkdir(parents=True, exist_ok=True)
     _write(path, config)
+    return config
+
+
+def as_begun(config: RunConfig, run: Path) -> RunConfig:
+    """The configuration with what it leaves open as the run in the folder has it, if there is one."""
+    if config.train.precision != "auto" or not (run / CONFIG_FILE).exists():
+        return config
+    precision = load(run).train.precision
+    return config.model_copy(update={"train": config.train.model_copy(update={"precision": precision})})
 
 
 def _is_free(key: str, config: RunConfig) -> bool:
     """Whether a run may be told another value when it goes on."""
     part, _, name = key.partition(".")
     if part == "search":
-        return config.train.paths != "within_budget" or name not in DRAWN_BY
-    return part == "train" and name in FREE_OF_TRAIN
+        return config.train.paths != "within_budget" or name not in marked(SearchConfig, DRAWN_BY)
+    return part == "train" and name in marked(TrainConfig, FREE)
 
 
 def _write(path: Path, config: RunConfig) -> None:

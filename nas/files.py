@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from latency_tables.files import lock, tell_unlocked
+from latency_tables.files import tell_unlocked
 from nas.errors import NasError, why_full
 from search_spaces import reading
 from search_spaces.reading import UnreadableError, parse_json, parse_yaml
-from search_spaces.writing import blamed, folder_beside, is_partial, partial_name, sweep, whole, write_whole
+from search_spaces.writing import blamed, folder_beside, is_partial, lock, partial_name, sweep, sync, whole, write_whole
 
 __all__ = ["append", "disk_is_full", "folder_beside", "held", "is_partial", "only_leftovers", "partial_name"]
 __all__ += ["read_json", "read_text", "read_yaml", "sole_writer", "sweep", "sync", "whole", "why_full", "write_whole"]
@@ -88,15 +88,6 @@ def append(path: Path) -> IO[str]:
         if error.errno == errno.ELOOP:
             raise NasError(f"{path}: a link stands where our log goes; remove it") from None
         raise
-
-
-def sync(path: Path) -> None:
-    """Have a file, or a folder's list of files, on the disk itself before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_text(path: Path, limit_mb: float = MAX_MB) -> str:

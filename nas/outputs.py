@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from latency_tables.files import lock, tell_unlocked
+from latency_tables.files import tell_unlocked
 from nas.errors import NasError, why_full
 from nas.files import folder_beside, only_leftovers, sync
-from search_spaces.writing import blamed
+from search_spaces.writing import blamed, lock
 
 MADE_BY = "temporal-nas"  # the line that our videos and pictures carry
 OLD = ".old"  # of a folder that is being replaced where two cannot be exchanged

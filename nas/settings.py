@@ -34,6 +34,19 @@ Seed = Annotated[int, AfterValidator(check_seed)]
 Threads = Annotated[int, Field(ge=0, le=4096)]
 
 
+class Mark(str):
+    """A word beside a field, by which its settings are taken apart: ``steps: Annotated[int, FREE]``."""
+
+
+#: How often to save and look, and how and where to run, do not shape a training's losses: it may go on with another.
+FREE = Mark("free")
+
+
+def marked(kind: type[BaseModel], mark: Mark) -> frozenset[str]:
+    """The names of the fields beside which a mark stands."""
+    return frozenset(name for name, field in kind.model_fields.items() if mark in field.metadata)
+
+
 class Settings(BaseModel):
     """The base of all settings: no unknown keys, no infinite numbers, no counts beyond reason, immutable."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from search_spaces.errors import SpaceError, plain_text, unknown
 from search_spaces.families import Backbone, family_of
 from search_spaces.families.contract import Layout
-from search_spaces.parts import SMALL, Autoencoder, Clip, Position, Text, check_sizes
+from search_spaces.parts import APART, SMALL, Autoencoder, Clip, Position, Text, check_sizes
 from search_spaces.variant import Variant
 
 
@@ -19,14 +19,14 @@ def parse_definition(data: Any) -> tuple[dict[str, Any], dict[str, list[Variant]
         SpaceError: naming the first key that is missing, unknown or wrong.
     """
     fields = _mapping(
-        data, "", ("name", "backbone", "text", "clips", "positions"), ("description", "autoencoder", "baseline")
+        data, "", ("name", "backbone", "clips", "positions"), ("text", "description", "autoencoder", "baseline")
     )
     name = fields["name"]
     if not isinstance(name, str) or not name.replace("_", "").isalnum() or len(name) > 100:
         raise SpaceError(f"name must be letters, digits and _ (it becomes part of table keys), but is {name!r}")
     backbone = _parse_backbone(fields["backbone"])
     layout = backbone.layout
-    text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
+    text = _parse_text(fields, layout)
     autoencoder = _mapping(fields.get("autoencoder", {}), "autoencoder", (), ("time", "space", "decoder", "causal"))
     clips = _mapping(fields["clips"], "clips", ("deployment",), ("training",))
     parsed = {key: _parse_clip(value, f"clips.{key}") for key, value in clips.items()}
@@ -36,11 +36,23 @@ def parse_definition(data: Any) -> tuple[dict[str, Any], dict[str, list[Variant]
         "backbone": backbone,
         "positions": _parse_positions(fields["positions"], layout),
         "clips": {"training": parsed.get("training", parsed["deployment"]), "deployment": parsed["deployment"]},
-        "text": Text(text["tokens"], layout.context_dim, text.get("encoder", SMALL)),
+        "text": text,
         "latent_channels": layout.in_channels,
         "autoencoder": Autoencoder(**autoencoder),
     }
     return made, _parse_baseline(fields["baseline"], made["positions"]) if "baseline" in fields else None
+
+
+def _parse_text(fields: Mapping[str, Any], layout: Layout) -> Text:
+    """What the network reads of a prompt: stated where it reads one, and only there."""
+    if layout.context_dim and "text" not in fields:
+        raise SpaceError("the file lacks text, which its backbone reads; add it")
+    if not layout.context_dim:
+        if "text" in fields:
+            raise SpaceError("text is stated, but the backbone reads none; leave it out")
+        return Text(0, 0)
+    text = _mapping(fields["text"], "text", ("tokens",), ("encoder",))
+    return Text(text["tokens"], layout.context_dim, text.get("encoder", SMALL))
 
 
 def _parse_baseline(data: Any, positions: tuple[Position, ...]) -> dict[str, list[Variant]]:
@@ -88,7 +100,7 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
         entry = dict(fields[place.name]) if isinstance(fields[place.name], Mapping) else fields[place.name]
         if isinstance(entry, dict) and "most" in entry and "max_layers" not in entry:
             entry["max_layers"] = entry.pop("most")
-        entry = _mapping(entry, where, ("max_layers", "variants"), ("least",))
+        entry = _mapping(entry, where, ("max_layers", "variants"), ("least", "shelf"))
         if not isinstance(entry["variants"], list):
             raise SpaceError(f"{where}.variants must be a list, but is {entry['variants']!r}")
         variants = []
@@ -106,6 +118,7 @@ def _parse_positions(data: Any, layout: Layout) -> tuple[Position, ...]:
                 tuple(variants),
                 entry.get("least", 0),
                 place.time_scale,
+                entry.get("shelf", APART),
             )
         )
     return tuple(positions)

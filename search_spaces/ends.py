@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,10 @@ SMALL_VOCABULARY = 256
 
 @dataclass(frozen=True)
 class TextEncoderSpec:
-    """A text encoder by its sizes. ``dim`` 0 takes the space's width, with four times it inside and heads of 16."""
+    """A text encoder by its sizes. ``dim`` 0 takes the space's width, with four times it inside and heads of 16.
+
+    ``parts`` names encoders whose states stand side by side, ``dim`` being the sum of their widths.
+    """
 
     layers: int
     dim: int
@@ -30,6 +33,7 @@ class TextEncoderSpec:
     vocabulary: int
     tokens: int
     summary: str
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,10 @@ def _twice_the_frames(layer: Any, x: Tensor, batch_size: int) -> Tensor:
 TEXT_ENCODERS: dict[str, TextEncoderSpec] = {
     "small": TextEncoderSpec(2, 0, 0, 0, SMALL_VOCABULARY, 0, "two layers of the space's width, trained along"),
     "clip_vit_l14": TextEncoderSpec(12, 768, 12, 3072, 49408, 77, "the text model of CLIP ViT-L/14, as SD v1.5 uses"),
+    "clip_vit_bigg14": TextEncoderSpec(32, 1280, 20, 5120, 49408, 77, "the text model of OpenCLIP ViT-bigG/14"),
+    "clip_l_and_g": TextEncoderSpec(
+        0, 2048, 0, 0, 49408, 77, "both CLIP text models, as SDXL uses", ("clip_vit_l14", "clip_vit_bigg14")
+    ),
 }
 DECODERS: dict[str, DecoderSpec] = {
     # diffusers cuts a clip into 24 frames of 320x320; a phone has no room for those, so tiles are smaller here.
@@ -143,29 +151,46 @@ def decoder_spec(name: str) -> DecoderSpec:
     return DECODERS[name]
 
 
-def build_text_encoder(name: str, tokens: int, dim: int) -> tuple[nn.Module, int]:
-    """A module from token numbers (B, L) to states (B, L, D), with random weights; and its vocabulary's size."""
-    import torch
-    from torch import nn
+def text_model(name: str, tokens: int, dim: int, vocabulary: int = 0, **marks: int) -> nn.Module:
+    """The transformers model behind a text encoder, freshly initialised: what is measured and what is trained are one.
+
+    Args:
+        name: in ``TEXT_ENCODERS``. tokens, dim: of the space's text; an encoder of its own sizes keeps those.
+        vocabulary: words, where they are not the spec's. marks: ``bos_token_id`` and the like of a tokenizer.
+
+    Raises:
+        SpaceError: if there is no such encoder.
+    """
     from transformers import CLIPTextConfig, CLIPTextModel
 
     spec = text_encoder_spec(name)
+    words = vocabulary or spec.vocabulary
     config = CLIPTextConfig(
-        vocab_size=spec.vocabulary,
+        vocab_size=words,
         hidden_size=spec.dim or dim,
         intermediate_size=spec.inner or 4 * dim,
         num_hidden_layers=spec.layers,
         num_attention_heads=spec.heads or max(1, dim // 16),
         max_position_embeddings=spec.tokens or tokens,
         projection_dim=spec.dim or dim,
-        bos_token_id=spec.vocabulary - 2,
-        eos_token_id=spec.vocabulary - 1,
+        **{"bos_token_id": words - 2, "eos_token_id": words - 1, **marks},
     )
+    return CLIPTextModel(config)
+
+
+def build_text_encoder(name: str, tokens: int, dim: int) -> tuple[nn.Module, int]:
+    """A module from token numbers (B, L) to states (B, L, D), with random weights; and its vocabulary's size."""
+    import torch
+    from torch import nn
+
+    spec = text_encoder_spec(name)
+    if spec.parts:
+        return _side_by_side([build_text_encoder(part, tokens, 0)[0] for part in spec.parts]), spec.vocabulary
 
     class States(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = CLIPTextModel(config)
+            self.model = text_model(name, tokens, dim)
             # Its own are a slice of a buffer, which Core ML's converter cannot read.
             self.register_buffer("places", torch.arange(tokens)[None], persistent=False)
 
@@ -173,6 +198,22 @@ def build_text_encoder(name: str, tokens: int, dim: int) -> tuple[nn.Module, int
             return self.model(input_ids=tokens, position_ids=self.places).last_hidden_state
 
     return States(), spec.vocabulary
+
+
+def _side_by_side(encoders: Sequence[nn.Module]) -> nn.Module:
+    """Several text encoders of the same tokens as one, their states side by side."""
+    import torch
+    from torch import nn
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoders = nn.ModuleList(encoders)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return torch.cat([encoder(tokens) for encoder in self.encoders], dim=-1)
+
+    return Joined()
 
 
 def build_decoder(name: str) -> nn.Module:

@@ -24,6 +24,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
 #: What no clip, network or text here comes near: beyond it shapes overflow, and lists of layers never end.
 MAX_SIZE = 65_536
 MAX_FRAMES = 100_000
+MAX_LAYERS = 64  # at one position
+MAX_OPTIONS = 200_000  # of one position, where all are listed
 
 
 def whole(value: object, where: str, least: int = 1, most: int = MAX_SIZE) -> int:

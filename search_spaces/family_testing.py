@@ -33,6 +33,7 @@ class FamilyContract:
     preset: ClassVar[str]
     config: ClassVar[Mapping[str, Any]] = {}
     variant: ClassVar[Variant] = Variant.of("Conv1D", kernel_size=3)
+    by_frame: ClassVar[Variant] = Variant.of("Residual2D", width=8)  # where no layer may look at other frames
     clips: ClassVar[int] = 2
     frames: ClassVar[int] = 4
     height: ClassVar[int] = 16
@@ -75,7 +76,14 @@ class FamilyContract:
         layout = self.layout()
         clip = Clip(self.frames, self.height, self.width, 8.0)
         places = (
-            Position(p.name, p.channels, p.space_scale, 1, (self.variant,), time_scale=p.time_scale)
+            Position(
+                p.name,
+                p.channels,
+                p.space_scale,
+                1,
+                (self.by_frame if p.by_frame else self.variant,),
+                time_scale=p.time_scale,
+            )
             for p in layout.places
         )
         return Space(
@@ -83,14 +91,14 @@ class FamilyContract:
             backbone=self.backbone(),
             positions=tuple(places),
             clips={"training": clip, "deployment": clip},
-            text=Text(self.tokens, layout.context_dim),
+            text=Text(self.tokens, layout.context_dim) if layout.context_dim else Text(0, 0),
             latent_channels=layout.in_channels,
         )
 
     def shape(self, place: Any) -> tuple[int, int, int, int]:
         """(B*T, C, H, W) at a place or part."""
-        frames = self.clips * self.frames // place.time_scale
-        return frames, place.channels, self.height // place.space_scale, self.width // place.space_scale
+        frames, channels, height, width = self.layout().shape(place, self.frames, self.height, self.width)
+        return self.clips * frames, channels, height, width
 
     # The contract -------------------------------------------------------------------------------------------------
 
@@ -110,7 +118,9 @@ class FamilyContract:
         layout, inputs = self.layout(), self.inputs()
         visited: list[tuple[str, tuple[int, ...]]] = []
         watched: list[str] = []
-        told = {"context": inputs["context"].shape} if "context" in inputs else {}
+        told = {}
+        if "context" in inputs:
+            told["context"] = torch.Size([*inputs["context"].shape[:2], layout.told_dim])
         if layout.embedding:
             told["embedding"] = torch.Size([self.clips, layout.embedding])
 
@@ -124,7 +134,8 @@ class FamilyContract:
         with torch.no_grad():
             out = self.family().run(self.frame().eval(), inputs, at, lambda name, x, skips: watched.append(name))
         assert visited == [(place.name, self.shape(place)) for place in layout.places]
-        assert out.shape == inputs["x"].shape, f"{tuple(inputs['x'].shape)} came out as {tuple(out.shape)}"
+        made = self.shape(layout.made) if layout.made is not None else tuple(inputs["x"].shape)
+        assert tuple(out.shape) == made, f"{tuple(inputs['x'].shape)} came out as {tuple(out.shape)}, not {made}"
         assert out.isfinite().all(), "the output is not finite"
 
     def test_what_a_layer_returns_goes_on(self) -> None:
@@ -144,8 +155,8 @@ class FamilyContract:
         first = {name: value[:1] for name, value in inputs.items() if name in ("timestep", "context")}
         alone = {"x": inputs["x"][: self.frames], "frames": self.frames, **first}
         with torch.no_grad():
-            together = self.family().run(frame, inputs, _nothing)[: self.frames]
-            assert torch.allclose(self.family().run(frame, alone, _nothing), together, atol=1e-5)
+            together, one = (self.family().run(frame, given, _nothing) for given in (inputs, alone))
+            assert torch.allclose(one, together[: len(one)], atol=1e-5)
 
     def test_the_plan_is_that_of_the_module(self) -> None:
         space = self.space()
@@ -160,9 +171,11 @@ class FamilyContract:
         layout, frame, inputs = self.layout(), self.frame().eval(), self.inputs()
         for part in layout.parts:
             module: Any = self.family().part(frame, part.name)
-            x, embedding = torch.randn(self.shape(part)), torch.randn(self.clips, module.embedding)
+            beside: tuple[Tensor, ...] = ()
+            if "context" in inputs:
+                beside = (torch.randn(self.clips, module.embedding), inputs["context"])
             with torch.no_grad():
-                out = module(x, embedding, inputs["context"])
+                out = module(torch.randn(self.shape(part)), *beside)
             assert out.isfinite().all(), f"part {part.name} gives what is not finite"
 
     def test_units_are_disjoint_pieces_of_the_frame(self) -> None:
@@ -200,7 +213,7 @@ class FamilyContract:
 
         plain, sharded = self.frame().train(), self.frame().train()
         whole = _Whole(self.family(), sharded)
-        with _one_process(tmp_path):
+        with one_process(tmp_path):
             mesh = init_device_mesh("cpu", (1,))
             for part in (*self.family().units(sharded), whole):
                 fully_shard(part, mesh=mesh)
@@ -283,7 +296,7 @@ def _count_runs(unit: nn.Module, runs: list[int], index: int) -> None:
 
 
 @contextmanager
-def _one_process(folder: Path) -> Iterator[None]:
+def one_process(folder: Path) -> Iterator[None]:
     """A process group of this process alone."""
     import torch.distributed as dist
 

@@ -10,9 +10,9 @@ from textwrap import wrap
 from typing import Any
 
 from search_spaces.errors import SpaceError
-from search_spaces.plan import Plan, PlanEnd
+from search_spaces.plan import SPACES, Plan, PlanEnd
 from search_spaces.planning import compute, load_plan, plan_path
-from search_spaces.space import SPACES, Position, Space, list_spaces
+from search_spaces.space import Position, Space, list_spaces
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,6 @@ class PositionSummary:
 
 
 @dataclass(frozen=True)
-class EndSummary:
-    """What comes before or after the network: the workload of one call, its parameters, and the calls of one video."""
-
-    workload: str
-    parameters: int
-    calls: int
-
-    def line(self) -> str:
-        """One line for people."""
-        times = f", {self.calls} calls a video" if self.calls > 1 else ""
-        return f"{self.workload}, {self.parameters:,} parameters{times}"
-
-
-@dataclass(frozen=True)
 class SpaceSummary:
     """A space at a glance. Parameters count the backbone and the layers, not text encoder or autoencoder."""
 
@@ -61,8 +47,8 @@ class SpaceSummary:
     workloads: int
     fingerprint: str
     positions: tuple[PositionSummary, ...]
-    text_encoder: EndSummary | None
-    decoder: EndSummary | None
+    text_encoder: PlanEnd | None
+    decoder: PlanEnd | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; ``size`` stays an exact integer."""
@@ -70,7 +56,7 @@ class SpaceSummary:
         return {**vars(self), "positions": [vars(position) for position in self.positions], **ends}
 
     @property
-    def _ends(self) -> dict[str, EndSummary | None]:
+    def _ends(self) -> dict[str, PlanEnd | None]:
         return {"text_encoder": self.text_encoder, "decoder": self.decoder}
 
     def line(self) -> str:
@@ -135,13 +121,9 @@ def summary(space: str | Path | Space) -> SpaceSummary:
         workloads=len(plan.workloads),
         fingerprint=space.fingerprint,
         positions=tuple(_position(space, plan, position) for position in space.positions),
-        text_encoder=_end(plan.text_encoder),
-        decoder=_end(plan.decoder),
+        text_encoder=plan.text_encoder,
+        decoder=plan.decoder,
     )
-
-
-def _end(end: PlanEnd | None) -> EndSummary | None:
-    return EndSummary(end.workload, end.parameters, end.calls) if end is not None else None
 
 
 def summaries() -> list[SpaceSummary]:
@@ -171,9 +153,14 @@ def check(space: str | Path | Space) -> list[str]:
 def _block_problems(space: Space) -> Iterator[str]:
     import torch
 
-    from search_spaces.blocks import build_block
+    from search_spaces.blocks import block_spec
+    from search_spaces.network import build_layer
 
-    seen = set()
+    seen, layout = set(), space.backbone.layout
+    readable = {
+        "context": torch.zeros(2, space.text.tokens, layout.told_dim),
+        "embedding": torch.zeros(2, layout.embedding),
+    }
     for position in space.positions:
         for variant in position.variants:
             if (variant, position.channels) in seen:
@@ -183,14 +170,15 @@ def _block_problems(space: Space) -> Iterator[str]:
             x = torch.randn(4, position.channels, 2, 2, generator=torch.Generator().manual_seed(0))
             try:
                 with torch.no_grad():
-                    block = build_block(variant, position.channels, space.text.dim).eval()
-                    out = block(x, 2, torch.zeros(2, space.text.tokens, space.text.dim))
+                    spec = block_spec(variant.block)
+                    told = {read: readable[read] for read in spec.reads}
+                    out = build_layer(space, position, variant).eval()(x, 2, **told)
             except Exception as error:  # somebody else's block may raise anything
                 yield f"{where} fails on a clip of 2 frames of 2x2: {type(error).__name__}: {error}"
                 continue
             if out.shape != x.shape:
                 yield f"{where} returns {tuple(out.shape)} for {tuple(x.shape)}; a block keeps the shape of its input"
-            elif not torch.equal(out, x):
+            elif spec.identity and not torch.equal(out, x):
                 yield f"{where} does not start as the identity; initialise its output layer with zeros"
 
 
@@ -205,7 +193,7 @@ def _plan_problems(space: Space) -> Iterator[str]:
         return
     remedy = "run python -m search_spaces.planning" if path.parent == SPACES else f"remove {path}"
     try:
-        stored = Plan.read(path).to_json()
+        stored = Plan.load(path).to_json()
     except SpaceError as error:
         yield f"{error}; {remedy}"
         return

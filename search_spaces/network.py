@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,10 +12,13 @@ from torch.utils.checkpoint import checkpoint
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
+from search_spaces.blocks.slicing import fill
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
 from search_spaces.families import build_backbone, build_part
-from search_spaces.space import Space
+from search_spaces.families.contract import Layer
+from search_spaces.space import Position, Space
+from search_spaces.variant import Variant
 from search_spaces.workload import Workload
 
 
@@ -33,6 +37,12 @@ def recompute(module: nn.Module) -> None:
         return plain(*args, **kwargs)
 
     module.forward = forward
+
+
+def build_layer(space: Space, position: Position, variant: Variant) -> nn.Module:
+    """A layer of a position, freshly initialised, as wide beside its tensor as the space's backbone tells it."""
+    layout = space.backbone.layout
+    return build_block(variant, position.channels, layout.told_dim, layout.embedding)
 
 
 class VideoNetwork(nn.Module):
@@ -56,8 +66,7 @@ class VideoNetwork(nn.Module):
         self.temporal = nn.ModuleDict(
             {
                 module_name(position.name): nn.ModuleList(
-                    build_block(variant, position.channels, space.text.dim, space.backbone.layout.embedding)
-                    for variant in arrangement.at(position.name)
+                    build_layer(space, position, variant) for variant in arrangement.at(position.name)
                 )
                 for position in space.positions
             }
@@ -68,20 +77,38 @@ class VideoNetwork(nn.Module):
             for name, variants in arrangement.layers
         }
         self._divided = {module_name(position.name): position.time_scale for position in space.positions}
+        self._channels = {position.name: position.channels for position in space.positions}
+
+    def take(self, place: str, given: Layer) -> int:
+        """Give the first layer of a place the weights of a given block; the parameters that were filled.
+
+        Raises:
+            SpaceError: if the layer is wider than the given block.
+        """
+        chosen = self.arrangement.at(place)[:1] if place in self.arrangement.positions else ()
+        if not chosen or chosen[0].block != given.variant.block:
+            return 0
+        layers: Any = self.temporal[module_name(place)]
+        return fill(layers[0], chosen[0], self._channels[place], given)
 
     def forward(self, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int) -> Tensor:
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
+        return self.run({"x": x, "timestep": timestep, "context": context, "frames": num_frames})
+
+    def run(self, inputs: Mapping[str, Any]) -> Tensor:
+        """One evaluation on whatever the family reads; see ``Family.run``."""
+        num_frames = inputs["frames"]
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
             name = module_name(place)
             if name in self.temporal:
-                frames = num_frames // self._divided[name]
+                frames = beside.get("frames", num_frames // self._divided[name])
                 layers: Any = self.temporal[name]
                 for layer, reads in zip(layers, self.reads[name], strict=True):
                     x = layer(x, frames, **{read: beside[read] for read in reads})
             return x
 
-        return self._run(self.unet, {"x": x, "timestep": timestep, "context": context, "frames": num_frames}, at)
+        return self._run(self.unet, inputs, at)
 
 
 class _Block(nn.Module):
@@ -110,12 +137,14 @@ class _TimedBlock(nn.Module):
 class _Network(nn.Module):
     """A network with ``num_frames`` bound, so that it takes tensors only."""
 
-    def __init__(self, network: nn.Module, num_frames: int) -> None:
+    def __init__(self, network: VideoNetwork, num_frames: int) -> None:
         super().__init__()
         self.network, self.num_frames = network, num_frames
 
-    def forward(self, x: Tensor, timestep: Tensor, context: Tensor) -> Tensor:
-        return self.network(x, timestep, context, self.num_frames)
+    def forward(self, x: Tensor, timestep: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        told = {"timestep": timestep, "context": context}
+        given = {name: tensor for name, tensor in told.items() if tensor is not None}
+        return self.network.run({"x": x, "frames": self.num_frames, **given})
 
 
 def build_module(
@@ -151,6 +180,7 @@ def build_module(
             module, names = build_decoder(workload.name), ("x",)
         elif workload.block == "spatial":
             module, names = _spatial_part(workload, space), ("x", "embedding", "context")
+            names = names if workload.context_tokens else ("x",)
         elif workload.is_block:
             block = build_block(workload.variant, workload.channels, workload.context_dim, workload.embedding_dim)
             reads = block_spec(workload.block).reads
@@ -159,7 +189,7 @@ def build_module(
             names = ("x", *(read for read in ("embedding", "context") if read in reads))
         else:
             module = _Network(_whole_network(workload, space, arrangement), workload.frames)
-            names = ("x", "timestep", "context")
+            names = ("x", "timestep", "context") if workload.context_tokens else ("x",)
         _fill_zeros(module)
         examples = {
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
@@ -192,7 +222,7 @@ def _whole_network(workload: Workload, space: Space | None, arrangement: Arrange
         expected = f"{space.name}:{arrangement.key}"
     if workload.name != expected:
         raise SpaceError(f"{workload.base} names {workload.name}, but the {workload.block} passed is {expected}")
-    return VideoNetwork(space, arrangement)
+    return VideoNetwork(replace(space, backbone=space.measured()), arrangement)
 
 
 def _fill_zeros(module: nn.Module) -> None:

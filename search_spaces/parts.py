@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from search_spaces.blocks import complete
-from search_spaces.errors import MAX_FRAMES, MAX_SIZE, SpaceError, plain_text, positive, whole
+from search_spaces.blocks import block_spec, complete
+from search_spaces.errors import MAX_FRAMES, MAX_LAYERS, MAX_SIZE, SpaceError, plain_text, positive, whole
+from search_spaces.families.contract import Scale
 from search_spaces.variant import Variant
 
 SMALL = "small"
-MAX_LAYERS = 64  # at one position
 MAX_FACTOR = 1024  # of an autoencoder
 MAX_FPS = 1000.0
+
+#: Who holds the weights of a position's variants: each its own, or all slices of the largest.
+APART, SLICED = "apart", "sliced"
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,23 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Text:
-    """What the text encoder gives for one prompt: ``tokens`` vectors of width ``dim``; ``encoder`` names it."""
+    """What the text encoder gives for one prompt: ``tokens`` vectors of width ``dim``; ``encoder`` names it.
+
+    Without tokens the network reads no text, and there is no encoder.
+    """
 
     tokens: int
     dim: int
     encoder: str = SMALL
 
     def __post_init__(self) -> None:
-        whole(self.tokens, "text.tokens")
-        whole(self.dim, "text.dim")
+        if self.tokens or self.dim:
+            whole(self.tokens, "text.tokens")
+            whole(self.dim, "text.dim")
         plain_text(self.encoder, "text.encoder")
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The fields; the encoder where it is not the small one that is trained along."""
@@ -91,22 +102,25 @@ class Text:
 class Position:
     """A place in the backbone that holds between ``least`` and ``most`` layers, each one of ``variants``.
 
-    ``space_scale`` and ``time_scale`` say by how much height and width, and frames, are divided there.
+    ``space_scale`` and ``time_scale`` say by how much height and width, and frames, are divided there; see ``Place``.
+    ``shelf`` says who holds the variants' weights in a supernet: ``apart``, each its own, or ``sliced``, all slices of
+    the largest.
     """
 
     name: str
     channels: int
-    space_scale: int
+    space_scale: Scale
     most: int
     variants: tuple[Variant, ...]
     least: int = 0
-    time_scale: int = 1
+    time_scale: Scale = 1
+    shelf: str = APART
 
     def __post_init__(self) -> None:
         where = f"positions.{self.name}"
         whole(self.channels, f"{where}.channels")
-        whole(self.space_scale, f"{where}.space_scale")
-        whole(self.time_scale, f"{where}.time_scale")
+        for name in ("space_scale", "time_scale"):
+            object.__setattr__(self, name, _scale(getattr(self, name), f"{where}.{name}"))
         whole(self.most, f"{where}.max_layers", least=0, most=MAX_LAYERS)
         whole(self.least, f"{where}.least", least=0, most=self.most)
         if self.most and not self.variants:
@@ -120,6 +134,17 @@ class Position:
             if full[-1] in full[:-1]:
                 raise SpaceError(f"{where}.variants[{index}]: {full[-1].label} stands there already; remove one")
         object.__setattr__(self, "variants", tuple(full))
+        self._check_shelf(where)
+
+    def _check_shelf(self, where: str) -> None:
+        if self.shelf not in (APART, SLICED):
+            raise SpaceError(f"{where}.shelf must be {APART} or {SLICED}, but is {self.shelf!r:.60}")
+        rigid = [variant.label for variant in self.variants if not block_spec(variant.block).widths]
+        if self.shelf == SLICED and rigid:
+            raise SpaceError(
+                f"{where}.shelf is {SLICED}, but {rigid[0]} is no slice of a larger one of its kind; name blocks with "
+                f"widths, or write shelf: {APART}"
+            )
 
     @property
     def lengths(self) -> range:
@@ -133,14 +158,15 @@ class Position:
 
     def to_json(self) -> dict[str, Any]:
         """The definition by the names that it has had since 0.1; what is usual is left out."""
-        more = {"least": self.least, "time_scale": self.time_scale}
+        usual = {"least": 0, "time_scale": 1, "shelf": APART}
+        more = {"least": self.least, "time_scale": _written(self.time_scale), "shelf": self.shelf}
         return {
             "name": self.name,
             "channels": self.channels,
-            "downscale": self.space_scale,
+            "downscale": _written(self.space_scale),
             "max_layers": self.most,
             "variants": [variant.label for variant in self.variants],
-            **{name: value for name, value in more.items() if value != {"least": 0, "time_scale": 1}[name]},
+            **{name: value for name, value in more.items() if value != usual[name]},
         }
 
     @classmethod
@@ -150,6 +176,19 @@ class Position:
         names = {"downscale": "space_scale", "max_layers": "most"}
         given = {names.get(name, name): value for name, value in fields.items()}
         return cls(**{**given, "variants": tuple(Variant.parse(label) for label in given["variants"])})
+
+
+def _scale(value: Any, where: str) -> Scale:
+    """By how much a size is divided: a whole number, or ``1/8`` where it grows eightfold."""
+    if isinstance(value, str) and value.startswith("1/") and value[2:].isdigit() and len(value) < 8:
+        return Fraction(1, whole(int(value[2:]), where, most=MAX_FACTOR))
+    if isinstance(value, Fraction) and value.numerator == 1:
+        return value if value.denominator > 1 else 1
+    return whole(value, where)
+
+
+def _written(scale: Scale) -> int | str:
+    return scale if isinstance(scale, int) else str(scale)
 
 
 def check_sizes(fields: Mapping[str, Any], where: str) -> None:
@@ -196,7 +235,7 @@ def latent_shape(space: Any, frames: int, height: int, width: int) -> tuple[int,
         SpaceError: naming what a length or a side must divide by, and the nearest that does.
     """
     time, side = space.autoencoder.time, space.autoencoder.space
-    down = max((position.space_scale for position in space.positions), default=1) * side
+    down = int(max([1, *(position.space_scale for position in space.positions)])) * side
     if space.autoencoder.causal and not space.autoencoder.divides(frames):
         near = 1 + max(0, round((frames - 1) / time)) * time
         raise SpaceError(

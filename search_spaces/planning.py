@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from search_spaces.errors import SpaceError
-from search_spaces.plan import Plan
-from search_spaces.space import SPACES, Space, list_spaces
+from search_spaces.plan import SPACES, Plan
+from search_spaces.space import Space, list_spaces
 
 
 def load_plan(space: str | Path | Space) -> Plan:
@@ -25,7 +25,7 @@ def load_plan(space: str | Path | Space) -> Plan:
         return compute(space)
     path = plan_path(space)
     if path.exists():
-        plan = Plan.read(path)
+        plan = Plan.load(path)
         if plan.fingerprint == space.fingerprint:
             return plan
         if path.parent == SPACES:

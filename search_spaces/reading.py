@@ -21,6 +21,22 @@ class UnreadableError(ValueError):
     """The text is no plain data within the bounds; the message says why, in one line."""
 
 
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """A file of ``most`` bytes or fewer.
+
+    Raises:
+        UnreadableError: if it cannot be read, or is larger.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise UnreadableError(f"cannot be read ({error.strerror or error})") from None
+    if len(data) > most:
+        raise UnreadableError(f"is larger than {most:,} bytes, which no file of ours is")
+    return data
+
+
 def read_text(path: str | Path, most: int = MAX_TEXT) -> str:
     """A text file of ``most`` bytes or fewer.
 
@@ -28,13 +44,7 @@ def read_text(path: str | Path, most: int = MAX_TEXT) -> str:
         UnreadableError: if it cannot be read, is larger, or is no UTF-8.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(most + 1)
-        if len(data) > most:
-            raise UnreadableError(f"is larger than {most:,} bytes, which no file of ours is")
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise UnreadableError(f"cannot be read ({error.strerror})") from None
+        return read_bytes(path, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableError(f"is no text (byte {error.start} is no UTF-8)") from None
 

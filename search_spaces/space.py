@@ -16,7 +16,7 @@ from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
 from search_spaces.definition import parse_definition
 from search_spaces.ends import decoder_spec, text_encoder_spec
-from search_spaces.errors import SpaceError, unknown
+from search_spaces.errors import MAX_OPTIONS, SpaceError, unknown
 from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
 from search_spaces.parts import Autoencoder as Autoencoder
@@ -25,17 +25,13 @@ from search_spaces.parts import Position as Position
 from search_spaces.parts import Text as Text
 from search_spaces.parts import check_clip
 from search_spaces.parts import latent_shape as latent_shape
+from search_spaces.plan import SPACES
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
 from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
-
-SPACES = Path(__file__).parent / "spaces"
-
-#: Options of one position that may be enumerated; beyond it nothing that lists them would end.
-MAX_OPTIONS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Space:
                 raise SpaceError(f"positions: {unknown('position', name, order)}")
         if names != [name for name in order if name in names]:
             raise SpaceError(f"positions must be named once each, in execution order: {', '.join(order)}")
-        coarsest = max((place.space_scale for place in layout.places), default=1)
+        coarsest = int(max([1, *(place.space_scale for place in layout.places)]))
         self._check_ends()
         for clip_name in ("deployment", "training"):  # an absent training clip is the deployment clip: name that one
             check_clip(f"clips.{clip_name}", self.clips[clip_name], self.autoencoder, coarsest)
@@ -85,8 +81,9 @@ class Space:
     def _check_places(self, layout: Layout) -> None:
         places = {place.name: place for place in layout.places}
         for position in self.positions:
-            frames = self.latent_shape()[0]
-            if frames % position.time_scale or self.latent_shape("training")[0] % position.time_scale:
+            alone = int(layout.causal)
+            frames = self.latent_shape()[0] - alone
+            if frames % position.time_scale or (self.latent_shape("training")[0] - alone) % position.time_scale:
                 raise SpaceError(
                     f"positions.{position.name} divides time by {position.time_scale}, which does not divide the "
                     f"clips' {frames} (deployment) and {self.latent_shape('training')[0]} (training) frames; change "
@@ -99,6 +96,11 @@ class Space:
                     f"{self.backbone.name} has it, but is {position.time_scale}"
                 )
             for variant in position.variants:
+                if place.by_frame and block_spec(variant.block).across:
+                    raise SpaceError(
+                        f"positions.{position.name}: {variant.label} looks at other frames, but backbone "
+                        f"{self.backbone.name} runs frame by frame there; name another block"
+                    )
                 if "embedding" in block_spec(variant.block).reads and not layout.embedding:
                     raise SpaceError(
                         f"positions.{position.name}: {variant.label} reads the time embedding, which backbone "
@@ -112,7 +114,7 @@ class Space:
 
     def _check_ends(self) -> None:
         encoder = text_encoder_spec(self.text.encoder)
-        if encoder.dim and (encoder.dim, encoder.tokens) != (self.text.dim, self.text.tokens):
+        if self.text and encoder.dim and (encoder.dim, encoder.tokens) != (self.text.dim, self.text.tokens):
             raise SpaceError(
                 f"text.encoder {self.text.encoder} gives {encoder.tokens} vectors of width {encoder.dim}, but the "
                 f"space has {self.text.tokens} of width {self.text.dim}; correct text.tokens or name another encoder"
@@ -272,16 +274,6 @@ class Space:
             layers.append((position.name, chosen))
         return Arrangement(self.name, tuple(layers))
 
-    def mutate(self, arrangement: Arrangement, rng: Generator) -> Arrangement:
-        """A random neighbour: one layer added, removed or changed at one random position. Never the same again."""
-        self.check(arrangement)
-        movable = [position for position in self.positions if position.size > 1]
-        if not movable:
-            raise SpaceError(f"space {self.name} has one arrangement only; nothing can be mutated")
-        position = movable[int(rng.integers(len(movable)))]
-        neighbours = _neighbours(arrangement.at(position.name), position)
-        return arrangement.replace(position.name, neighbours[int(rng.integers(len(neighbours)))])
-
     def check(self, arrangement: Arrangement) -> None:
         """Whether the arrangement lies in this space.
 
@@ -329,17 +321,34 @@ class Space:
 
     def position_shape(self, position: str | Position, clip: str = "deployment") -> tuple[int, int, int, int]:
         """The feature map at a position: ``(T, C, H, W)``."""
-        place = self.position(position)
-        frames, _, height, width = self.latent_shape(clip)
-        return frames // place.time_scale, place.channels, height // place.space_scale, width // place.space_scale
+        place, (frames, _, height, width) = self.position(position), self.latent_shape(clip)
+        return (
+            self.backbone.layout.frames(place.time_scale, frames),
+            place.channels,
+            height // place.space_scale,
+            width // place.space_scale,
+        )
+
+    def measured(self) -> Backbone:
+        """The backbone without what it is only trained with: the one that is measured and deployed."""
+        return Backbone(self.backbone.name, {**self.backbone.config, **self.backbone.preset.measured})
+
+    def calls(self, position: str | Position, clip: str = "deployment") -> int:
+        """How often a layer there runs for one evaluation: once, or frame by frame."""
+        return self.position_shape(position, clip)[0] if self._by_frame[self.position(position).name] else 1
+
+    @cached_property
+    def _by_frame(self) -> dict[str, bool]:
+        return {place.name: place.by_frame for place in self.backbone.layout.places}
 
     def workload(
         self, position: str | Position, variant: Variant, precision: str, clip: str = "deployment"
     ) -> Workload:
-        """The workload of one layer at a position, batch 1."""
+        """The workload of one layer at a position, batch 1; of one frame where the network runs frame by frame."""
         place = self.position(position)
         full = complete(variant, place.channels)
         frames, channels, height, width = self.position_shape(place, clip)
+        frames = 1 if self._by_frame[place.name] else frames
         reads = block_spec(full.block).reads
         return Workload(
             full.block,
@@ -350,13 +359,24 @@ class Space:
             width=width,
             precision=precision,
             context_tokens=self.text.tokens if "context" in reads else 0,
-            context_dim=self.text.dim if "context" in reads else 0,
+            context_dim=self.backbone.layout.told_dim if "context" in reads else 0,
             embedding_dim=self.backbone.layout.embedding if "embedding" in reads else 0,
         )
 
     def backbone_workload(self, precision: str, clip: str = "deployment") -> Workload:
-        """The workload of the bare backbone, batch 1."""
+        """The workload of the bare backbone, batch 1; where it is never run in one piece, of its first part."""
+        if self.backbone.layout.in_parts:
+            return self.spatial_workloads(precision, clip)[0]
         return self._whole("backbone", self.backbone_id, precision, clip)
+
+    def frame_workloads(self, precision: str, clip: str = "deployment") -> tuple[tuple[Workload, int], ...]:
+        """All that the bare backbone costs: the workload and how often it runs, by ``backbone_workload`` first."""
+        layout = self.backbone.layout
+        if not layout.in_parts:
+            return ((self.backbone_workload(precision, clip), 1),)
+        frames = self.latent_shape(clip)[0]
+        calls = [layout.frames(part.time_scale, frames) if part.by_frame else 1 for part in layout.parts]
+        return tuple(zip(self.spatial_workloads(precision, clip), calls, strict=True))
 
     def text_encoder_workload(self, precision: str) -> Workload:
         """The workload of encoding one prompt."""
@@ -399,26 +419,30 @@ class Space:
 
     def spatial_workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """What the backbone is made of, part by part in execution order; none where it is not known in parts."""
-        frames, _, height, width = self.latent_shape(clip)
-        return tuple(
-            Workload(
-                "spatial",
-                (),
-                channels=part.channels,
-                frames=frames // part.time_scale,
-                height=height // part.space_scale,
-                width=width // part.space_scale,
-                precision=precision,
-                context_tokens=self.text.tokens,
-                context_dim=self.text.dim,
-                name=f"{self.backbone_id}.{part.name}",
+        _, _, *size = self.latent_shape(clip)
+        layout, found = self.backbone.layout, []
+        for part in layout.parts:
+            frames, channels, height, width = layout.shape(part, self.latent_shape(clip)[0], *size)
+            found.append(
+                Workload(
+                    "spatial",
+                    (),
+                    channels=channels,
+                    frames=1 if part.by_frame else frames,
+                    height=height,
+                    width=width,
+                    precision=precision,
+                    context_tokens=self.text.tokens,
+                    context_dim=self.text.dim,
+                    name=f"{self.backbone_id}.{part.name}",
+                )
             )
-            for part in self.backbone.layout.parts
-        )
+        return tuple(found)
 
     def ends(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """What a video costs beside the network: the text encoder's workload, and the decoder's where there is one."""
-        found = (self.text_encoder_workload(precision), self.decoder_workload(precision, clip))
+        text = self.text_encoder_workload(precision) if self.text else None
+        found = (text, self.decoder_workload(precision, clip))
         return tuple(workload for workload in found if workload is not None)
 
     def network_workload(self, arrangement: Arrangement, precision: str, clip: str = "deployment") -> Workload:
@@ -428,7 +452,7 @@ class Space:
 
     def workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """All that must be measured to cost any arrangement: the backbone, then each distinct workload once."""
-        found = {self.backbone_workload(precision, clip): None}
+        found: dict[Workload, None] = {workload: None for workload, _ in self.frame_workloads(precision, clip)}
         for position in self.positions:
             for variant in position.variants if position.most else ():
                 found[self.workload(position, variant, precision, clip)] = None
@@ -476,17 +500,3 @@ def _read(path: Path, shown: str) -> Space:
 def list_spaces() -> list[str]:
     """Names of the spaces that ship with the package."""
     return sorted(path.stem for path in SPACES.glob("*.yaml"))
-
-
-def _neighbours(layers: tuple[Variant, ...], position: Position) -> list[tuple[Variant, ...]]:
-    """Every option one addition, removal or change away, without repeats."""
-    found: dict[tuple[Variant, ...], None] = {}
-    for at in range(len(layers) + 1):
-        for variant in position.variants:
-            if len(layers) < position.most:
-                found[(*layers[:at], variant, *layers[at:])] = None
-            if at < len(layers):
-                found[(*layers[:at], variant, *layers[at + 1 :])] = None
-        if at < len(layers) and len(layers) > position.least:
-            found[(*layers[:at], *layers[at + 1 :])] = None
-    return [option for option in found if option != layers]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from search_spaces.blocks import build_block
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
-from search_spaces.families import build_backbone
-from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPosition, Point
+from search_spaces.families import build_backbone, build_part
+from search_spaces.network import build_layer
+from search_spaces.parts import Position
+from search_spaces.plan import Plan, PlanEnd, PlanLayer, PlanPart, PlanPosition, Point
 from search_spaces.space import Space
 
 
@@ -32,10 +34,11 @@ def trace_plan(space: Space) -> Plan:
         points.append(Point(name, kind, tuple((skip, tensor.numel()) for skip, tensor in skips)))
 
     with torch.device("meta"), torch.no_grad():
-        unet = build_backbone(space.backbone)
-        x, timestep = torch.empty(frames, channels, height, width), torch.empty(1)
-        context = torch.empty(1, space.text.tokens, space.text.dim)
-        inputs = {"x": x, "timestep": timestep, "context": context, "frames": frames}
+        unet = build_backbone(space.measured())
+        inputs: dict[str, Any] = {"x": torch.empty(frames, channels, height, width), "frames": frames}
+        inputs["timestep"] = torch.empty(1)
+        if space.text:
+            inputs["context"] = torch.empty(1, space.text.tokens, space.text.dim)
         space.backbone.family.run(unet, inputs, lambda name, x, beside: x, watch)
         for position in space.positions:
             expected = space.position_shape(position)
@@ -44,23 +47,24 @@ def trace_plan(space: Space) -> Plan:
                     f"{position.name}: the layout of backbone {space.backbone.name} promises {expected} (T, C, H, W), "
                     f"but the module gives {seen.get(position.name)}; correct the layout"
                 )
-        counts = {
-            key: _count(build_block(key[1], key[0], space.text.dim, space.backbone.layout.embedding))
-            for key in {(position.channels, variant) for position in space.positions for variant in position.variants}
-        }
+        distinct = {(position.channels, v): position for position in space.positions for v in position.variants}
+        counts = {key: _count(build_layer(space, position, key[1])) for key, position in distinct.items()}
 
-        encoder, _ = build_text_encoder(space.text.encoder, space.text.tokens, space.text.dim)
-        encoder_parameters, decoder = _count(encoder), None
+        text_encoder, decoder = _text_encoder(space), None
         one_call = space.decoder_workload("fp32")
         if one_call is not None:
             decoder = PlanEnd(one_call.base, _count(build_decoder(one_call.name)), space.decoder_calls())
 
-    def layers(position_name: str) -> tuple[PlanLayer, ...]:
-        position = space.position(position_name)
+    def layers(position: Position) -> tuple[PlanLayer, ...]:
         return tuple(
             PlanLayer(variant, space.workload(position, variant, "fp32").base, counts[position.channels, variant])
             for variant in position.variants * (position.most > 0)
         )
+
+    def planned(position: Position) -> PlanPosition:
+        length, count, rows, columns = space.position_shape(position)
+        name, least, most = position.name, position.least, position.most
+        return PlanPosition(name, count, length, rows, columns, most, layers(position), least, space.calls(position))
 
     return Plan(
         space=space.name,
@@ -69,24 +73,30 @@ def trace_plan(space: Space) -> Plan:
         backbone_name=space.backbone_id,
         backbone_workload=space.backbone_workload("fp32").base,
         backbone_parameters=_count(unet),
-        positions=tuple(
-            PlanPosition(
-                position.name,
-                position.channels,
-                frames // position.time_scale,
-                height // position.space_scale,
-                width // position.space_scale,
-                position.most,
-                layers(position.name),
-                position.least,
-            )
-            for position in space.positions
-        ),
+        positions=tuple(planned(position) for position in space.positions),
         points=tuple(points),
-        text_encoder=PlanEnd(space.text_encoder_workload("fp32").base, encoder_parameters),
+        text_encoder=text_encoder,
         decoder=decoder,
         stated_baseline=space.stated_baseline,
+        backbone_rest=_rest(space, points),
     )
+
+
+def _rest(space: Space, points: Sequence[Point]) -> tuple[PlanPart, ...]:
+    """The parts of a backbone after the first; while one runs frame by frame, what it is run on is held."""
+    found = []
+    for workload, calls in space.frame_workloads("fp32")[1:]:
+        part = build_part(space.backbone, workload.name.partition(".")[2])
+        held = max(point.elements for point in points) if calls > 1 else 0
+        found.append(PlanPart(workload.base, _count(part), calls, held))
+    return tuple(found)
+
+
+def _text_encoder(space: Space) -> PlanEnd | None:
+    if not space.text:
+        return None
+    encoder, _ = build_text_encoder(space.text.encoder, space.text.tokens, space.text.dim)
+    return PlanEnd(space.text_encoder_workload("fp32").base, _count(encoder))
 
 
 def _count(module: nn.Module) -> int:

@@ -3,13 +3,12 @@
 import math
 import re
 from dataclasses import dataclass
-from dataclasses import replace as dataclass_replace
 
 from search_spaces.errors import MAX_FRAMES, SpaceError
 from search_spaces.variant import Variant
 
-#: Bytes of one element.
-PRECISIONS: dict[str, int] = {"fp32": 4, "fp16": 2}
+#: Of each precision that is measured.
+BYTES_PER_ELEMENT: dict[str, int] = {"fp32": 4, "fp16": 2}
 
 #: What is measured beside blocks.
 WHOLE = ("backbone", "network", "text_encoder", "decoder", "spatial")
@@ -45,8 +44,8 @@ class Workload:
     embedding_dim: int = 0
 
     def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise SpaceError(f"unknown precision {self.precision!r}. Known precisions: {', '.join(PRECISIONS)}.")
+        if self.precision not in BYTES_PER_ELEMENT:
+            raise SpaceError(f"unknown precision {self.precision!r}. Known precisions: {', '.join(BYTES_PER_ELEMENT)}.")
         sizes = (self.channels, self.frames, self.height, self.width, self.batch)
         if min(sizes) < 1:
             raise SpaceError(f"channels, frames, height, width and batch must be at least 1, but are {sizes}")
@@ -82,10 +81,6 @@ class Workload:
     def key(self) -> str:
         """For example ``Conv3D(kernel_size=3)/c320/t30/64x64/b1@fp16``."""
         return f"{self.base}@{self.precision}"
-
-    def at_precision(self, precision: str) -> "Workload":
-        """The same workload in another precision."""
-        return dataclass_replace(self, precision=precision)
 
     @classmethod
     def parse(cls, key: str) -> "Workload":

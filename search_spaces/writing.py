@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 SUFFIX = ".partial"
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of file systems that know no locks
 YOUNG = 0.5  # seconds in which who made a temporary file may not have locked it yet
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -67,6 +69,7 @@ def whole(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         with blamed(partial, path):
             os.replace(partial, path)
+        sync(path.parent)
     except BaseException:
         with suppress(OSError):
             partial.unlink()
@@ -115,10 +118,38 @@ def sweep(path: Path) -> None:
                 os.close(descriptor)
 
 
+def lock(descriptor: int, wait: bool = False) -> bool:
+    """Lock an open file for this process alone; False where its file system has no locks of either kind.
+
+    Network file systems may lack ``flock`` (Lustre mounted without it) and still know the locks of POSIX.
+
+    Raises:
+        BlockingIOError: if another process holds it and ``wait`` is not set.
+    """
+    for call in (fcntl.flock, fcntl.lockf):
+        try:
+            call(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            return True
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise BlockingIOError(error.errno, os.strerror(error.errno)) from None
+            if error.errno not in (*NO_LOCKS, errno.EBADF):  # EBADF: POSIX locks no folder
+                raise
+    return False
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of files, on the disk itself before going on: a power cut may undo a rename."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _lock(descriptor: int) -> bool:
     """Whether the lock was to be had; a file system without locks keeps what is left over."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        return lock(descriptor)
     except OSError:
         return False

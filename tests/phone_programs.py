@@ -176,7 +176,7 @@ def serve(phone):
                 truth = 1 + int(model, 16) % 1000 / 100
                 latency = truth * (1 + how["noise"] * rng.gauss(0, 1)) * (1 + how["heat"] * heat)
                 answer["duration"] = int(latency * 1e6)
-                answer["outputs"], data = outputs(model, how["lie"], asked)
+                answer["outputs"], data = outputs(model, how["lie"] or how["lie_on"] == asked["computeUnits"], asked)
             elif name == "ComputePlan":
                 usage = [("neuralEngine", {"totalCoreCount": 16})] * 3 + [("cpu", {})]
                 answer["infos"] = [

@@ -45,6 +45,7 @@ class Behaviour:
     unplug_after: int = 0  # predictions until the cable is pulled; 0 for never
     unplugged_s: float = 0.0
     lie: bool = False  # answers with zeros
+    lie_on: str = ""  # does so under this setting of compute units alone
     no_tunnel: bool = False  # its memory cannot be seen
     developer_mode: str = "enabled"
     tunnel: str = "connected"

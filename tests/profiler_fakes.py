@@ -21,10 +21,10 @@ from search_spaces.workload import Workload
 DEVICE = Device(name="fake", runtime="onnxruntime", precision="fp32")
 
 
-def workload(block: str = "Conv1D", channels: int = 8, **sizes: int) -> Workload:
+def workload(block: str = "Conv1D", channels: int = 8, precision: str = "fp32", **sizes: int) -> Workload:
     """A small workload."""
     shape = {"frames": 4, "height": 8, "width": 8, **sizes}
-    return Workload(block, (("kernel_size", 3),), channels=channels, **shape)
+    return Workload(block, (("kernel_size", 3),), channels=channels, precision=precision, **shape)
 
 
 def artifact(name: str, **stats: float) -> Lowered:
@@ -165,4 +165,4 @@ def build_deadly(subject: Subject) -> Built:
 
 def small(factory: str = "build_small", precision: str = "fp32", **sizes: int) -> Subject:
     """A subject that one of the factories above builds."""
-    return Subject(workload(**sizes).at_precision(precision), factory=f"profiler_fakes:{factory}")
+    return Subject(workload(precision=precision, **sizes), factory=f"profiler_fakes:{factory}")

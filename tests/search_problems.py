@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from latency_tables.budget import Budget
 from latency_tables.cost import CostModel
 from latency_tables.header import Header
-from latency_tables.plan import Plan
 from latency_tables.record import Record
 from latency_tables.table import Table
 from nas.search.problem import Problem
 from search_spaces.arrangement import Arrangement
+from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 
 def tiny_problem(
-    budget: Budget | None = None, seed: int = 0, correction: Mapping[str, object] | None = None
+    budget: Budget | None = None,
+    seed: int = 0,
+    correction: Mapping[str, object] | None = None,
+    space: Space | None = None,
 ) -> Problem:
-    plan = Plan.load("tiny")
+    space = space or Space.load("tiny")
+    plan = load_plan(space)
     rng = np.random.default_rng(seed)
     rows = []
     for workload in plan.workloads:
@@ -39,15 +43,14 @@ def tiny_problem(
         )
     header = Header(device="made_up", runtime="made_up", precision="fp32", correction=correction)
     table = Table(header, rows)
-    return Problem(Space.load("tiny"), CostModel(plan, table), budget or Budget())
+    return Problem(space, CostModel(plan, table), budget or Budget())
 
 
 @dataclass(frozen=True)
 class Scored:
     loss: float
     stderr: float = 0.001
-    velocity_loss: float = 0.0
-    motion_loss: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class KnownQuality:

@@ -105,13 +105,13 @@ def small_table(plan: Plan | None = None, seed: int = 0, header: Header | None =
     ]
     layers = {layer.workload: layer for position in plan.positions for layer in position.layers}
     for workload, layer in layers.items():
-        factor = 4.0 if "3D" in layer.block else 1.0
+        factor = 4.0 if "3D" in layer.label else 1.0
         records.append(
             small_record(
                 f"{workload}@{header.precision}",
                 float(rng.uniform(0.4, 2.5)) * factor,
-                block=layer.block,
-                params=",".join(f"{name}={value}" for name, value in layer.params),
+                block=layer.variant.block,
+                params=",".join(f"{name}={value}" for name, value in layer.variant.params),
                 weights_mb=layer.parameters * 4 / 1e6 * float(rng.uniform(1.0, 1.2)),
                 activation_peak_mb=float(rng.uniform(1.0, 5.0)) * factor**0.5,
                 **changes,
@@ -133,7 +133,7 @@ def slow_costs(plan: Plan, table: Table, arrangement: dict[str, tuple[str, ...]]
         skips = next(point.skips for point in plan.points if point.name == position.name)
         live = sum(elements for _, elements in skips) * size / 1e6
         for label in arrangement[position.name]:
-            layer = next(layer for layer in position.layers if layer.variant == label)
+            layer = next(layer for layer in position.layers if layer.label == label)
             row = rows[f"{layer.workload}@{precision}"]
             if not row.ok:
                 return float("inf"), float("inf"), float("inf"), parameters

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import search_spaces.blocks as blocks
+from search_spaces import blocks, registry
 from search_spaces.blocks import BLOCKS, BlockSpec, block_spec, build_block, complete
 from search_spaces.blocks.tokens import place_positions, time_positions, to_map, to_tokens
 from search_spaces.errors import SpaceError
@@ -147,7 +147,7 @@ class FakeEntryPoint:
 
 @pytest.fixture
 def their_package(monkeypatch):
-    monkeypatch.setattr(blocks, "entry_points", lambda group: [FakeEntryPoint()] if group == blocks.GROUP else [])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [FakeEntryPoint()] if group == blocks.GROUP else [])
 
 
 @pytest.mark.usefixtures("their_package")

@@ -112,7 +112,7 @@ def test_below_the_bare_backbone_the_answer_names_limit_amount_and_arrangement(s
     assert answer.limit == "latency_ms" and answer.amount == pytest.approx(1.0)
     assert answer.budget == Budget(latency_ms=5.0) and not answer.arrangement.any()
     assert "latency_ms 4.000 ms is missed: nearest is 5.000 ms (1.000 ms over, 25.0%)" in answer.message
-    assert "no temporal layer" in answer.message
+    assert "the backbone alone" in answer.message
 
 
 def test_limits_reachable_apart_but_not_together_are_said_to_be_so(small):

@@ -78,7 +78,7 @@ def test_a_full_phone_disk_is_said_to_be_full(phones: StandIn, artifacts: list[L
 
 
 def test_a_phone_that_gets_hot_is_seen_by_the_reference(phones: StandIn, artifacts: list[Lowered]) -> None:
-    phones.behave(Behaviour(heat=1.0, noise=0.001))
+    phones.behave(Behaviour(heat=2.0, noise=0.001))
     log = RunLog()
     limits = dataclasses.replace(QUICK, min_rounds=2, max_rounds=2)
     (row,) = run(phones, artifacts[:2], limits=limits, log=log, reference=True)

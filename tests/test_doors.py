@@ -211,10 +211,10 @@ def test_a_space_made_of_stored_values_is_checked_as_a_files() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "where"),
     [
-        (("positions", 0, "channels"), "many", "positions.0.channels"),
-        (("positions", 0, "layers"), {"a": 1}, "positions.0.layers"),
-        (("positions", 0, "max_layers"), 2_000_000_000, "positions.0.max_layers"),
-        (("points", 1, "skips"), [["conv_in"]], "points.1.skips"),
+        (("positions", 0, "channels"), "many", r"positions\[0\].channels"),
+        (("positions", 0, "layers"), {"a": 1}, r"positions\[0\].layers"),
+        (("positions", 0, "max_layers"), 2_000_000_000, r"positions\[0\].max_layers"),
+        (("points", 1, "skips"), [["conv_in"]], r"points\[1\].skips"),
         (("backbone",), [], "backbone"),
         (("clip",), 3, "clip"),
         (("text_encoder",), {"workload": 1, "parameters": 2}, "text_encoder.workload"),
@@ -230,7 +230,7 @@ def test_a_plan_of_other_kinds_names_the_field(path: tuple[Any, ...], value: Any
     file = tmp_path / "tiny.plan.json"
     file.write_text(json.dumps(plan))
     with pytest.raises(ValueError, match=rf"is no plan of schema 1 \({where}") as caught:
-        Plan.read(file)
+        Plan.load(file)
     assert "\n" not in str(caught.value)
 
 

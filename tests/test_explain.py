@@ -111,7 +111,7 @@ def test_designs_by_hand_stand_beside_it(searched) -> None:
     problem, quality, _ = searched
     named = {design.name: design for design in told.designs}
     assert set(named) == set(problem.hand_made())
-    empty = named["no temporal layers"]
+    empty = named["no layers"]
     assert empty.difference == pytest.approx(1.0 - chosen.loss) and empty.feasible
 
 

@@ -23,9 +23,9 @@ from latency_tables.lookup import load_table
 from nas.cli import main
 from nas.errors import NasError
 from nas.export import compress, ends, export_model
-from nas.export.forms import best_forms
+from nas.export.folder import put
+from nas.export.forms import best_lowerings, forms_in
 from nas.export.network import NAMES, bound_at, function_name, parse_shape
-from nas.export.packages import _put
 from nas.model.network import VideoUNet
 from nas.model.packages import PREFIX
 from nas.model.pipeline import TextToVideoPipeline
@@ -126,7 +126,7 @@ def test_layers_are_written_in_the_form_that_the_table_found_fastest(
 ) -> None:
     table = load_table("amd_epyc_zen5", tmp_path)
     unet = VideoUNet.from_pretrained(exported_model, subfolder="unet")
-    assert best_forms(unet, table) == {}, "that table knows one lowering of each"
+    assert forms_in(best_lowerings(unet, table)) == {}, "that table knows one lowering of each"
     position, layer = next(
         (name, at) for name, vs in unet.arrangement.layers for at, v in enumerate(vs) if v.block == "Conv3D"
     )
@@ -135,7 +135,7 @@ def test_layers_are_written_in_the_form_that_the_table_found_fastest(
     assert row is not None and row.latency_ms_median is not None
     table.append(replace(row, lowering="plain+taps", latency_ms_median=0.5 * row.latency_ms_median))
     table.save(tmp_path / "amd_epyc_zen5" / "onnxruntime.csv")
-    forms = best_forms(unet, load_table("amd_epyc_zen5", tmp_path))
+    forms = forms_in(best_lowerings(unet, load_table("amd_epyc_zen5", tmp_path)))
     assert forms[position][layer] == "taps"
     clip = unet.space.clip("deployment")
     shape = (clip.frames, clip.height, clip.width)
@@ -257,7 +257,7 @@ def test_what_export_json_tells_of_is_there_whenever_it_is_killed(
 
     monkeypatch.setattr(os, "replace", killed)
     with contextlib.suppress(KeyboardInterrupt):
-        _put(partial, out, facts, before)
+        put(partial, out, facts, before)
     told = json.loads((out / "export.json").read_text())
     assert told["decoder"] == (out / "decoder.mlpackage" / "made").read_text() == "old"
     for key, name in (("operations", "unet"), ("text_encoder", "text_encoder")):

@@ -11,7 +11,6 @@ import torch
 from training_fixtures import clips, tiny
 
 from latency_tables.lookup import load_table
-from latency_tables.plan import Plan
 from nas.export import export_model
 from nas.export.forms import BACKBONE, apply_lowerings, best_lowerings
 from nas.export.network import bound_at
@@ -19,6 +18,7 @@ from nas.model.network import VideoUNet
 from nas.model.pipeline import TextToVideoPipeline, save_pipeline
 from nas.pretrained.text import TextEncoder
 from nas.supernet.supernet import Supernet
+from search_spaces.plan import Plan
 
 DEVICE = "amd_epyc_zen5"
 

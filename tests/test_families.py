@@ -19,7 +19,8 @@ from nas.report.drawing import network_svg
 from nas.run.costs import default_latency_ms
 from nas.supernet.supernet import Supernet
 from nas.training.engine import compile_parts
-from search_spaces import families
+from search_spaces import families, registry
+from search_spaces.arrangement import Arrangement
 from search_spaces.errors import SpaceError
 from search_spaces.network import recompute
 from search_spaces.planning import load_plan
@@ -69,10 +70,8 @@ def test_a_position_of_exactly_one_layer_is_a_choice(space: Space) -> None:
     with pytest.raises(SpaceError, match="block.0: 0 layers, under least=1"):
         space.check(space.empty())
     rng = np.random.default_rng(0)
-    drawn = space.sample(rng)
     for _ in range(20):
-        drawn = space.mutate(drawn, rng)
-        space.check(drawn)
+        space.check(space.sample(rng))
 
 
 def test_the_baseline_is_stated_kept_and_planned(space: Space) -> None:
@@ -144,14 +143,14 @@ def test_an_extracted_foreign_network_is_its_path(space: Space) -> None:
 
 def test_a_foreign_network_is_drawn_as_a_list(space: Space) -> None:
     layers = [(name, list(labels)) for name, labels in space.baseline().labels().items()]
-    svg = network_svg(load_plan(space).to_json(), layers, {}, width=860, title="x")
-    assert svg.count('class="card"') == 3 and svg.count('class="pill"') == 2 and "no temporal layer" not in svg
+    svg = network_svg(load_plan(space), layers, {}, width=860, title="x")
+    assert svg.count('class="card"') == 3 and svg.count('class="pill"') == 2 and "no layer" not in svg
 
 
 def test_an_entry_point_that_is_no_family_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for value, message in (("toy_family:SPACE", "must name a Family"), ("absent:X", "cannot be loaded")):
         point = EntryPoint("odd", value, families.GROUP)
-        monkeypatch.setattr(families, "entry_points", lambda group, point=point: [point])
+        monkeypatch.setattr(registry, "entry_points", lambda group, point=point: [point])
         with pytest.raises(SpaceError, match=f"family 'odd': .*{message}"):
             families.family_of("odd_preset")
         assert families.family_of("tiny").name == "unet"  # ours are known without theirs
@@ -160,13 +159,13 @@ def test_an_entry_point_that_is_no_family_is_named(monkeypatch: pytest.MonkeyPat
 def test_the_default_budget_leaves_a_search_something_to_choose() -> None:
     plan = small_plan(max_layers=1)
     rooms = []
-    for labels in ((), ("Conv3D(kernel_size=3)",)):
-        stated = {position.name: labels for position in plan.positions} if labels else None
+    full = Arrangement(plan.space, tuple((p.name, (Variant.of("Conv3D", kernel_size=3),)) for p in plan.positions))
+    for stated in (None, full):
         costs = CostModel(replace(plan, stated_baseline=stated), small_table(plan))
         limit = default_latency_ms(costs, 1.5)
         rooms.append((costs.cost(every_arrangement([4] * 4)).latency_ms <= limit).mean())
-        if labels:  # choices: between the cheapest and the uncut network
-            assert costs.backbone_latency_ms < limit < costs.cost(costs.encode(stated or {})[None]).latency_ms[0]
+        if stated:  # choices: between the cheapest and the uncut network
+            assert costs.backbone_latency_ms < limit < costs.cost(costs.encode(stated.labels())[None]).latency_ms[0]
         else:  # additions
             assert limit == round(costs.backbone_latency_ms * 1.5, 3)
     assert all(0 < room < 1 for room in rooms)

@@ -19,8 +19,8 @@ from nas.data.cached import _NoStills
 from nas.errors import AnswerIsNo, NasError
 from nas.model.pipeline import load_pipeline
 from nas.recipes import finetune
-from nas.recipes.adversarial import pseudo_huber
-from nas.recipes.config import AdversarialConfig, FinetuneConfig, resolve_finetune
+from nas.recipes.adversarial import AdversarialConfig, pseudo_huber
+from nas.recipes.config import FinetuneConfig, resolve_finetune
 
 pytestmark = pytest.mark.filterwarnings("error")
 

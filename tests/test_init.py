@@ -12,7 +12,7 @@ from latent_fixtures import small_space
 from training_fixtures import clips, run, short, tiny
 
 from nas.errors import NasError
-from nas.pretrained.given import init_frame
+from nas.pretrained.given import inherit
 from nas.supernet.stage import begin
 from nas.training.checkpoint import list_checkpoints, load_checkpoint
 from search_spaces.families import build_backbone
@@ -64,7 +64,7 @@ def pruned(folder: Path) -> Any:
 def test_every_block_of_the_pruned_backbone_comes_from_its_counterpart(tmp_path: Path) -> None:
     source = save_unet(tmp_path / "unet")
     backbone = pruned(tmp_path)
-    found = init_frame(FAMILY, backbone, source)
+    found = inherit(FAMILY, backbone, source)
     assert found.copied == found.total and not found.fresh and not found.notes
     assert found.blocks["down_blocks.2.resnets.0"] == "down_blocks.2.resnets.0"
     # Of three up resnets a stage, those stay whose inputs have the widths of the pruned skips.
@@ -84,14 +84,14 @@ def test_what_does_not_match_keeps_its_start_and_is_named(tmp_path: Path) -> Non
     source = save_unet(tmp_path / "unet", in_channels=9, attention_head_dim=4)
     backbone = pruned(tmp_path)
     before = backbone.conv_in.weight.detach().clone()
-    found = init_frame(FAMILY, backbone, source)
+    found = inherit(FAMILY, backbone, source)
     assert found.fresh == ("conv_in",) and torch.equal(backbone.conv_in.weight, before)
     assert "fresh: conv_in (attention_head_dim is 4 there, 2 here)" in found.sentence()
 
 
 def test_a_pipeline_folder_gives_its_unet(tmp_path: Path) -> None:
     save_unet(tmp_path / "pipeline" / "unet")
-    assert init_frame(FAMILY, pruned(tmp_path), str(tmp_path / "pipeline")).copied > 0
+    assert inherit(FAMILY, pruned(tmp_path), str(tmp_path / "pipeline")).copied > 0
 
 
 @pytest.mark.parametrize("what", ["nowhere", "empty", "other", "cut", "narrow"])
@@ -110,9 +110,9 @@ def test_what_cannot_be_used_is_one_line(what: str, tmp_path: Path) -> None:
     elif what == "narrow":
         save_unet(source, block_out_channels=[4, 4, 4, 4], in_channels=3, out_channels=3)
     with pytest.raises(
-        NasError, match="no UNet could be loaded|not a UNet2D|no block has the backbone's shapes"
+        NasError, match="no network could be loaded|not a UNet2D|no block has the backbone's shapes"
     ) as caught:
-        init_frame(FAMILY, pruned(tmp_path), str(source))
+        inherit(FAMILY, pruned(tmp_path), str(source))
     assert "\n" not in str(caught.value) and str(source) in str(caught.value)
 
 
@@ -128,7 +128,7 @@ def test_a_model_out_of_reach_is_said_at_once(tmp_path: Path, monkeypatch: pytes
         ("a/b/c", "no such folder"),
     ):
         with pytest.raises(NasError, match=reason) as caught:
-            init_frame(FAMILY, build_backbone(tiny().backbone), source)
+            inherit(FAMILY, build_backbone(tiny().backbone), source)
         assert "\n" not in str(caught.value)
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKED = (
     "torch", "torchvision", "diffusers", "transformers", "coremltools", "onnx", "onnxruntime", "optuna", "typer",
-    "pydantic", "rich", "scipy", "search_spaces", "device_profiler", "nas",
+    "pydantic", "rich", "scipy", "device_profiler", "nas",
 )  # fmt: skip
 PREAMBLE = f"""
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {BLOCKED!r} and name not in ("search_spaces",):
+        if name.partition(".")[0] in {BLOCKED!r}:
             raise ImportError("blocked: " + name)
         return None
 sys.meta_path.insert(0, Block())
@@ -50,7 +50,22 @@ import latency_tables
 roots = {name.partition(".")[0] for name in set(sys.modules) - before}
 foreign = {name for name in roots if name not in sys.stdlib_module_names} - {"latency_tables", "numpy", "yaml", "_yaml"}
 print(sorted(name for name in foreign if "cython" not in name))
+print(*sorted(name.partition(".")[2] for name in sys.modules if name.startswith("search_spaces.")))
 """
     done = run(code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "[]"
+    foreign, ours = done.stdout.splitlines()
+    assert foreign == "['search_spaces']"
+    assert ours.split() == ["arrangement", "errors", "lazily", "plan", "reading", "variant", "workload", "writing"]
+
+
+def test_a_plan_is_read_without_tables_or_an_ml_stack():
+    done = run("from search_spaces import Plan; print(Plan.load('tiny').size > 1, 'latency_tables' in sys.modules)")
+    assert (done.returncode, done.stdout) == (0, "True False\n"), done.stderr
+
+
+def test_a_plan_that_is_none_is_one_line_of_the_command(tmp_path):
+    (tmp_path / "x.plan.json").write_text("{")
+    words = ["predict", str(tmp_path / "x.plan.json"), "--device", "amd_epyc_zen5"]
+    done = run(f"from latency_tables.cli import main; sys.exit(main({words!r}))")
+    assert done.returncode == 2 and "is no plan of schema 1" in done.stderr and "Traceback" not in done.stderr

@@ -1,6 +1,5 @@
 """Lowering: artifacts, their cache, and failures that stay in the child."""
 
-from importlib import metadata
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from device_profiler.errors import OutOfMemory, TimedOut, Unsupported, WorkloadE
 from device_profiler.lowering import Lowered, artifact_name, default_lowerings, find, lower, lower_all, sample_error
 from device_profiler.lowering.liveness import live_peak_bytes
 from device_profiler.subject import Subject
+from search_spaces import registry
 from search_spaces.workload import Workload
 
 ATTENTION = "SelfAttention3D(heads=2)/c8/t2/4x4/b1@fp32"
@@ -57,7 +57,7 @@ def test_a_changed_block_of_another_package_never_meets_an_old_artifact(
     monkeypatch.syspath_prepend(str(tmp_path))
     point = EntryPoint("Mine", "other_blocks.blocks:Mine", "temporal_nas.blocks")
     gone = EntryPoint("Gone", "absent_package:Gone", "temporal_nas.families")
-    monkeypatch.setattr(metadata, "entry_points", lambda group: [p for p in (point, gone) if p.group == group])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [p for p in (point, gone) if p.group == group])
     names = []
     for scale in (1, 2):
         (package / "parts.py").write_text(f"SCALE = {scale}\n")

@@ -16,7 +16,7 @@ from device_profiler.samples import Limits
 from device_profiler.subject import Subject
 from latency_tables.table import Table
 from nas.cli import main
-from search_spaces.blocks import known_blocks
+from search_spaces.blocks import REGISTRY
 from search_spaces.space import Space
 
 LIMITS = Limits(warmup=1, min_rounds=3, max_rounds=3, visit_ms=1.0, max_repeats=1)
@@ -44,7 +44,7 @@ def test_a_form_gives_what_the_plain_block_gives_and_its_gradients(block: str, f
 
 
 def test_every_block_of_ours_has_a_form_and_every_lowering_a_known_name() -> None:
-    assert all(forms_of(block) for block in known_blocks())
+    assert all(forms_of(block) for block in REGISTRY.names())
     space = Space.load("snapgen_v")
     for toolkit in ("onnx", "coreml", "counts", "module"):
         for workload in space.workloads("fp16"):

@@ -18,7 +18,7 @@ from nas import outputs
 from nas.cli import main
 from nas.errors import NasError, explain
 from nas.export.checks import check_storable
-from nas.export.packages import _exported
+from nas.export.folder import exported
 from nas.files import sole_writer, whole
 from nas.finite import check_finite
 from nas.media import to_uint8, write_contact_sheet, write_video
@@ -140,7 +140,7 @@ def test_what_stood_aside_comes_back(tmp_path: Path) -> None:
 def test_an_export_folder_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text('{"pages": 3}')
     with pytest.raises(NasError, match="not written by nas export"):
-        _exported(tmp_path)
+        exported(tmp_path)
 
 
 # Files ------------------------------------------------------------------------------------------------------------

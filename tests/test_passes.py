@@ -14,8 +14,11 @@ from training_fixtures import clips, losses, run, short, tiny
 from nas.supernet.passes import IMAGES, VIDEOS
 from nas.supernet.paths import PATHS
 from nas.supernet.stage import SupernetStage, begin
+from nas.tasks.contract import Question
 from nas.training.distributed import World
+from nas.training.loader import Batch
 from nas.training.loop import Loop
+from search_spaces.arrangement import Arrangement
 
 
 def trainer(folder: Path, **settings: Any) -> Loop[SupernetStage]:
@@ -32,6 +35,25 @@ def gradients(made: Loop[SupernetStage]) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in made.named() if p.grad is not None}
 
 
+def asked(
+    made: Loop[SupernetStage], batch: Batch, micro: int, stream: int, count: int
+) -> tuple[Question, torch.Tensor]:
+    """A step's question, and the text's states with their graph."""
+    question, read = made.stage.passes._ask(batch, micro, stream, count)
+    return question, read._held[0][0]
+
+
+def answered(made: Loop[SupernetStage], question: Question, states: torch.Tensor, path: Arrangement) -> torch.Tensor:
+    noisy, level = question.inputs["noisy"], question.inputs["level"]
+    inputs = {
+        "x": noisy.flatten(0, 1),
+        "timestep": 1000.0 * level,
+        "context": states,
+        "frames": noisy.shape[1],
+    }
+    return made.stage.supernet.predict(inputs, path).unflatten(0, noisy.shape[:2])
+
+
 def joint(made: Loop[SupernetStage], everything: bool) -> dict[str, torch.Tensor]:
     """The gradients of the whole step's loss, all its graphs held until one backward pass."""
     config, share = made.stage.config, made.stage.config.image_share if everything else 0.0
@@ -41,28 +63,22 @@ def joint(made: Loop[SupernetStage], everything: bool) -> dict[str, torch.Tensor
     total = torch.zeros(())
     for micro in range(config.accumulate):
         batch = made.stage.videos(micro)
-        shown = made.stage.passes._show(batch, micro, VIDEOS, config.clips)
+        question, states = asked(made, batch, micro, VIDEOS, config.clips)
         several, teacher = [], None
         for path in PATHS["sandwich"](made.stage.space, made.stage.seed, 0):
             if not everything and not any(variants for _, variants in path.layers):
                 continue
-            out = made.stage.supernet.predict(
-                shown.noisy.flatten(0, 1), 1000.0 * shown.level, shown.states, shown.noisy.shape[1], path
-            )
-            out = out.unflatten(0, shown.noisy.shape[:2])
-            loss = nn.functional.mse_loss(out, shown.target)
+            out = answered(made, question, states, path)
+            loss = nn.functional.mse_loss(out, question.truth["target"])
             if teacher is not None:
                 loss = 0.5 * loss + 0.5 * nn.functional.mse_loss(out, teacher)
             teacher = out.detach() if teacher is None else teacher
             several.append(loss)
         total = total + (1 - share) * torch.stack(several).mean() / config.accumulate
         if share:
-            stills = made.stage.passes._show(made.stage.images(micro), micro, IMAGES, config.images)
-            told = 1000.0 * stills.level
-            out = made.stage.supernet.predict(
-                stills.noisy.flatten(0, 1), told, stills.states, 1, made.stage.space.empty()
-            )
-            total = total + share * nn.functional.mse_loss(out[:, None], stills.target) / config.accumulate
+            stills, states = asked(made, made.stage.images(micro), micro, IMAGES, config.images)
+            out = answered(made, stills, states, made.stage.space.empty())
+            total = total + share * nn.functional.mse_loss(out, stills.truth["target"]) / config.accumulate
     total.backward()
     return gradients(made)
 

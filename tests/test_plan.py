@@ -24,7 +24,7 @@ def test_the_committed_plan_is_the_modules(space):
 
 def test_a_plan_survives_its_file(space, tmp_path):
     plan = load_plan(space)
-    assert Plan.read(plan.save(tmp_path / "plan.json")) == plan
+    assert Plan.load(plan.save(tmp_path / "plan.json")) == plan
     assert (tmp_path / "plan.json").read_text() == plan_path(space).read_text()
 
 
@@ -78,12 +78,19 @@ def test_positions_of_equal_shape_share_a_workload():
     assert layers["up.0.0"] == layers["up.0.1"] == layers["down.1.0"] != layers["up.1.0"]
 
 
+def test_a_layer_that_contradicts_its_label_is_refused():
+    plan = load_plan("tiny").to_json()
+    plan["positions"][0]["layers"][0]["params"] = {"kernel_size": 5}
+    with pytest.raises(ValueError, match=r"positions\[0\].layers\[0\]: Conv1D\(kernel_size=3\) is not block Conv1D"):
+        Plan.from_json(plan)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 99}', '{"schema": 1, "space": "tiny"}'])
 def test_a_broken_plan_is_one_line_with_its_path(tmp_path, text):
     path = tmp_path / "broken.plan.json"
     path.write_text(text)
     with pytest.raises(ValueError, match="is no plan of schema 1") as error:
-        Plan.read(path)
+        Plan.load(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
 
 

@@ -76,7 +76,7 @@ def test_training_learns_it_and_what_is_loaded_gives_a_velocity(kind: Any, tmp_p
     values = [loss for _, loss, _ in losses(tmp_path)]
     assert sum(values[-6:]) < 0.9 * sum(values[:6])
     supernet, text, _ = load_supernet(tiny(), tmp_path)
-    assert supernet.diffusion.prediction == kind
+    assert supernet.prediction == kind
     clip = torch.stack([clips()[0]["video"]])
     noise = torch.randn(clip.shape, generator=torch.Generator().manual_seed(1))
     level = torch.tensor([0.5])
@@ -93,4 +93,5 @@ def test_a_velocity_is_the_networks_own_answer() -> None:
     x, told, context = torch.randn(8, 3, 16, 16), torch.tensor([400.0]), torch.randn(1, 16, 32)
     path = tiny().empty()
     with torch.no_grad():
-        assert torch.equal(supernet(x, told, context, 8, path), supernet.predict(x, told, context, 8, path))
+        inputs = {"x": x, "timestep": told, "context": context, "frames": 8}
+        assert torch.equal(supernet(x, told, context, 8, path), supernet.predict(inputs, path))

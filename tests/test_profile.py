@@ -23,10 +23,10 @@ from device_profiler.profile import measure_workloads, operator_workload, profil
 from device_profiler.samples import Limits, RunLog
 from device_profiler.subject import Subject, reference_subject
 from latency_tables.cost import CostModel
-from latency_tables.plan import Plan
 from latency_tables.record import Record
 from latency_tables.reference import References
 from latency_tables.table import Table, table_path
+from search_spaces.plan import Plan
 from search_spaces.space import Space
 from search_spaces.workload import Workload
 

@@ -17,7 +17,7 @@ from training_fixtures import clips
 from latency_tables.table import Table
 from nas.cli import main
 from nas.errors import NasError
-from nas.pretrained.given import init_frame, load_given
+from nas.pretrained.given import inherit, load_given
 from nas.pretrained.text import TextEncoder
 from nas.prune import prune_unet
 from nas.prune.config import PruneSettings
@@ -124,9 +124,9 @@ def test_with_no_target_the_space_s_own_backbone_comes_out_with_the_source_s_wei
     assert told["parameters"] < told["parameters_before"] and told["missed"] == told["missed_before_recovery"] > 0
     made = Space.load(told["space"])
     backbone = build_backbone(made.backbone)
-    assert init_frame(FAMILY, backbone, told["unet"]).copied == told["parameters"]
+    assert inherit(FAMILY, backbone, told["unet"]).copied == told["parameters"]
     direct = build_backbone(Space.load(space(tmp_path)).backbone)
-    init_frame(FAMILY, direct, source)
+    inherit(FAMILY, direct, source)
     pruned = load_given(FAMILY, told["unet"])
     assert all(torch.equal(p, q) for p, q in zip(pruned.parameters(), direct.parameters(), strict=True))
 
@@ -192,7 +192,7 @@ def test_heads_and_channels_meet_a_target_finely_and_are_stored(source: str, tmp
     # The space that was written builds the same network, and takes its weights.
     made = Space.load(told["space"])
     backbone = build_backbone(made.backbone)
-    assert init_frame(FAMILY, backbone, told["unet"]).copied == told["parameters"]
+    assert inherit(FAMILY, backbone, told["unet"]).copied == told["parameters"]
 
 
 def test_a_head_that_does_nothing_is_the_first_to_go(source: str) -> None:

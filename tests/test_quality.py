@@ -56,13 +56,28 @@ def test_paired_differences_are_far_tighter_than_the_scores_themselves(parts: tu
     assert 0 < stderr < 0.5 * score.score(a).stderr
 
 
-def test_the_motion_term_weighs_as_configured(parts: tuple[Supernet, TextEncoder]) -> None:
+def test_the_parts_weigh_as_configured(parts: tuple[Supernet, TextEncoder]) -> None:
     arrangement = tiny().sample(np.random.default_rng(0))
-    plain = quality(parts, motion_weight=0.0).score(arrangement)
-    motion = quality(parts, motion_weight=1.0).score(arrangement)
-    assert plain.loss == pytest.approx(plain.velocity_loss)
-    assert motion.loss == pytest.approx(motion.motion_loss)
-    assert plain.velocity_loss == pytest.approx(motion.velocity_loss)
+    plain = quality(parts, weights={"velocity": 1.0}).score(arrangement)
+    motion = quality(parts, weights={"velocity": 0.0, "motion": 1.0}).score(arrangement)
+    assert plain.loss == pytest.approx(plain.parts["velocity"])
+    assert motion.loss == pytest.approx(motion.parts["motion"])
+    assert plain.parts["velocity"] == pytest.approx(motion.parts["velocity"])
+
+
+def test_a_part_that_the_task_has_not_is_refused_with_the_nearest(parts: tuple[Supernet, TextEncoder]) -> None:
+    with pytest.raises(NasError, match="quality.weights: unknown part of denoise 'motoin'. Did you mean 'motion'?"):
+        quality(parts, weights={"motoin": 1.0})
+    with pytest.raises(NasError, match="all are 0"):
+        quality(parts, weights={"motion": 0.0})
+
+
+def test_the_one_weight_of_earlier_versions_is_read() -> None:
+    """Runs of 0.1 hold it; as it was by default it is today's default."""
+    assert QualityConfig.model_validate({"motion_weight": 0.5}).weights == {}
+    assert QualityConfig.model_validate({"motion_weight": 0.25}).weights == {"velocity": 0.75, "motion": 0.25}
+    with pytest.raises(ValueError, match="motion_weight"):
+        QualityConfig.model_validate({"motion_weight": 2.0})
 
 
 def test_errors_that_are_independent_between_frames_count_alike_in_both_terms(
@@ -71,22 +86,22 @@ def test_errors_that_are_independent_between_frames_count_alike_in_both_terms(
     """And an error that all frames share, such as a wrong colour, is no motion error at all."""
     score = quality(parts, clips=8)
     noise = torch.Generator().manual_seed(0)
-    targets = iter([batch[2] for batch in score._batches] * 2)
+    targets = iter([batch.truth["target"] for batch in score._batches] * 2)
     shared = False
 
-    def wrong(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+    def wrong(*arguments: object) -> torch.Tensor:
         target = next(targets)
         shape = (target.shape[0], 1, *target.shape[2:]) if shared else target.shape
         return (target + torch.randn(shape, generator=noise)).flatten(0, 1)
 
-    monkeypatch.setattr(score.supernet, "forward", wrong)
+    monkeypatch.setattr(score.supernet, "predict", wrong)
     independent = score.score(tiny().empty())
-    assert independent.velocity_loss == pytest.approx(1.0, rel=0.05)
-    assert independent.motion_loss == pytest.approx(1.0, rel=0.05)
+    assert independent.parts["velocity"] == pytest.approx(1.0, rel=0.05)
+    assert independent.parts["motion"] == pytest.approx(1.0, rel=0.05)
     shared = True
     common = score.score(tiny().sample(np.random.default_rng(0)))
-    assert common.velocity_loss == pytest.approx(1.0, rel=0.1)
-    assert common.motion_loss == pytest.approx(0.0, abs=1e-9)
+    assert common.parts["velocity"] == pytest.approx(1.0, rel=0.1)
+    assert common.parts["motion"] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_repeats_of_a_clip_are_no_clips_of_their_own(parts: tuple[Supernet, TextEncoder]) -> None:
@@ -104,13 +119,13 @@ def test_each_sample_belongs_to_one_clip(parts: tuple[Supernet, TextEncoder], mo
     means = [clips("validation")[i]["video"].square().mean() for i in range(6)]
     turn = iter(range(12))
 
-    def wrong(x: torch.Tensor, *arguments: object) -> torch.Tensor:
+    def wrong(*arguments: object) -> torch.Tensor:
         target = next(targets)
         size = torch.stack([means[next(turn) % 6] for _ in target]).reshape(-1, 1, 1, 1, 1)
         return (target + size).flatten(0, 1)  # an error that depends on the clip alone
 
-    targets = iter([batch[2] for batch in score._batches])
-    monkeypatch.setattr(score.supernet, "forward", wrong)
+    targets = iter([batch.truth["target"] for batch in score._batches])
+    monkeypatch.setattr(score.supernet, "predict", wrong)
     plain = 2 * score.score(tiny().empty()).samples  # half the weight is motion, which this error has not
     assert plain == pytest.approx([float(mean) ** 2 for mean in means], rel=1e-4)
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from latency_tables.agreement import kendall_tau
 from nas.config import resolve
 from nas.data import open_data
 from nas.data.cached import text_encoder_of
-from nas.ranking.agreement import agreement, kendall_tau
+from nas.ranking.agreement import agreement
 from nas.ranking.alone import train_alone
 from nas.supernet.supernet import Supernet
 from search_spaces.space import Space

@@ -216,7 +216,7 @@ def outline(page: str) -> Outline:
 def test_the_page_is_whole_and_loads_nothing(page: str) -> None:
     found = outline(page)
     assert found.headings == [
-        "Which temporal layers, where, at what cost",
+        "Which layers, where, at what cost",
         "Quality against latency",
         "The arrangement",
         "Why this one",
@@ -263,9 +263,9 @@ def test_parallel_lines_are_the_best_arrangements(fake_run: Path) -> None:
 def test_the_verdict_says_where_what_and_how_much(fake_run: Path) -> None:
     text = verdict(read_run(fake_run))
     assert re.match(r"Put (.* at (down|up)\.\d\.\d)+.*, and nothing elsewhere\. One", text)
-    assert re.search(r"One evaluation on fake_cpu takes [\d.]+ ms, 21.4 ms of it the image backbone", text)
+    assert re.search(r"One evaluation on fake_cpu takes [\d.]+ ms, 21.4 ms of it the backbone", text)
     assert re.search(r"peaks at [\d.]+ MB \(measured\)", text)
-    assert re.search(r"validation loss is 0\.\d{4}, [\d.]+% below the 0\.\d{4} without temporal layers", text)
+    assert re.search(r"validation loss is 0\.\d{4}, [\d.]+% below the 0\.\d{4} without layers", text)
 
 
 def test_a_gain_that_may_be_chance_is_called_so(tmp_path: Path) -> None:
@@ -347,13 +347,13 @@ def test_no_run_is_one_line(tmp_path: Path) -> None:
 def test_figures_are_plotly_s(fake_run: Path) -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects")
     run = read_run(fake_run)
-    front = front_figure(run.front, run.metrics["budget"], {"latency_ms": 1.0}, "measured")
+    front = front_figure(run.front, run.metrics["budget"], {"latency_ms": 1.0}, "measured", run.words)
     curves = curve_figure(run.curves, {"loss_video": "video", "loss_image": "images"}, "loss")
     for figure in (front, curves):
         painted = json.loads(re.sub(r'"\$\w+"', '"#123456"', json.dumps(figure, allow_nan=False)))
         graph_objects.Figure(painted)
     names = [trace["name"] for trace in front["data"]]
-    assert {"chosen", "no temporal layers", "on the front", "within budget", "over budget"} <= set(names)
+    assert {"chosen", "no layers", "on the front", "within budget", "over budget"} <= set(names)
     marks = sum(len(trace["x"]) for trace in front["data"] if trace["mode"] == "markers")
     assert marks == len(run.front)  # every evaluated arrangement, once
     assert running_mean([1.0] * 9, 4) == [1.0] * 9
@@ -373,7 +373,7 @@ def test_numbers_that_are_not_finite_do_not_break_the_page(tmp_path: Path) -> No
 
 
 def test_skips_of_the_tiny_unet() -> None:
-    assert skips(load_plan("tiny").to_json()["points"]) == {
+    assert skips(load_plan("tiny").points) == {
         "up.0.0": "down.1.0",
         "up.0.1": "down.0.downsample",
         "up.1.0": "down.0.0",
@@ -386,17 +386,17 @@ def test_every_position_and_layer_is_drawn_once(name: str) -> None:
     space = Space.load(name)
     arrangement = load_plan(space).largest()
     layers = [(position, [v.label for v in variants]) for position, variants in arrangement.layers]
-    svg = network_svg(load_plan(space).to_json(), layers, {}, width=860, title='a "title" <here>')
+    svg = network_svg(load_plan(space), layers, {}, width=860, title='a "title" <here>')
     for position, _ in layers:
         assert svg.count(f">{position}</text>") == 1
     assert svg.count('class="chip') == arrangement.num_layers
-    assert svg.count('class="skip"') == len(skips(load_plan(space).to_json()["points"]))
+    assert svg.count('class="skip"') == len(skips(load_plan(space).points))
     assert "&quot;title&quot; &lt;here&gt;" in svg
 
 
 def test_a_backbone_that_is_no_unet_is_drawn_as_a_list() -> None:
     svg = network_svg(None, [("stage.0", ["Odd block!"]), ("stage.1", [])], {"stage.0": "+1 ms"}, width=360, title="x")
-    assert svg.count('class="card"') == 2 and "no temporal layer" in svg and "+1 ms" in svg
+    assert svg.count('class="card"') == 2 and "no layer" in svg and "+1 ms" in svg
     assert brief("Odd block!") == "Odd block!" and brief("Conv3D(kernel_size=3)") == "Conv3D k3"
 
 

@@ -26,7 +26,7 @@ def snapgen_v():
 
 
 def test_shapes_are_derived_from_the_clip(tiny, snapgen_v):
-    assert list_spaces() == ["snapgen_v", "tiny"]
+    assert {"snapgen_v", "tiny"} <= set(list_spaces())
     assert snapgen_v.latent_shape() == (30, 4, 64, 64)
     assert snapgen_v.position_shape("down.1.0") == (30, 640, 32, 32)
     assert snapgen_v.position_shape("up.0.0") == (30, 1280, 16, 16)
@@ -133,7 +133,7 @@ def test_its_plan_is_computed_once_and_kept_beside_it(tmp_path):
     path = write(tmp_path)
     space = Space.load(path)
     plan = load_plan(space)
-    assert plan_path(space) == tmp_path / "own.plan.json" and Plan.read(plan_path(space)) == plan
+    assert plan_path(space) == tmp_path / "own.plan.json" and Plan.load(plan_path(space)) == plan
     changed = Space.load(write(tmp_path, old="max_layers: 1", new="max_layers: 2"))
     assert load_plan(changed).fingerprint == changed.fingerprint != plan.fingerprint
 
@@ -203,7 +203,7 @@ def test_a_file_of_a_stranger_runs_nothing(tmp_path):
 
 
 def test_an_unknown_space_names_the_known_ones(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown space 'tinny'. Did you mean 'tiny'\? Known spaces: snapgen_v, tiny"):
+    with pytest.raises(ValueError, match=r"unknown space 'tinny'. Did you mean 'tiny'\? Known spaces: .*tiny"):
         Space.load("tinny")
     with pytest.raises(ValueError, match="none.yaml: cannot be read"):
         Space.load(tmp_path / "none.yaml")
@@ -231,7 +231,7 @@ def test_a_position_may_be_closed(tmp_path):
 def test_a_position_with_too_many_options_is_not_enumerated(tmp_path):
     space = Space.load(write(tmp_path, old="max_layers: 1", new="max_layers: 30"))
     assert space.size() == (2**31 - 1) * 31
-    with pytest.raises(ValueError, match="options, over 1,000,000; lower max_layers"):
+    with pytest.raises(ValueError, match="options, over 200,000; lower max_layers"):
         space.options("down.1.0")
 
 

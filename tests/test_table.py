@@ -207,9 +207,11 @@ def test_killed_at_any_moment_the_pair_loads_and_the_next_run_goes_on(path):
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         assert len(Table.load(path)) >= before + 3
+    for left in path.parent.glob(".*.partial"):  # what is younger than half a second may yet be somebody's
+        os.utime(left, (0, 0))
     Table.load(path).append([small_record(key("last"))]).save(path)
     assert key("last") in Table.load(path)
-    assert not [p for p in path.parent.iterdir() if p.suffix == ".tmp"]
+    assert not [p for p in path.parent.iterdir() if p.suffix == ".partial"]
 
 
 class _Crash(BaseException):
@@ -296,7 +298,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_table(path, monkeypatch):
         Table.load(path).append([small_record(key("Z"))]).save(path)
     monkeypatch.undo()
     assert path.read_bytes() == before and len(Table.load(path)) == len(small_table())
-    assert not [p for p in path.parent.iterdir() if p.suffix == ".tmp"]
+    assert not [p for p in path.parent.iterdir() if p.suffix == ".partial"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
@@ -346,7 +348,7 @@ def test_yaml_that_is_no_header_is_refused_in_one_line(path, text):
 
 def test_a_header_of_a_stranger_runs_nothing(tmp_path):
     proof = tmp_path / "ran"
-    with pytest.raises(TableError, match="no valid YAML .*could not determine a constructor"):
+    with pytest.raises(TableError, match="is no YAML .*tag"):
         parse_header(f'schema: 1\na: !!python/object/apply:os.system ["touch {proof}"]'.encode())
     assert not proof.exists()
 

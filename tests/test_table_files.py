@@ -27,6 +27,7 @@ from latency_tables.report.table_page import render_table
 from latency_tables.table import PACKAGED, seal
 from latency_tables.validate import validate
 from latency_tables.versions import previous
+from search_spaces.errors import SpaceError
 
 EVIDENCE: dict[str, Any] = {
     "additivity": {
@@ -191,7 +192,7 @@ def test_a_plan_of_numbers_that_are_none_is_one_line(tmp_path: Path) -> None:
         plan["positions"][0] |= change
         file = tmp_path / "a.plan.json"
         file.write_text(json.dumps(plan))
-        with pytest.raises(TableError, match=r"positions\[0\]"):
+        with pytest.raises(SpaceError, match=r"positions\[0\]"):
             Plan.load(file)
 
 
@@ -245,7 +246,7 @@ def test_a_temporary_file_is_none_that_somebody_could_have_put_there(tmp_path: P
     monkeypatch.setattr(os, "open", lambda name, *more: names.append((str(name), more[0])) or real(name, *more))
     for _ in range(2):
         write_atomic(tmp_path / "a.csv", b"data")
-    made = [(name, flags) for name, flags in names if name.endswith(".tmp")]
+    made = [(name, flags) for name, flags in names if name.endswith(".partial")]
     assert len({name for name, _ in made}) == 2 and str(os.getpid()) not in Path(made[0][0]).name.split(".")
     assert all(flags & os.O_EXCL and flags & os.O_NOFOLLOW for _, flags in made)
 

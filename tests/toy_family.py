@@ -8,7 +8,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_spaces import blocks, families
+from search_spaces import blocks, families, registry
 from search_spaces.blocks import BlockSpec
 from search_spaces.errors import SpaceError
 from search_spaces.families.contract import Layout, Mapped, Picture, Place, Preset, Row
@@ -114,8 +114,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("toy", "toy_family:FAMILY", families.GROUP),
         EntryPoint("Transformer", "toy_family:TRANSFORMER", blocks.GROUP),
     ]
-    for module in (families, blocks):
-        monkeypatch.setattr(module, "entry_points", lambda group: [point for point in points if point.group == group])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in points if point.group == group])
 
 
 def write_space(folder: Path) -> Path:

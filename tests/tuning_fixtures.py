@@ -13,7 +13,9 @@ from nas.data import open_data
 from nas.model.network import VideoUNet
 from nas.model.pipeline import TextToVideoPipeline, save_pipeline
 from nas.pretrained.text import TextEncoder
-from nas.recipes.config import AdversarialConfig, FinetuneConfig, JointConfig
+from nas.recipes.adversarial import AdversarialConfig
+from nas.recipes.config import FinetuneConfig, MotionConfig, known_settings
+from nas.recipes.joint import JointConfig
 from search_spaces.space import Space
 
 TOOK = ("seconds", "waited", "frames_per_s", "loader_frames_per_s", "memory_mb")  # of a row, what no seed repeats
@@ -84,4 +86,5 @@ def config(seed: int = 3, data: dict[str, Any] | None = None, **changes: Any) ->
         return kind(**{**short, **{name: v for name, v in changes.items() if name in kind.model_fields}})
 
     chosen = DataConfig.model_validate({**DATA.model_dump(), **(data or {})})
-    return FinetuneConfig(seed=seed, data=chosen, joint=some(JointConfig), adversarial=some(AdversarialConfig))
+    told: dict[str, Any] = {"joint": some(JointConfig), "adversarial": some(AdversarialConfig)}
+    return known_settings()(seed=seed, data=chosen, motion=MotionConfig(prompts=2, steps=1), **told)

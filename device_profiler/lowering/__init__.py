@@ -38,10 +38,16 @@ if TYPE_CHECKING:
 TOOLKITS: dict[str, str] = {
     "onnx": "device_profiler.lowering.onnx:lower",
     "coreml": "device_profiler.lowering.coreml:lower",
+    "coreai": "device_profiler.lowering.coreai:lower",
     "counts": "device_profiler.lowering.counts:lower",
     "module": "device_profiler.lowering.module:lower",
 }
-TOOLKIT_PACKAGES = {"onnx": ("torch", "onnx", "onnxscript"), "coreml": ("torch", "coremltools")}
+TOOLKIT_PACKAGES = {
+    "onnx": ("torch", "onnx", "onnxscript"),
+    "coreml": ("torch", "coremltools"),
+    "coreai": ("torch", "coreai-torch", "coreai-core"),
+}
+CHECKING = ("coreml", "coreai")  # whose lowering runs what it made, unless it is told not to
 MANIFEST = "lowered.json"
 SAMPLES = 4096
 FORM_TOLERANCE = 1e-4  # of a form against the plain block, both float32 in torch
@@ -104,9 +110,13 @@ class Lowered:
         """
         return sample_error(output, self.output_shape, self.expected_at, self.expected, self.scale)
 
-    def payload(self) -> dict[str, Any]:
-        """What a child process needs to load it, as JSON."""
-        return {"folder": str(self.folder)}
+    def device_error_of(self, output: NDArray[Any]) -> float:
+        """``error_of`` against what the evaluator makes of the lowered file in float16, where that is known and finite.
+
+        What a compute unit adds to the package's own error, then; else against the torch module.
+        """
+        expected = expected_of_device(self.stats, self.expected)
+        return sample_error(output, self.output_shape, self.expected_at, expected, self.scale)
 
     @classmethod
     def read(cls, folder: Path) -> Lowered:
@@ -144,6 +154,19 @@ def sample_error(
     return float(np.abs(got - np.asarray(tuple(expected))).max() / max(scale, 1e-12))
 
 
+def sampled_places(size: int) -> NDArray[np.int64]:
+    """Which of an output's values are kept: the same for whoever asks."""
+    import numpy as np
+
+    return np.unique(np.random.default_rng(99).integers(0, size, min(SAMPLES, size)))
+
+
+def expected_of_device(stats: Mapping[str, Any], expected: Sequence[float]) -> Sequence[float]:
+    """What a device is held to, at ``sampled_places``: the evaluator's float16, or the module's where that has none."""
+    evaluated: Sequence[float] | None = stats.get("evaluated")
+    return expected if evaluated is None else evaluated
+
+
 def default_lowerings(toolkit: str, workload: Workload) -> tuple[str, ...]:
     """Names of the lowerings a toolkit has for a workload; the first is the default.
 
@@ -164,7 +187,7 @@ def artifact_name(subject: Subject, toolkit: str, lowering: str, check: bool = T
     spec = importlib.util.find_spec(module)
     digest = hashlib.sha256(f"{SCHEMA} {subject.fingerprint()} {toolkit} {lowering}".encode())
     forms = sorted(Path(__file__).parent.glob("*form*.py")) if split(lowering)[1] else []
-    spelled = [Path(__file__).with_name("spelled.py")] if toolkit == "coreml" else []
+    spelled = [Path(__file__).with_name("spelled.py")] if toolkit in CHECKING else []
     for origin in (__file__, spec.origin if spec else None, *forms, *spelled):
         if origin:
             digest.update(Path(origin).read_bytes())
@@ -210,7 +233,7 @@ def lower(subject: Subject, toolkit: str, lowering: str, cache: Path, check: boo
             target, _, function = TOOLKITS[toolkit].partition(":")
             run = getattr(importlib.import_module(target), function)
             precision = subject.workload.precision
-            more = {} if check or toolkit != "coreml" else {"check": False}
+            more = {} if check or toolkit not in CHECKING else {"check": False}
             attention = split(lowering)[0]
             stats = run(module.eval(), tuple(_tensors(inputs)), names, attention, precision, partial, **more)
         manifest = {
@@ -341,8 +364,7 @@ def _expected(module: nn.Module, inputs: tuple[Input, ...]) -> dict[str, Any]:
 
     output: NDArray[np.float32] = module(*_tensors(inputs)).float().numpy()
     flat = output.reshape(-1)
-    rng = np.random.default_rng(99)
-    at = np.unique(rng.integers(0, flat.size, min(SAMPLES, flat.size)))
+    at = sampled_places(flat.size)
     return {
         "output_shape": list(output.shape),
         "output_dtype": "float32",

@@ -53,8 +53,9 @@ def lower(
 
     Returns:
         ``file``, ``weights_mb`` (size of the weight file), ``ops`` (count by type, constants left out), ``operations``,
-        ``attention_ops``, ``max_rank``, ``static_peak_mb``, ``export_error`` of the exported program in torch, and
-        ``numeric_error`` of the package evaluated in float32 and in float16 (``device_profiler.evaluator``).
+        ``attention_ops``, ``max_rank``, ``static_peak_mb``, ``export_error`` of the exported program in torch,
+        ``numeric_error`` of the package evaluated in float32 and in float16 (``device_profiler.evaluator``), and
+        ``evaluated``, a sample of its output in float16 (``None`` where that is not known or not finite).
 
     Raises:
         Unsupported: if a tensor has more than five axes, or Core ML lacks an operation.
@@ -74,13 +75,15 @@ def lower(
         shutil.rmtree(path)
     model.save(str(path))
     weights = sum(file.stat().st_size for file in path.rglob("weight.bin"))
+    numeric, evaluated = numeric_error(path, module, inputs, names) if check else (None, None)
     return {
         "file": path.name,
         "weights_mb": weights / 1e6,
         "package_mb": sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6,
         "static_peak_mb": weights / 1e6 + stats.pop("live_peak_mb"),
         "export_error": error if check else None,
-        "numeric_error": numeric_error(path, module, inputs, names) if check else None,
+        "numeric_error": numeric,
+        "evaluated": evaluated,
         **stats,
     }
 
@@ -149,25 +152,33 @@ def convert(
 
 def numeric_error(
     path: Path, module: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...]
-) -> dict[str, float | str | None]:
-    """Error of the saved package against the module, ``fp32`` and ``fp16``.
+) -> tuple[dict[str, float | str | None], list[float] | None]:
+    """Error of the saved package against the module, ``fp32`` and ``fp16``; a sample of its output in float16.
 
     ``None`` is not finite; or not known, where ``reason`` says which operation the evaluator lacks.
 
     Raises:
         WorkloadError: if it computes something else in float32 arithmetic.
     """
+    import torch
+
     from device_profiler.evaluator.check import check_package
     from device_profiler.evaluator.types import UnknownOperation
+    from device_profiler.lowering import sampled_places
 
     try:
         found = check_package(path, module, inputs, names)
     except UnknownOperation as unknown:
-        return {"fp32": None, "fp16": None, "reason": one_line(unknown)}
+        return {"fp32": None, "fp16": None, "reason": one_line(unknown)}, None
     if not found.error_fp32 <= EVALUATED_TOLERANCE:
         raise WorkloadError(one_line(found.problem(EVALUATED_TOLERANCE, None)))
     both = {"fp32": found.error_fp32, "fp16": found.error_fp16}
-    return {name: error if math.isfinite(error) else None for name, error in both.items()}
+    output = next(iter(found.audit.outputs.values())).float().flatten()
+    sampled = output[torch.from_numpy(sampled_places(output.numel()))]
+    return (
+        {name: error if math.isfinite(error) else None for name, error in both.items()},
+        sampled.tolist() if bool(sampled.isfinite().all()) else None,
+    )
 
 
 def _export_error(module: nn.Module, exported: Any, inputs: tuple[Tensor, ...]) -> float:

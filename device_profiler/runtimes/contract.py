@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from device_profiler.errors import ProfileError
-from device_profiler.runtimes import known_runtimes
+from device_profiler.runtimes import REGISTRY
 
 if TYPE_CHECKING:
     from device_profiler.device import Device
@@ -22,7 +21,11 @@ class Facts:
         weights_mb: bytes of the parameters in the lowered file.
         activation_peak_mb: most memory held at once for input, output and intermediates together.
         system_peak_mb: the same as the whole system saw it, where a runtime can tell.
-        max_error: largest difference from the torch module's output, relative to that output's largest value.
+        max_error: largest difference from the torch module's output, relative to that output's largest value. Of Core
+            ML it is from the evaluator's output in float16, where there is one (``Lowered.device_error_of``).
+        output_error: compute unit (``cpu``, ``gpu``, ``ane``) -> the same when it runs there, of each unit that the
+            device may use; infinite where it is not finite.
+        numeric_error: ``fp32`` and ``fp16`` of the lowered file by the evaluator, against the torch module.
         placement_cpu, placement_gpu, placement_ane: share of the operations placed on each unit, 0..1.
         notes: what the row's reason should say beside, for example why a figure is unknown.
     """
@@ -38,6 +41,8 @@ class Facts:
     placement_ane: float | None = None
     thermal: str | None = None
     max_error: float | None = None
+    output_error: Mapping[str, float] = field(default_factory=dict)
+    numeric_error: Mapping[str, float] = field(default_factory=dict)
     estimator: str = ""
     notes: str = ""
 
@@ -130,15 +135,7 @@ def load_runtime_class(device: Device) -> type[Runtime]:
     Raises:
         ProfileError: if there is none of that name, or it cannot be imported.
     """
-    target = known_runtimes().get(device.runtime)
-    if target is None:
-        raise ProfileError(f"unknown runtime {device.runtime!r}; known: {', '.join(sorted(known_runtimes()))}.")
-    module, _, name = target.partition(":")
-    try:
-        cls: type[Runtime] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ProfileError(f"runtime {device.runtime!r} ({target}) cannot be imported: {error}; install it.") from None
-    return cls
+    return REGISTRY.get(device.runtime)
 
 
 def open_runtime(device: Device) -> Runtime:

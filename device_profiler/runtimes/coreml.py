@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import uuid
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from device_profiler.runtimes.contract import Execution, Facts, Session
 from device_profiler.runtimes.mac import MacRuntime
 from device_profiler.runtimes.phone import Phone
 from device_profiler.runtimes.phone_memory import INSTALL, Growth, MemoryWatch
+from device_profiler.runtimes.units import UNITS, finite, output_errors
 from device_profiler.subject import package_version
 
 COMPILE_TIMEOUT_S = 600.0
@@ -28,7 +30,6 @@ MEASURED = (
     "activation_peak_mb is how much the app's physical footprint grew from loaded and idle to looping, system_peak_mb "
     "that of all processes; sampled twice a second, so both are lower bounds."
 )
-UNITS = ("ALL", "CPU_AND_NE", "CPU_AND_GPU", "CPU_ONLY")
 
 
 class CoreMLSession:
@@ -46,7 +47,7 @@ class CoreMLSession:
             cold = self._load()
             self._unload()
             warm = self._load()
-            self.facts = self._facts(cold, warm, lowered, memory)
+            self.facts = self._on_each_unit(self._facts(cold, warm, lowered, memory), lowered)
         except BaseException:
             self.close()  # nobody else has this session, and the model would stay on the phone
             raise
@@ -62,9 +63,31 @@ class CoreMLSession:
             system_peak_mb=grown.system_mb,
             static_peak_mb=lowered.stats["static_peak_mb"],
             notes=grown.reason,
-            max_error=lowered.error_of(output),
+            max_error=lowered.device_error_of(output),
+            numeric_error=finite(lowered.stats.get("numeric_error")),
             **self._placement(),  # type: ignore[arg-type]  # three shares by name
         )
+
+    def _on_each_unit(self, facts: Facts, lowered: Lowered) -> Facts:
+        """The facts with ``output_error``: each unit that the device may use is loaded for one prediction."""
+        setting = self._unit
+
+        def error_under(other: str) -> float:
+            self.close()  # two models at once may be more than the phone holds
+            self._unit = other
+            try:
+                self._load()
+                return lowered.device_error_of(self._predict(self._timeout_s)[0])
+            finally:
+                self.close()
+                self._unit = setting
+
+        assert facts.max_error is not None
+        errors, notes = output_errors(setting, facts.max_error, error_under)
+        if not self._identity:
+            self._load()
+        told = "; ".join(part for part in (facts.notes, *notes) if part)
+        return replace(facts, output_error=errors, notes=told)
 
     def _call(self, method: str, timeout_s: float, resource: Path | None = None, **more: Any) -> Any:
         params = {"modelID": self._identity, "computeUnits": self._unit, **more}

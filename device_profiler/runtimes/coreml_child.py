@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from device_profiler.child import serve
-from device_profiler.errors import Unsupported, WorkloadError
-from device_profiler.lowering import Input, sample_error
+from device_profiler.errors import Unsupported, WorkloadError, one_line
+from device_profiler.lowering import Input, expected_of_device, sample_error
 from device_profiler.quiet import quiet
+from device_profiler.runtimes.units import finite, output_errors
 
 SHARES = {
     "MLCPUComputeDevice": "placement_cpu",
@@ -61,20 +62,38 @@ def load(folder: str, unit: str) -> dict[str, Any]:
         spec.name: spec.array(index).astype(np.float32 if spec.dtype.startswith("float") else np.int32)
         for index, spec in enumerate(specs)
     }
-    output = model.predict(dict(Loaded.inputs)).get("y")
-    if output is None:
-        raise WorkloadError("the prediction came back without outputs")
-    error = sample_error(
-        np.asarray(output), manifest["output_shape"], manifest["expected_at"], manifest["expected"], manifest["scale"]
-    )
+    error = _error_of(model, manifest)
+
+    def error_under(setting: str) -> float:
+        try:
+            with quiet():
+                other = ct.models.CompiledMLModel(compiled, compute_units=ct.ComputeUnit[setting])
+        except Exception as problem:  # of any class: Core ML's own, or Python's from within
+            raise WorkloadError(one_line(problem)) from None
+        return _error_of(other, manifest)
+
+    errors, notes = output_errors(unit, error, error_under)
     return {
         "load_cold_ms": model.load_duration_in_nano_seconds / 1e6,
         "load_warm_ms": warm,
         "weights_mb": manifest["stats"]["weights_mb"],
         "static_peak_mb": manifest["stats"]["static_peak_mb"],
         "max_error": error,
+        "output_error": errors,
+        "numeric_error": finite(manifest["stats"].get("numeric_error")),
+        "notes": "; ".join(notes),
         **shares,
     }
+
+
+def _error_of(model: Any, manifest: dict[str, Any]) -> float:
+    output = model.predict(dict(Loaded.inputs)).get("y")
+    if output is None:
+        raise WorkloadError("the prediction came back without outputs")
+    expected = expected_of_device(manifest["stats"], manifest["expected"])
+    return sample_error(
+        np.asarray(output), manifest["output_shape"], manifest["expected_at"], expected, manifest["scale"]
+    )
 
 
 def _placement(compiled: str, units: Any) -> dict[str, float]:

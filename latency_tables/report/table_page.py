@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from latency_tables.agreement import kendall_tau
 from latency_tables.audit import Audit
 from latency_tables.coverage import Coverage, coverage
 from latency_tables.diff import compare, diff
-from latency_tables.plan import Plan, list_plans
 from latency_tables.record import Record
 from latency_tables.report import figures
 from latency_tables.report.page import Figure, claim_page, render_page, write_page
 from latency_tables.table import Table
 from latency_tables.validate import validate
+from search_spaces.plan import Plan, list_plans
 
 HERE = Path(__file__).parent
 
@@ -162,10 +163,9 @@ def _rank_agreement(pairs: Sequence[tuple[Record, Record]]) -> float | None:
     """Kendall's tau between two devices' latencies."""
     if len(pairs) < 3:
         return None
-    values = np.array([[one.latency_ms_median or 0.0, two.latency_ms_median or 0.0] for one, two in pairs])
-    upper = np.triu_indices(len(values), 1)
-    signs = np.sign(values[:, None, :] - values[None, :, :])[upper]
-    return float((signs[:, 0] * signs[:, 1]).mean())
+    here, there = ([row.latency_ms_median or 0.0 for row in rows] for rows in zip(*pairs, strict=True))
+    tau = kendall_tau(here, there)
+    return tau if np.isfinite(tau) else None
 
 
 def _tiles(table: Table) -> list[tuple[str, str, str]]:

@@ -100,16 +100,19 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
+    format: Annotated[
+        str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
+    ] = "coreml",
     as_json: Json = False,
 ) -> None:
-    """Core ML packages of the network, its text encoder and its decoder."""
+    """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
     from nas.export import export_model
     from nas.export.network import parse_shape
 
     stats = export_model(
         model,
-        out or Path(os.path.normpath(model / ".." / "coreml")),
+        out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
         clip,
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
@@ -119,6 +122,7 @@ def export(
         audit=audit,
         device=device,
         tables=tables,
+        format=format,
         tell=(lambda line: None) if as_json else say,
     )
     emit(stats) if as_json else _tell_packages(stats)
@@ -128,6 +132,12 @@ def _tell_packages(stats: Mapping[str, Any]) -> None:
     """What an export made, for people."""
     from nas.export.telling import sentences
 
+    if stats.get("format") == "coreai":
+        from nas.export import coreai
+
+        for line in coreai.sentences(stats):
+            tell(line)
+        return
     if "operations" in stats:
         tell(
             f"{stats['package']}: {stats['operations']} operations, {stats['fused_attention']} fused attentions, "
@@ -154,8 +164,10 @@ def finetune(
     out: Annotated[
         Path, typer.Option(callback=below_root, help="Model folder to make; one that was begun is continued.")
     ],
-    stage: Annotated[str, typer.Option(help="joint: images and videos. adversarial: to a few steps.")] = "joint",
-    config: Yaml = None,
+    stage: Annotated[str, typer.Option(help="A recipe's name: joint, adversarial, or one of a package.")] = "joint",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML of keys that override the defaults, or a name: one_step.")
+    ] = None,
     set_: Annotated[
         list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. joint.steps=200.")
     ] = [],  # noqa: B006
@@ -164,12 +176,12 @@ def finetune(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fine-tune a built model into another: on images and videos together, or adversarially down to four steps."""
+    """Fine-tune a built model into another by a recipe: joint, adversarial and others."""
     from nas.console import progress, say
     from nas.recipes import finetune as run_stage
     from nas.recipes.config import resolve_finetune
 
-    settings = resolve_finetune(model, config, set_)
+    settings = resolve_finetune(model, config, set_, stage)
     if processes is not None:
         from nas.training.launch import launch
 
@@ -184,7 +196,8 @@ def finetune(
 
         summary = run_stage(model, stage, settings, out, progress=step, warn=say)
     if summary["main"]:
-        emit(summary) if as_json else tell(f"{summary['model']}: {stage}, {summary['steps']} steps")
+        line = f"{summary['model']}: {stage}, {summary['steps']} steps"
+        emit(summary) if as_json else tell("\n".join([line, *filter(None, [summary.get("motion_sentence")])]))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,6 +70,12 @@ def search(
     set_: Annotated[
         list[str], typer.Option("--set", metavar="search.KEY=VALUE", help="Another setting, e.g. search.margin=0.")
     ] = [],  # noqa: B006
+    ladder: Annotated[
+        str | None,
+        typer.Option(help="Measure a list of designs instead, each against the one before: snapgen, or a YAML."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="With --ladder, of a space in place of a run: the device.")] = None,
+    table: Annotated[Path | None, typer.Option(help="With --ladder and --device: the folder of tables.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: positions, limits, designs by hand.")] = False,
     helper_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
@@ -76,6 +83,12 @@ def search(
     """Choose the arrangement under the budget; exit code 1 when nothing can meet it."""
     from nas.run.answer import search_arrangement
 
+    if ladder is not None:
+        from nas.run.ladder import climb
+
+        measured = climb(run, ladder, device, table, set_)
+        emit(measured.to_json()) if as_json else tell(measured.render())
+        return
     said: dict[str, object] = {"latency_ms": latency_ms, "memory_mb": memory_mb, "trials": trials, "sampler": sampler}
     said |= {"parameters_min": parameters_min, "parameters_max": parameters_max, "scoring": scoring}
     only_once(set_, {f"search.{name}": _option(name) for name, value in said.items() if value is not None})

@@ -110,6 +110,12 @@ def train(
     processes: Annotated[
         int | None, typer.Option(max=1024, help="Train with so many processes on this machine.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take, in memory, disk and days; write nothing.")
+    ] = False,
+    on: Annotated[
+        str, typer.Option(help="Whose days --dry-run tells: a shipped roofline device's name, or a YAML.")
+    ] = "h100_roofline",
     as_json: Json = False,
 ) -> None:
     """Train the supernet; run again to go on from the last checkpoint."""
@@ -119,6 +125,12 @@ def train(
     only_once(set_, {"train.init": "--init"} if init is not None else {})
     sets = [*set_, *([f"train.init={json.dumps(init)}"] if init is not None else [])]
     settings = resolve(space, device, config, sets)
+    if dry_run:
+        from nas.run.dry import dry_run as look_ahead
+
+        told = look_ahead(settings, out, on, processes or 1)
+        emit(told.to_json()) if as_json else tell(told.render())
+        return
     if processes is not None:
         from nas.training.launch import launch
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from nas.data.clip import TRAIN_LENGTH, Buckets, Dataset, Images, Item, Skip, check_index
 from nas.errors import NasError
-from nas.pretrained.text import TextEncoder
+from nas.pretrained.text import NoText, TextEncoder
+from nas.tasks import task_class
 
 if TYPE_CHECKING:
     from nas.config import DataConfig
@@ -385,11 +386,18 @@ FIELDS = ("id", "path", "key", "shard", "bytes", "clips", "texts", "skipped")
 
 
 def check_source(space: Space, source: str) -> None:
-    """Refuse pixels for a space of latents, before any video is decoded.
+    """Refuse pixels for a network on latents, and latents for an autoencoder, before any video is decoded.
 
     Raises:
         NasError: with the command that makes the cache.
     """
+    if task_class(space.backbone.family.task).pixels:
+        if source == "cache":
+            raise NasError(
+                f"space {space.name} is an autoencoder's and learns from pixels, but data.source is a cache of "
+                "latents; give it videos: --set data.source=folder --set data.path=VIDEOS"
+            )
+        return
     if source != "cache" and (space.autoencoder.space != 1 or space.autoencoder.time != 1):
         raise NasError(
             f"space {space.name} works in the latents of an autoencoder; encode the data first "
@@ -406,8 +414,10 @@ def check_data(space: Space, data: Dataset) -> None:
     """
     from nas.data.cached import CachedLatents
 
-    if isinstance(data, CachedLatents):
+    if isinstance(data, CachedLatents) and not task_class(space.backbone.family.task).pixels:
         data.check_fits(space)
+    elif isinstance(data, CachedLatents):
+        check_source(space, "cache")
     else:
         check_source(space, "pixels")
 
@@ -416,6 +426,8 @@ def text_encoder_of(space: Space, data: Any) -> Any:
     """The text side of training on ``data``: its cached states, or a small encoder trained along."""
     from nas.data.cached import CachedLatents, CachedText
 
+    if not space.text:
+        return NoText()
     if isinstance(data, CachedLatents):
         return CachedText(data.cache)
     return TextEncoder.small(space, data.captions)

@@ -29,6 +29,8 @@ def words_fit(space: Space) -> Check:
     """A check for the small encoder that is trained along, whose words are the captions' own."""
 
     def check(captions: Sequence[Caption]) -> None:
+        if not space.text:
+            return
         from nas.pretrained.text import word_tokenizer
 
         fits(word_tokenizer([caption.text for caption in captions], space.text.tokens), space.text.tokens)(captions)

@@ -21,6 +21,7 @@ from nas.settings import Seed, Settings
 from nas.training.checkpoint import write_whole
 
 METRICS = "metrics.json"
+APART = {"frechet_frames": "single frames", "frechet_differences": "frame differences"}  # see ``nas.evaluate.apart``
 CLASSIFIERS = Path("runs/.classifiers")
 
 Progress = Callable[[int, int, str], None]
@@ -53,9 +54,9 @@ class EvaluateConfig(Settings):
 def resolve_evaluate(model: Path, file: Path | None = None, sets: Sequence[str] = ()) -> EvaluateConfig:
     """Defaults, with the data that ``model`` was made with, then ``file``, then each ``a.b=value``."""
     from nas.config import settle
-    from nas.recipes.config import resolve_finetune
+    from nas.model.made_with import data_of
 
-    return settle(EvaluateConfig, {"data": resolve_finetune(model).data.model_dump(mode="json")}, file, sets)
+    return settle(EvaluateConfig, data_of(model), file, sets)
 
 
 def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | None = None) -> dict[str, Any]:
@@ -66,9 +67,10 @@ def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | Non
     the prompts are the validation clips' captions, and a Frechet distance needs ``config.features``.
 
     Returns:
-        ``pixels`` and ``pixels_real``; ``frechet`` with the ``features`` used, or why there is none; for moving shapes
-        ``prompts`` by number of objects and ``classifier``; ``seconds`` of sampling a clip; ``model``, its ``weights``
-        as a fingerprint, and the ``steps`` and ``guidance`` that it was sampled with.
+        ``pixels`` and ``pixels_real``; ``frechet_frames`` and ``frechet_differences``; ``frechet`` with the
+        ``features`` used, or why there is none; for moving shapes ``prompts`` by number of objects and ``classifier``;
+        ``seconds`` of sampling a clip; ``model``, its ``weights`` as a fingerprint, and the ``steps`` and ``guidance``
+        that it was sampled with.
 
     Raises:
         NasError: if the model is none, a prompt does not fit it, or there are no real clips of three frames or more to
@@ -185,10 +187,11 @@ def real_clips(pipeline: Any, data: Any, items: Sequence[Item], batch: int) -> N
 
 def measure(real: NDArray[Any], made: NDArray[Any], features: Any = None) -> dict[str, Any]:
     """Pixel measures of both, and their Frechet distance where there are features; (N, T, H, W, 3) in 0..1."""
+    from nas.evaluate.apart import apart
     from nas.evaluate.frechet import frechet_distance
     from nas.evaluate.pixels import pixel_metrics
 
-    told: dict[str, Any] = {"pixels": pixel_metrics(made), "pixels_real": pixel_metrics(real)}
+    told: dict[str, Any] = {"pixels": pixel_metrics(made), "pixels_real": pixel_metrics(real), **apart(real, made)}
     if features is not None:
         told["frechet"] = frechet_distance(features(real), features(made))
     return told
@@ -316,6 +319,7 @@ def render(told: Mapping[str, Any]) -> str:
             if "frechet" in told
             else f"Frechet distance: {told['frechet_missing']}"
         )
+        lines += [f"Frechet distance of {what}: {told[key]:.5f}" for key, what in APART.items() if key in told]
         lines.append(f"{told['seconds']:.3f} s of sampling a clip")
     if "vbench" in told:
         found = told["vbench"]

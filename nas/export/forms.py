@@ -30,11 +30,10 @@ def best_lowerings(unet: VideoUNet, table: Table) -> Lowerings:
         TableError: if rows of the space are missing.
     """
     from latency_tables.cost import CostModel
-    from latency_tables.plan import Plan as CostPlan
     from search_spaces.planning import load_plan
 
     space, precision = unet.space, table.header.precision
-    plan = CostPlan.from_json(load_plan(space).to_json())
+    plan = load_plan(space)
     rows = CostModel(plan, table, allow_mixed=True).rows
     found = {BACKBONE: [rows[plan.backbone_workload].lowering]}
     for position, variants in unet.arrangement.layers:
@@ -42,11 +41,6 @@ def best_lowerings(unet: VideoUNet, table: Table) -> Lowerings:
         if bases:
             found[position] = [rows[base].lowering for base in bases]
     return found
-
-
-def best_forms(unet: VideoUNet, table: Table) -> Lowerings:
-    """Position -> the form of each of its layers (empty: its own), where one of them has another than its own."""
-    return forms_in(best_lowerings(unet, table))
 
 
 def forms_in(lowerings: Lowerings) -> Lowerings:

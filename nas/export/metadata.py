@@ -44,12 +44,11 @@ def predicted_costs(unet: VideoUNet, device: str, tables: Path) -> dict[str, str
     """
     from latency_tables.cost import CostModel
     from latency_tables.lookup import load_table
-    from latency_tables.plan import Plan as CostPlan
     from latency_tables.predict import predict
     from search_spaces.planning import load_plan
 
     table = load_table(device, tables)
-    plan = CostPlan.from_json(load_plan(unet.space).to_json())
+    plan = load_plan(unet.space)
     found = predict(CostModel(plan, table, allow_mixed=True), unet.arrangement.labels())
     clip = unet.space.clip("deployment")
     return {

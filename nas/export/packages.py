@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from nas.errors import NasError
 from nas.export import compress, ends, forms, metadata
 from nas.export.audit import audit_network
 from nas.export.checks import UNCHECKED, Function, check_functions, check_storable
+from nas.export.folder import ENDS, PARTS, SUFFIXES, check_parts, exported, put, refuse_other_models
 from nas.export.network import NAMES, TIMESTEP, Shape, bound_at, function_name
-from nas.files import folder_beside, write_whole
-from nas.outputs import MADE_BY, check_replaceable, keep_rest, put_folder, restore, sole_writer_of
+from nas.files import folder_beside
+from nas.outputs import MADE_BY, restore, sole_writer_of
 from search_spaces.space import latent_shape
 
-PACKAGE, FACTS = "unet.mlpackage", "export.json"
-ENDS = ("text_encoder", "decoder")
-PARTS = ("network", *ENDS)
+PACKAGE = "unet.mlpackage"
 PARITY = 0.05  # of the largest output, float16 against float32
 MAIN = "main"  # what the converter calls the function of a package that has one
 
@@ -60,6 +58,7 @@ def export_model(
     audit: Path | None = None,
     device: str | None = None,
     tables: Path = Path("tables"),
+    format: str = "coreml",
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write ``out/unet.mlpackage`` (float16, iOS 18), those of its ends, and ``out/export.json`` beside them.
@@ -75,6 +74,8 @@ def export_model(
         quantize, safe, check: see ``How``. audit: a cache or folder of clips; see ``nas.export.audit``.
         device, tables: whose table predicts the costs that the package's metadata states, and says in which form each
             layer is written: the one that was fastest there.
+        format: ``coreml``, or ``coreai`` for ``.aimodel`` files (``nas.export.coreai``), which know none of quantize,
+            safe, audit and device.
         tell: called with a sentence before something long.
 
     Returns:
@@ -88,10 +89,18 @@ def export_model(
     compress.check(quantize)
     if audit is not None and "network" not in parts:
         raise NasError("--audit is of the network, which --parts leaves out; add it, or leave --audit out")
-    unknown = [name for name in parts if name not in PARTS]
-    if unknown or not parts:
-        raise NasError(f"--parts {','.join(parts)}: must be of {', '.join(PARTS)}")
+    check_parts(parts)
     out = Path(os.path.realpath(out))  # "." has no name to put something beside
+    if format == "coreai":
+        given = {"--quantize": quantize, "--safe": safe, "--audit": audit, "--device": device}
+        alone = [name for name, value in given.items() if value]
+        if alone:
+            raise NasError(f"{', '.join(alone)}: of Core ML's packages alone; leave it out with --format coreai")
+        from nas.export.coreai import export_coreai
+
+        return export_coreai(model, out, clip, shapes=shapes, parts=parts, check=check, tell=tell)
+    if format not in SUFFIXES:
+        raise NasError(f"--format {format}: must be one of {', '.join(SUFFIXES)}")
     with sole_writer_of(out):
         return _export(model, out, clip, shapes, parts, How(quantize, safe, check), audit, device, tables, tell)
 
@@ -110,10 +119,10 @@ def _export(
 ) -> dict[str, Any]:
     from nas.model.pipeline import load_pipeline
 
-    before = _exported(out)
+    before = exported(out)
     pipeline = load_pipeline(model)
     weights = pipeline.fingerprint()
-    _refuse_other_models(out, before, weights, parts)
+    refuse_other_models(out, before, weights, parts)
     unet = pipeline.unet.eval()
     known = unet.space.clip(clip)
     wanted = list(dict.fromkeys(shapes)) or [(known.frames, known.height, known.width)]
@@ -150,53 +159,8 @@ def _export(
                 metadata.write(partial / f"{name}.mlpackage", told | metadata.end_app(pipeline, weights, name, part))
         facts["seconds"] = round(time.perf_counter() - started, 1)
         facts["peak_host_mb"] = round(host.most_resident_mb(), 0)
-        _put(partial, out, facts, before)
+        put(partial, out, facts, before)
     return facts
-
-
-def _exported(out: Path) -> dict[str, Any]:
-    """What an earlier export told of the packages in ``out``; empty for a new folder.
-
-    Raises:
-        NasError: if it holds something else, or the file is damaged.
-    """
-    path = out / FACTS
-    check_replaceable(out, lambda folder: (folder / FACTS).is_file(), "export")
-    if not path.is_file():
-        return {}
-    try:
-        told = dict(json.loads(path.read_text()))
-        if told.get("made_by", MADE_BY) != MADE_BY or "weights" not in told:
-            raise NasError(f"{path}: not written by nas export; give another --out")
-        return told
-    except (ValueError, TypeError, RecursionError) as error:
-        if isinstance(error, NasError):
-            raise
-        raise NasError(f"{path}: damaged ({error}); give another --out, or delete that folder") from None
-
-
-def _refuse_other_models(out: Path, before: Mapping[str, Any], weights: str, parts: Sequence[str]) -> None:
-    """Packages that are not made anew must be of the same model: an app would load all of them together."""
-    made = {PACKAGE if part == "network" else f"{part}.mlpackage" for part in parts}
-    left = sorted(package.name for package in out.glob("*.mlpackage") if package.name not in made)
-    if left and before.get("weights", weights) != weights:
-        raise NasError(f"{out} holds {', '.join(left)} of another model; export all parts anew, or give another --out")
-
-
-def _put(partial: Path, out: Path, facts: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Have ``partial`` stand at ``out``, whose other packages and facts go on in it.
-
-    The two folders are exchanged at one stroke: whenever this is killed, what ``export.json`` tells of lies there
-    whole.
-    """
-    packages = list(partial.iterdir())
-    made = {package.name.removesuffix(".mlpackage") for package in packages}
-    stays = {name: told for name, told in before.items() if (name if name in ENDS else "unet") not in made}
-
-    keep_rest(out, partial)
-    write_whole(partial / FACTS, json.dumps({**facts, **stays}, indent=1))
-    put_folder(partial, out)
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _network(
@@ -285,7 +249,7 @@ def _lower(what: str, one: Function, safe: bool, folder: Path) -> dict[str, Any]
         stats = lower(one.module, one.inputs, one.names, "fused", "fp16", folder, check=False, safe=safe, wide=wide)
     except WorkloadError as error:
         raise NasError(f"{what} cannot be exported to Core ML: {error}") from error
-    return {name: told for name, told in stats.items() if name not in ("export_error", "numeric_error")}
+    return {name: told for name, told in stats.items() if name not in ("export_error", "numeric_error", "evaluated")}
 
 
 def _join(packages: Sequence[tuple[Path, str]], target: Path) -> None:

@@ -15,7 +15,7 @@ from nas.model.network import VideoUNet
 from nas.model.pipeline import TextToVideoPipeline, save_pipeline
 from nas.outputs import check_replaceable
 from nas.supernet.supernet import Supernet
-from nas.tasks.noise import Prediction
+from nas.tasks import USUAL, Prediction
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
@@ -42,7 +42,7 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
         raise NasError(f"{run}: no arrangement.yaml there; choose one with nas search {run}")
     arrangement = Arrangement.load(chosen)
     supernet, text, step = load_supernet(space, run / "supernet")
-    model = VideoUNet.of(space, supernet.extract(arrangement), arrangement, supernet.diffusion.prediction)
+    model = VideoUNet.of(space, supernet.extract(arrangement), arrangement, supernet.prediction)
     difference = largest_difference(supernet, model, space, arrangement)
     if not difference <= TOLERANCE:  # not a number is a difference too
         raise NasError(f"{out}: the built model differs from the supernet's path by {difference:.1e}, over {TOLERANCE}")
@@ -59,7 +59,7 @@ def build_anew(
     text: str,
     autoencoder: str | None = None,
     init: str | None = None,
-    prediction: Prediction = "velocity",
+    prediction: Prediction = USUAL,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Build an arrangement into ``out`` without a supernet: its temporal layers start as the identity.
@@ -78,7 +78,7 @@ def build_anew(
             prediction. SpaceError: if the arrangement does not fit.
     """
     from nas.pretrained.autoencoder import VideoAutoencoder
-    from nas.pretrained.given import init_frame
+    from nas.pretrained.given import init_network
     from nas.pretrained.text import TextEncoder
 
     if prediction not in get_args(Prediction):
@@ -108,7 +108,7 @@ def build_anew(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = VideoUNet(loaded.to_json(), chosen.to_json(), prediction).eval()
-    told = init_frame(loaded.backbone.family, model.network.unet, init).sentence() if init is not None else ""
+    told = init_network(loaded.backbone.family, model.network, init).sentence() if init is not None else ""
     _save(model, words.model, words.tokenizer, vae, out)
     return {**_facts(model, out), "init": told}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from nas.errors import NasError
 from nas.pretrained.hub import fetch, has_part, read_config
 from nas.pretrained.loading import load_weights, loading
+from search_spaces.ends import text_model
+from search_spaces.parts import SMALL
 from search_spaces.space import Space
 
 PAD, UNKNOWN, START, END = "<pad>", "<unk>", "<start>", "<end>"
@@ -33,23 +35,10 @@ class TextEncoder(nn.Module):
 
     @classmethod
     def small(cls, space: Space, captions: Iterable[str]) -> TextEncoder:
-        """A two-layer encoder of the space's width, with a word-level vocabulary of the captions."""
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        tokenizer = word_tokenizer(captions, space.text.tokens)
-        config = CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=space.text.dim,
-            intermediate_size=4 * space.text.dim,
-            num_hidden_layers=2,
-            num_attention_heads=max(1, space.text.dim // 16),
-            max_position_embeddings=space.text.tokens,
-            projection_dim=space.text.dim,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-        return cls(tokenizer, CLIPTextModel(config))
+        """The ``small`` encoder that spaces are measured with, with a word-level vocabulary of the captions."""
+        words = word_tokenizer(captions, space.text.tokens)
+        marks = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+        return cls(words, text_model(SMALL, space.text.tokens, space.text.dim, len(words), **marks))
 
     @classmethod
     def pretrained(cls, source: str) -> TextEncoder:
@@ -114,6 +103,19 @@ class TextEncoder(nn.Module):
             model = CLIPTextModel(CLIPTextConfig.from_dict(read_config(folder / "config.json")))
             probe(tokenizer, model)
         return cls(tokenizer, model)
+
+
+class NoText(nn.Module):
+    """The text side of a space that reads none."""
+
+    facts: Mapping[str, Any] = {}
+
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """(B, 0, 0): no states."""
+        return torch.empty(len(captions), 0, 0)
+
+    def save(self, folder: Path) -> None:
+        """There is nothing to keep."""
 
 
 def load_text_model(folder: Path, source: str) -> Any:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from latency_tables.agreement import kendall_tau
+
 DRAWS = 2_000  # of the bootstrap
 CHANCE = 0.05  # a ranking whose chance probability is above this cannot be told from a random one
 
@@ -38,13 +40,6 @@ class Agreement:
         """One line for people."""
         told = f"Kendall's tau {self.tau:.2f} ({self.low:.2f} to {self.high:.2f}) over {self.count} arrangements"
         return told if self.told_from_chance else f"{told}: cannot be told from chance (p = {self.chance:.2f})"
-
-
-def kendall_tau(first: Sequence[float] | Floats, second: Sequence[float] | Floats) -> float:
-    """Kendall's tau, corrected for ties (tau-b). Not a number if one side is all ties."""
-    from scipy.stats import kendalltau
-
-    return float(kendalltau(first, second).statistic)
 
 
 def agreement(scores: Sequence[float], truth: Sequence[float], seed: int = 0) -> Agreement:
@@ -117,5 +112,5 @@ def band(scores: Sequence[float], truth: Sequence[float], second: Sequence[float
     both = [(first, other) for first, other in zip(truth, second, strict=True) if other is not None]
     ceiling = kendall_tau(*zip(*both, strict=True)) if len(both) > 2 else float("nan")
     mean = [first if other is None else (first + other) / 2 for first, other in zip(truth, second, strict=True)]
-    tau = kendall_tau(scores, truth) if len(scores) > 1 else float("nan")
+    tau = kendall_tau(scores, truth)
     return Band(tau, ceiling, top_regret(scores, mean) if scores else float("nan"), len(scores), len(both))

@@ -59,7 +59,7 @@ def train_alone(
             while loop.step < steps:
                 row = loop.advance()
                 if row is not None and progress is not None:
-                    progress(Step(**row))
+                    progress(Step.of(row))
         finally:
             loop.close()
         loop.load_average()

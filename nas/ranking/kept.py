@@ -25,8 +25,7 @@ class _Row(BaseModel):
 
     loss: float
     stderr: float
-    velocity_loss: float
-    motion_loss: float
+    parts: dict[str, float]
     samples: list[float]
 
 

@@ -36,15 +36,14 @@ class OneReplaced(Paired):
 
     def _score(self, arrangement: Arrangement) -> Score:
         base = self._quality.score(self._base)
-        samples, plain, motion = base.samples.copy(), base.velocity_loss, base.motion_loss
+        samples, parts = base.samples.copy(), dict(base.parts)
         for position, variants in arrangement.layers:
             if variants == self._base.at(position):
                 continue
             one = self._quality.score(self._base.replace(position, variants))
             samples += one.samples - base.samples
-            plain += one.velocity_loss - base.velocity_loss
-            motion += one.motion_loss - base.motion_loss
-        return score_of(samples, plain, motion)
+            parts = {name: part + one.parts[name] - base.parts[name] for name, part in parts.items()}
+        return score_of(samples, parts)
 
 
 class Adapted(Paired):

@@ -7,16 +7,19 @@ import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nas.model.pipeline import TextToVideoPipeline
-from nas.recipes.config import AdversarialConfig
+from nas.recipes.contract import Recipe
 from nas.recipes.discriminator import Encoder, Heads
 from nas.tasks.noise import clean_estimate, mix
 from nas.training.batches import Batch, Batches, validated
+from nas.training.config import StageConfig
 from nas.training.draws import Draws
 from nas.training.engine import Engine
 from nas.training.loop import Row, Stage, warmed_rate
@@ -25,6 +28,63 @@ FLAT = 1e-3  # difference between answers to real and generated clips below whic
 
 
 Count = Callable[[str, float, Tensor], None]  # a loss's name, its share, and it
+
+
+class AdversarialConfig(StageConfig):
+    """From many steps with guidance to few without.
+
+    Attributes:
+        levels: the noise levels of the generator, falling from 1: the steps that it will be sampled at.
+        heads: `unified` (SnapGen-V), `separate` (a spatial and a temporal one, SF-V), `spatial` or `temporal` alone.
+        head_stages: the family's features (a UNet's down blocks) that carry a head, counted from 0; all, if empty.
+        head_width: channels inside a head. head_rate: learning rate of the heads. head_steps: their steps for each of
+            the generator. head_warmup: first steps in which the heads alone learn, so that the generator does not
+            begin by following a discriminator that knows nothing.
+        adversarial_weight: of the generator's hinge loss beside its reconstruction; 0 trains without a discriminator.
+        huber: c of the Pseudo-Huber reconstruction sqrt(error^2 + c^2) - c.
+        noise_mean, noise_std: of the logarithm of the discriminator's noise-to-signal ratio (SF-V: -1 and 1).
+        r1: how the discriminator's slope at real clips is held down: `exact` (squared gradient, R1), `finite` (its
+            finite difference along random directions of size `r1_step`), or `off`: no weight from 1e-4 to 100 gained
+            accuracy in a short benchmarks/four_steps.py of one seed, and a step took 1.4 times as long. r1_weight: of
+            that term beside the hinge loss; there, the slope at 1 was a 37th of that at 1e-4.
+        renoise: whether sampling draws fresh noise between steps, as the generator was trained, or follows the
+            predicted noise.
+        collapse_window, collapse_low: the discriminator counts as collapsed when its hinge loss, averaged over this
+            many steps, falls below `collapse_low` (it tells every clip apart and teaches nothing more), or when its
+            answers to real and generated clips no longer differ.
+    """
+
+    learning_rate: float = Field(5e-5, gt=0.0)
+    gradient_clip: float = Field(1.0, gt=0.0)
+    ema_decay: float = Field(0.95, ge=0.0, lt=1.0)
+    levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    heads: Literal["unified", "separate", "spatial", "temporal"] = "unified"
+    head_stages: tuple[int, ...] = ()
+    head_width: int = Field(64, ge=8, multiple_of=8)
+    head_rate: float = Field(2e-4, gt=0.0)
+    head_steps: int = Field(1, ge=1)
+    head_warmup: int = Field(0, ge=0)
+    adversarial_weight: float = Field(0.1, ge=0.0)
+    huber: float = Field(0.03, gt=0.0)
+    noise_mean: float = -1.0
+    noise_std: float = Field(1.0, gt=0.0)
+    r1: Literal["exact", "finite", "off"] = "off"
+    r1_weight: float = Field(1.0, ge=0.0)
+    r1_step: float = Field(0.02, gt=0.0)
+    renoise: bool = True
+    collapse_window: int = Field(100, ge=2)
+    collapse_low: float = Field(0.02, ge=0.0)
+
+    @field_validator("levels")
+    @classmethod
+    def _falling(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
+        if (
+            not levels
+            or levels[0] != 1
+            or not all(a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True))
+        ):
+            raise ValueError("must start at 1 and fall, staying above 0")
+        return levels
 
 
 @dataclass(frozen=True)
@@ -266,3 +326,12 @@ class Adversarial(Stage):
 def pseudo_huber(error: Tensor, c: float) -> Tensor:
     """sqrt(error^2 + c^2) - c, elementwise: square near zero, absolute far from it."""
     return torch.sqrt(error.pow(2) + c * c) - c
+
+
+RECIPE = Recipe(
+    name="adversarial",
+    summary="to a few steps, against a discriminator",
+    config=AdversarialConfig,
+    stage=lambda given, config: Adversarial(given.pipeline, given.batches, config, given.seed, given.engine),
+    sampling=lambda config: {"sigmas": list(config.levels), "guidance": 1.0, "renoise": config.renoise},
+)

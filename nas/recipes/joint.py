@@ -6,15 +6,32 @@ import statistics
 from collections.abc import Callable
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from nas.model.pipeline import TextToVideoPipeline
-from nas.recipes.config import JointConfig
+from nas.recipes.contract import Recipe
 from nas.tasks.noise import mix, velocity
 from nas.training.batches import Batch, Batches, validated
+from nas.training.config import StageConfig
 from nas.training.draws import Draws
 from nas.training.engine import Engine
 from nas.training.loop import Row, Stage, warmed_rate
+
+
+class JointConfig(StageConfig):
+    """Flow matching on images and videos together.
+
+    Attributes:
+        text_rate: the share of the learning rate that the text encoder gets; 0 freezes it.
+        caption_dropout: share of captions replaced by the empty one, for classifier-free guidance.
+        timestep_mean, timestep_std: of the logit-normal noise level (Esser et al., arXiv 2403.03206, section 3.1).
+    """
+
+    text_rate: float = Field(0.0, ge=0.0, le=1.0)
+    caption_dropout: float = Field(0.1, ge=0.0, le=1.0)
+    timestep_mean: float = 0.0
+    timestep_std: float = Field(1.0, gt=0.0)
 
 
 class Joint(Stage):
@@ -93,3 +110,11 @@ class Joint(Stage):
             context = self.pipeline.encode(captions)
             predicted = self.pipeline.unet(mix(batch.video, noise, level), 1000.0 * level, context).sample
         return nn.functional.mse_loss(predicted.float(), velocity(batch.video, noise))
+
+
+RECIPE = Recipe(
+    name="joint",
+    summary="images and videos together",
+    config=JointConfig,
+    stage=lambda given, config: Joint(given.pipeline, given.batches, config, given.engine),
+)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
+from nas.report.meters import ROW, Kept, kept, meters
 from search_spaces.errors import SpaceError
 from search_spaces.families import family_of_id
 from search_spaces.families.contract import Picture
 from search_spaces.picture import short
+from search_spaces.plan import Plan, Point
 from search_spaces.variant import Variant
 
 FAMILIES = ("Conv1D", "Conv3D", "SelfAttention1D", "SelfAttention3D", "CrossAttention1D", "CrossAttention3D")
@@ -27,14 +28,16 @@ class Node:
     layers: tuple[str, ...] = ()
     size: str = ""
     cost: str = ""
+    widths: tuple[Kept, ...] = ()  # of each layer that has any
 
     @property
     def height(self) -> int:
-        return HEAD + CHIP * max(1, len(self.layers)) + PAD if self.is_position else PILL
+        meters = ROW * sum(len(one) for one in self.widths)
+        return HEAD + CHIP * max(1, len(self.layers)) + meters + PAD if self.is_position else PILL
 
 
 def network_svg(
-    plan: Mapping[str, Any] | None,
+    plan: Plan | None,
     layers: Sequence[tuple[str, Sequence[str]]],
     costs: Mapping[str, str],
     *,
@@ -51,13 +54,20 @@ def network_svg(
         title: the text alternative.
     """
     chosen = {name: tuple(labels) for name, labels in layers}
-    sizes = {}
-    for position in plan["positions"] if plan else ():
-        sizes[position["name"]] = f"{position['height']}×{position['width']} · {position['channels']} ch"
+    places = plan.positions if plan else ()
+    sizes = {place.name: f"{place.height}×{place.width} · {place.channels} ch" for place in places}
     drawn = _drawn(plan) if plan else None
-    names = [point["name"] for point in plan["points"]] if plan and drawn else list(chosen)
+    names = [point.name for point in plan.points] if plan and drawn else list(chosen)
+    widths = {place.name: tuple(kept(label, place) for label in chosen.get(place.name, ())) for place in places}
     nodes = {
-        name: Node(name, name in chosen, chosen.get(name, ()), sizes.get(name, ""), costs.get(name, ""))
+        name: Node(
+            name,
+            name in chosen,
+            chosen.get(name, ()),
+            sizes.get(name, ""),
+            costs.get(name, ""),
+            widths.get(name, tuple({} for _ in chosen.get(name, ()))),
+        )
         for name in names
     }
     if drawn is None or not any(row.right for row in drawn.rows):
@@ -66,16 +76,16 @@ def network_svg(
     return _two_columns_svg(drawn, rows, width, title)
 
 
-def _drawn(plan: Mapping[str, Any]) -> Picture | None:
+def _drawn(plan: Plan) -> Picture | None:
     """How the family of a plan draws it; None where the family is not installed."""
     try:
-        family = family_of_id(plan["backbone"]["name"])
+        family = family_of_id(plan.backbone_name)
     except SpaceError:
         return None
-    return family.picture([point["name"] for point in plan["points"]], skips(plan["points"]))
+    return family.picture([point.name for point in plan.points], skips(plan.points))
 
 
-def skips(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def skips(points: Sequence[Point]) -> dict[str, str]:
     """Which point's output each point consumes as a skip tensor, from what is alive where.
 
     A tensor is consumed where it stops being alive; the output of a point before the turn is alive from then on.
@@ -83,12 +93,12 @@ def skips(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     consumed: dict[str, str] = {}
     before: list[str] = []
     for index, point in enumerate(points):
-        alive = [name for name, _ in point["skips"]]
+        alive = [name for name, _ in point.skips]
         gone = [name for name in before if name not in alive]
         if gone:
-            consumed[point["name"]] = gone[-1]
-        producers = {name for later in points[index + 1 :] for name, _ in later["skips"]}
-        before = [*alive, point["name"]] if point["name"] in producers or not consumed else alive
+            consumed[point.name] = gone[-1]
+        producers = {name for later in points[index + 1 :] for name, _ in later.skips}
+        before = [*alive, point.name] if point.name in producers or not consumed else alive
     return consumed
 
 
@@ -155,13 +165,15 @@ def _node(node: Node, x: float, y: float, width: float) -> str:
         parts.append(_text(x + width - 10, y + 17, node.cost, "cost", anchor="end"))
     top = y + HEAD
     if not node.layers:
-        parts.append(_text(x + 10, top + 15, "no temporal layer", "none"))
-    for label in node.layers:
+        parts.append(_text(x + 10, top + 15, "no layer", "none"))
+    for label, widths in zip(node.layers, node.widths, strict=True):
         family = label.partition("(")[0]
         known = family if family in FAMILIES else "other"
         chip = f'<rect x="{x + 7}" y="{top}" width="{width - 14}" height="{CHIP - 4}" rx="4"/>'
         parts.append(f'<g class="chip {known}">{chip}{_text(x + 15, top + 14, brief(label), "layer")}</g>')
         top += CHIP
+        parts.append(meters(widths, x + 15, top - 2, width - 30))
+        top += ROW * len(widths)
     return "".join(parts)
 
 

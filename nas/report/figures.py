@@ -8,21 +8,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nas.report.folder import Row
+from search_spaces.words import Words
 
 Figure = dict[str, Any]
 
 SMOOTHING = 0.03  # of the steps: the window of the running mean
 
 
-def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], held: Mapping[str, Any], source: str) -> Figure:
-    """Loss against latency of every evaluated arrangement; the front, the chosen and the empty one stand out.
+def front_figure(
+    rows: Sequence[Row], budget: Mapping[str, Any], held: Mapping[str, Any], source: str, words: Words
+) -> Figure:
+    """Loss against latency of every evaluated arrangement; the front, the chosen one and the baseline stand out.
 
     The line is where predictions are held to: the budget's latency less the margin of the table's evidence.
 
     There are no error bars: the losses share clips and noise, so their own standard errors say little of differences.
     """
     usable = [row for row in rows if row["latency_ms"] is not None and row["loss"] is not None]
-    named = [row for row in usable if row.chosen or row.is_empty]
+    named = [row for row in usable if row.chosen or row.is_baseline]
     others = [row for row in usable if row not in named]
     searched = [row for row in others if not row.is_reference]
     within = [row for row in searched if row.feasible and not row.on_front]
@@ -43,13 +46,13 @@ def front_figure(rows: Sequence[Row], budget: Mapping[str, Any], held: Mapping[s
             "showlegend": False,
         },
         _points("on the front", [row for row in searched if row.on_front], "circle", "$accent", 9),
-        _points("no temporal layers", [row for row in named if not row.chosen], "diamond", "$ink", 11),
+        _points(words.baseline, [row for row in named if not row.chosen], "diamond", "$ink", 11),
         _points("chosen", [row for row in named if row.chosen], "star", "$strong", 18),
     ]
     annotations = [
-        _label(row, "chosen" if row.chosen else "no temporal layers", below=row.chosen)
+        _label(row, "chosen" if row.chosen else words.baseline, below=row.chosen)
         for row in named
-        if row.chosen or row.is_empty
+        if row.chosen or row.is_baseline
     ]
     line, label = _budget_line(budget, held)
     return {
@@ -136,7 +139,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 def layers_text(row: Row) -> str:
     """Layers by position, one a line, escaped for plotly's small HTML."""
     lines = [f"{html.escape(name)}: {html.escape(text)}" for name, text in row.layers if text]
-    return "<br>".join(lines) or "no temporal layers"
+    return "<br>".join(lines) or "no layers"
 
 
 def _points(name: str, rows: Sequence[Row], symbol: str, colour: str, size: int, line: float = 0.0) -> Figure:

@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +16,16 @@ import numpy as np
 from nas.errors import NasError
 from nas.files import read_json, read_text, read_yaml
 from search_spaces.arrangement import Arrangement
+from search_spaces.plan import Plan
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
+from search_spaces.words import Words
 
 Part = TypeVar("Part")
 
 KINDS = ("real", "noised", "one_step", "sampled")
-NUMBERS = ("loss", "loss_stderr", "velocity_loss", "motion_loss", "latency_ms", "peak_mb", "weights_mb", "parameters")
+NUMBERS = ("loss", "loss_stderr", "latency_ms", "peak_mb", "weights_mb", "parameters")
+PART = "_loss"  # ends the column of a part of the loss
 SEEN = "clips_seen"  # of a row whose scoring was stopped early
 FLAGS = ("feasible", "on_front", "chosen")
 
@@ -38,13 +41,10 @@ class Row:
     feasible: bool
     on_front: bool
     chosen: bool
+    is_baseline: bool = False
 
     def __getitem__(self, name: str) -> float | None:
         return self.numbers[name]
-
-    @property
-    def is_empty(self) -> bool:
-        return not any(text for _, text in self.layers)
 
     @property
     def is_pruned(self) -> bool:
@@ -90,7 +90,8 @@ class RunFolder:
     front: tuple[Row, ...] = ()
     explained: Mapping[str, Any] = field(default_factory=dict)
     arrangement: Arrangement | None = None
-    plan: Mapping[str, Any] | None = None
+    plan: Plan | None = None
+    words: Words = Words()
     fps: float = 8.0
     curves: tuple[Mapping[str, Any], ...] = ()
     headers: tuple[Mapping[str, Any], ...] = ()
@@ -124,7 +125,7 @@ def read_run(path: Path) -> RunFolder:
             run.missing[name] = f"{file} cannot be read ({reason}); write it again with: {stage}"
             return None
 
-    run.metrics = part("metrics", "metrics.json", _mapping, f"nas run ... --out {path}") or {}
+    run.metrics = part("metrics", "metrics.json", _metrics, f"nas run ... --out {path}") or {}
     run.front = part("front", "front.csv", _front, f"nas search {path}") or ()
     run.explained = part("explained", "explain.json", _mapping, f"nas search {path}") or {}
     run.arrangement = part("arrangement", "arrangement.yaml", Arrangement.load, f"nas search {path}")
@@ -140,10 +141,20 @@ def read_run(path: Path) -> RunFolder:
         try:
             space = Space.load(str(name))
             run.fps = space.clip("training").fps
-            run.plan = load_plan(space).to_json()
+            run.plan = load_plan(space)
         except Exception as error:  # a space's blocks are anybody's code
             run.missing["plan"] = f"The space {name} cannot be read ({error}), so the network is drawn as a list."
+    run.words = (
+        Words.of(run.plan) if run.plan else Words(bare=not as_mapping(run.metrics.get("baseline")).get("layers"))
+    )
+    run.front = tuple(replace(row, is_baseline=_is_baseline(row, run)) for row in run.front)
     return run
+
+
+def _is_baseline(row: Row, run: RunFolder) -> bool:
+    """Whether a row is what the space compares with; where that is not known, whether it has no layers."""
+    labels = run.plan.baseline.labels() if run.plan else {}
+    return all(text == " + ".join(labels.get(name, ())) for name, text in row.layers)
 
 
 def _mapping(path: Path) -> Mapping[str, Any]:
@@ -151,6 +162,17 @@ def _mapping(path: Path) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise ValueError("is no JSON object")
     return data
+
+
+def _metrics(path: Path) -> Mapping[str, Any]:
+    """What a run noted; 0.1 called what it compares with ``empty``."""
+    data = dict(_mapping(path))
+    return {**data, "baseline": data.get("baseline", data.get("empty", {}))}
+
+
+def as_mapping(value: Any) -> Mapping[str, Any]:
+    """The value, where it is a mapping."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _number(text: Any) -> float | None:
@@ -169,13 +191,14 @@ def _front(path: Path) -> tuple[Row, ...]:
     if "key" not in rows[0] or any(None in row or None in row.values() for row in rows):
         raise ValueError("is no table of arrangements: rows and columns do not fit")
     columns = list(rows[0])
-    positions = [name for name in columns if name not in (*NUMBERS, *FLAGS, SEEN, "trial", "origin", "key")]
+    numbers = (*NUMBERS, *(name for name in columns if name.endswith(PART)))
+    positions = [name for name in columns if name not in (*numbers, *FLAGS, SEEN, "trial", "origin", "key")]
     return tuple(
         Row(
             key=row["key"],
             origin=row.get("origin") or "",
             layers=tuple((name, row[name] or "") for name in positions),
-            numbers={name: _number(row.get(name)) for name in (*NUMBERS, SEEN)},
+            numbers={name: _number(row.get(name)) for name in (*numbers, SEEN)},
             **{name: str(row.get(name)).strip().lower() in ("1", "true") for name in FLAGS},
         )
         for row in rows

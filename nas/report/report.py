@@ -11,14 +11,14 @@ from typing import Any
 from markupsafe import Markup
 
 from latency_tables.report.page import render_page, write_page
+from nas.evaluate import APART
 from nas.report.drawing import FAMILIES, brief, network_svg
 from nas.report.figures import curve_figure, front_figure
-from nas.report.folder import KINDS, Row, RunFolder, read_run
+from nas.report.folder import KINDS, Row, RunFolder, as_mapping, read_run
 from nas.report.measured import disturbed_sentence, measurement
 from nas.report.searching import growth_figure, positions_figure, reasons
 from nas.report.strips import animated_strip, sheet, still
 from nas.report.texts import (
-    as_mapping,
     count_text,
     facts,
     inline,
@@ -33,6 +33,7 @@ from nas.report.texts import (
     seconds_text,
     value_of,
 )
+from nas.report.tuned import tuned_rows
 
 HERE = Path(__file__).parent
 FILE = "report.html"
@@ -107,12 +108,13 @@ def render(run: RunFolder) -> str:
         tiles=_tiles(run),
         source=run.sources.word,
         estimate_notice=_estimate_notice(run),
-        front_rows=sorted((row for row in run.front if row.on_front or row.is_empty), key=latency_of),
+        front_rows=sorted((row for row in run.front if row.on_front or row.is_baseline), key=latency_of),
         tally=_tally(run.front),
         why=_why(run),
         reasons=reasons(run.explained),
         drawings=_drawings(run),
         families=_families(run),
+        lettered=any(kind != "other" for kind, _ in _families(run)),
         breakdown=_breakdown(run),
         comparison=_comparison(run),
         drift=_drift(run),
@@ -123,6 +125,7 @@ def render(run: RunFolder) -> str:
         timings=_timings(run),
         coreml=facts(run.metrics.get("coreml")),
         evaluation=_evaluation(as_mapping(run.metrics.get("evaluation"))),
+        tuned=tuned_rows(run.path),
     )
 
 
@@ -140,10 +143,11 @@ def verdict(run: RunFolder) -> str:
             places.setdefault(" then ".join(t if n == 1 else f"{n} × {t}" for t, n in texts), []).append(name)
     parts = [f"{text} at {listed(names)}" for text, names in places.items()]
     everywhere = all(variants for _, variants in run.arrangement.layers)
-    sentences = [f"Put {', '.join(parts)}{'.' if everywhere else ', and nothing elsewhere.'}"]
+    verb = "Choose" if run.words.choice else "Put"
+    sentences = [f"{verb} {', '.join(parts)}{'.' if everywhere else ', and nothing elsewhere.'}"]
     if not parts:
-        sentences = ["Put no temporal layers anywhere."]
-    chosen, empty = as_mapping(run.metrics.get("chosen")), as_mapping(run.metrics.get("empty"))
+        sentences = [f"Put {run.words.none} anywhere."]
+    chosen, baseline = as_mapping(run.metrics.get("chosen")), as_mapping(run.metrics.get("baseline"))
     latency, method = measurement(chosen, "latency_ms")
     backbone, _ = measurement(chosen, "backbone_latency_ms")
     if latency is None:
@@ -151,31 +155,25 @@ def verdict(run: RunFolder) -> str:
     if latency is not None:
         if backbone is None:
             backbone = value_of(chosen, "backbone_latency_ms")
-        share = "" if backbone is None else f", {ms(backbone)} of it the image backbone"
+        share = "" if backbone is None else f", {ms(backbone)} of it the backbone"
         peak, peak_method = measurement(chosen, "peak_mb")
         if peak is None:
             peak, peak_method = value_of(chosen, "peak_mb_predicted"), _predicted(run)
         how = method if method == peak_method or peak is None else f"latency {method}, memory {peak_method}"
         memory = "" if peak is None else f" and peaks at {mb(peak)}"
         sentences.append(f"One evaluation on {_device(run)} takes {ms(latency)}{share}{memory} ({how}).")
-    loss, without = value_of(chosen, "loss"), value_of(empty, "loss")
+    loss, without = value_of(chosen, "loss"), value_of(baseline, "loss")
     if loss is not None and without:
         change = (without - loss) / without
         better = f"{percent(abs(change))} {'below' if change >= 0 else 'above'}"
-        gain, doubt = value_of(empty, "gain"), value_of(empty, "gain_stderr")
+        gain, doubt = value_of(baseline, "gain"), value_of(baseline, "gain_stderr")
         paired = chance = ""
         if gain is not None and doubt is not None:
             paired = f"; on the same clips and noise the difference is {gain:.4f} ± {doubt:.4f}"
             chance = ", too little to tell from chance" if gain < 2 * doubt else ""
-        rest = f"{better} the {loss_text(without)} {_compared_with(run)}{paired}{chance}"
+        rest = f"{better} the {loss_text(without)} {run.words.beside}{paired}{chance}"
         sentences.append(f"Its validation loss is {loss_text(loss)}, {rest}.")
     return " ".join(sentences)
-
-
-def _compared_with(run: RunFolder) -> str:
-    """The space's baseline, in words."""
-    layers = value_of(as_mapping(run.metrics.get("empty")), "layers")
-    return "of the baseline" if layers else "without temporal layers"
 
 
 def _predicted(run: RunFolder) -> str:
@@ -199,7 +197,7 @@ def _device(run: RunFolder) -> str:
 
 def _tiles(run: RunFolder) -> list[dict[str, Any]]:
     """The four numbers to remember, each with what it is held against; ``fill`` is its share of the budget."""
-    chosen, empty = as_mapping(run.metrics.get("chosen")), as_mapping(run.metrics.get("empty"))
+    chosen, baseline = as_mapping(run.metrics.get("chosen")), as_mapping(run.metrics.get("baseline"))
     budget, held = (as_mapping(run.metrics.get(name)) for name in ("budget", "held"))
     tiles = []
     for name, column, unit in (("Latency", "latency_ms", ms), ("Peak memory", "peak_mb", mb)):
@@ -215,9 +213,9 @@ def _tiles(run: RunFolder) -> list[dict[str, Any]]:
                 note += f", held to {unit(kept)}"
             fill = None if not limit else value / limit
             tiles.append({"name": name, "value": unit(value), "note": note, "fill": fill})
-    loss, without = value_of(chosen, "loss"), value_of(empty, "loss")
+    loss, without = value_of(chosen, "loss"), value_of(baseline, "loss")
     if loss is not None:
-        note = "lower is better" if without is None else f"{loss_text(without)} {_compared_with(run)}"
+        note = "lower is better" if without is None else f"{loss_text(without)} {run.words.beside}"
         tiles.append({"name": "Validation loss", "value": loss_text(loss), "note": note, "fill": None})
     parameters = value_of(chosen, "parameters")
     if parameters is not None:
@@ -255,7 +253,7 @@ def _figures(run: RunFolder) -> dict[str, Any]:
     figures = {}
     if run.front:
         budget, held = (as_mapping(run.metrics.get(name)) for name in ("budget", "held"))
-        figures["front"] = front_figure(run.front, budget, held, run.sources.word)
+        figures["front"] = front_figure(run.front, budget, held, run.sources.word, run.words)
         figures["growth"] = growth_figure(run.front)
         figures["positions"] = positions_figure(run.front)
     if run.curves:
@@ -285,24 +283,25 @@ def _drawings(run: RunFolder) -> dict[str, Markup]:
     }
 
 
-def _families(run: RunFolder) -> list[str]:
-    """Block families that occur in the drawing, for its legend."""
+def _families(run: RunFolder) -> list[tuple[str, str]]:
+    """(colour's class, name) of the blocks in the drawing, for its legend; those of other packages share a colour."""
     if run.arrangement is None:
         return []
     found = {variant.block for _, variants in run.arrangement.layers for variant in variants}
-    return [name for name in FAMILIES if name in found] + (["other"] if found - set(FAMILIES) else [])
+    others = sorted(found - set(FAMILIES))
+    return [(name, name) for name in FAMILIES if name in found] + ([("other", ", ".join(others))] if others else [])
 
 
 def _breakdown(run: RunFolder) -> dict[str, Any]:
     """Rows of where milliseconds and megabytes go, with each bar's share of its column's largest value."""
     columns = ("latency_ms", "weights_mb", "point_peak_mb")
     workloads = {
-        (position["name"], layer["variant"]): layer["workload"]
-        for position in (run.plan["positions"] if run.plan else ())
-        for layer in position["layers"]
+        (position.name, layer.label): layer.workload
+        for position in (run.plan.positions if run.plan else ())
+        for layer in position.layers
     }
     if run.plan:
-        workloads["backbone", ""] = run.plan["backbone"]["workload"]
+        workloads["backbone", ""] = run.plan.backbone_workload
     rows: list[dict[str, Any]] = []
     for entry in run.metrics.get("breakdown") or ():
         if not isinstance(entry, Mapping):
@@ -395,6 +394,9 @@ def _evaluation(told: Mapping[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     distance = value_of(told, "frechet")
     if distance is not None:
         rows.append(("Fréchet distance", f"{distance:.3f}", f"features: {told.get('features')}"))
+    for key, what in APART.items():
+        if (apart := value_of(told, key)) is not None:
+            rows.append((f"Fréchet distance of {what}", f"{apart:.5f}", "colours in 4x4 cells; on the same data only"))
     real = as_mapping(told.get("pixels_real"))
     for name, value in as_mapping(told.get("pixels")).items():
         if number(value) is not None:

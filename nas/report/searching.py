@@ -16,13 +16,13 @@ SHOWN = 25  # arrangements in the picture of what stands where: more lines hide 
 def growth_figure(rows: Sequence[Row]) -> Figure:
     """The front's hypervolume over the evaluations, as a share of what it is at the end.
 
-    Hypervolume: the area between the front and the point of the empty arrangement's loss and the largest feasible
+    Hypervolume: the area between the front and the point of the baseline's loss and the largest feasible
     latency; both axes are minimised.
     """
     usable = [row for row in rows if row.feasible and row["loss"] is not None and row["latency_ms"] is not None]
     if len(usable) < 2:
         return {"data": [], "layout": {}}
-    worst = next((row["loss"] for row in usable if row.is_empty), None) or max(row["loss"] or 0.0 for row in usable)
+    worst = next((row["loss"] for row in usable if row.is_baseline), None) or max(row["loss"] or 0.0 for row in usable)
     dearest = max(row["latency_ms"] or 0.0 for row in usable)
     areas = [
         hypervolume([(r["latency_ms"], r["loss"]) for r in usable[:n]], dearest, worst)

@@ -6,11 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nas.report.folder import Row
-
-
-def as_mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+from nas.report.folder import Row, as_mapping
 
 
 def number(value: Any) -> float | None:

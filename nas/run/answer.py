@@ -119,7 +119,7 @@ def search_arrangement(
         helper_of: process that started this one beside it; it only evaluates, and writes no answer.
     """
     from latency_tables.budget import nearest
-    from nas.search.samplers import SAMPLERS
+    from nas.search.samplers import check_sampler
     from nas.search.workers import check_workers, one_thread, one_writer
 
     check_workers(workers)
@@ -130,8 +130,7 @@ def search_arrangement(
     limits |= {"parameters_min": parameters_min, "parameters_max": parameters_max}
     problem = make_problem(config, out, limits)
     name = sampler or config.search.sampler
-    if name not in SAMPLERS:
-        raise NasError(f"sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
+    check_sampler(name, "--sampler" if sampler else "search.sampler")
     refused = nearest(problem.costs, problem.budget)
     if refused is not None:
         return Answer(False, f"nothing meets the budget: {refused.message}")
@@ -235,7 +234,14 @@ def write_answer(
         {row["position"]: row["latency_ms"] for row in costs if row["position"] != "backbone" and row["layers"]},
     )
     told = "\n".join([sentence(choice, problem), f"ranking    {evidence}", *left_out])
-    return Answer(True, told, tuple(map(_row, front)), _row(chosen), drawn, render(reasons))
+    return Answer(
+        True,
+        told,
+        tuple(_row(e, problem.words.none) for e in front),
+        _row(chosen, problem.words.none),
+        drawn,
+        render(reasons),
+    )
 
 
 def evaluation_line(e: Evaluation) -> str:
@@ -292,7 +298,7 @@ def note_search(
             "tied": [e.arrangement.key for e in choice.tied],
             "sampler": everything[-1].origin if everything else "",
         },
-        empty={
+        baseline={
             "loss": finer.score(baseline).loss,
             "gain": gained,
             "gain_stderr": stderr,
@@ -323,7 +329,7 @@ def reachable(costs: CostModel) -> dict[str, list[float]]:
     return found
 
 
-def _row(e: Evaluation) -> dict[str, Any]:
+def _row(e: Evaluation, none: str) -> dict[str, Any]:
     layers = "; ".join(f"{name}: {' + '.join(v.label for v in vs)}" for name, vs in e.arrangement.layers if vs)
     return {
         "key": e.arrangement.key,
@@ -332,5 +338,5 @@ def _row(e: Evaluation) -> dict[str, Any]:
         "latency_ms": e.latency_ms,
         "peak_mb": e.peak_mb,
         "parameters": e.parameters,
-        "layers": layers or "no temporal layers",
+        "layers": layers or none,
     }

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latency_tables.cost import CostModel
-from latency_tables.plan import Plan as TablePlan
 from latency_tables.table import Table, table_path
 from nas.console import Report, progress, say
 from nas.errors import NasError
@@ -200,7 +199,7 @@ def load_table(device: Device, table_dir: Path) -> Table:
 
 def cost_model(space: Space, table: Table, *, allow_mixed: bool = False) -> CostModel:
     """Costs of every arrangement of the space by the table's rows; measured and estimated ones mix on request only."""
-    return CostModel(TablePlan.from_json(load_plan(space).to_json()), table, allow_mixed=allow_mixed)
+    return CostModel(load_plan(space), table, allow_mixed=allow_mixed)
 
 
 def draw_within(config: RunConfig, out: Path) -> tuple[Callable[[int], list[Arrangement]], str]:
@@ -273,14 +272,15 @@ def default_latency_ms(costs: CostModel, ratio: float) -> float:
 
     from latency_tables.optimum import optimum
 
-    if not any(costs.plan.baseline.values()):
+    baseline = costs.plan.baseline
+    if not baseline.num_layers:
         return round(costs.backbone_latency_ms * ratio, 3)
     cheapest = optimum(costs, "latency_ms")
     if cheapest is None:
         raise NasError(f"{costs.plan.space}: no arrangement can be run; measure the failed rows again")
-    least, baseline = costs.cost(np.stack([cheapest, costs.encode(costs.plan.baseline)])).latency_ms.tolist()
-    between = least < baseline < float("inf")
-    return round(least + (baseline - least) / ratio if between else least * ratio, 3)
+    least, usual = costs.cost(np.stack([cheapest, costs.encode(baseline.labels())])).latency_ms.tolist()
+    between = least < usual < float("inf")
+    return round(least + (usual - least) / ratio if between else least * ratio, 3)
 
 
 def problem_or_refuse(config: RunConfig, out: Path) -> Problem:

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nas.config import CONFIG_FILE, SUPERNET, RunConfig, check_warmup, store
+from nas.config import CONFIG_FILE, SUPERNET, RunConfig, as_begun, check_warmup, store
 from nas.console import progress, say
 from nas.errors import AnswerIsNo, NasError
 from nas.run.answer import Answer, search_arrangement
@@ -41,7 +41,7 @@ def run_all(config: RunConfig, out: Path, *, workers: int = 1, storage: str | No
     if not (out / CONFIG_FILE).is_file():
         store(config, out)  # a folder that is somebody else's is refused before anything stands in it
     with sole_writer(out):
-        store(config, out)
+        config = store(config, out)
         if "commit" not in read_metrics(out):
             note(out, **provenance(config))
         _run_stages(config, out, workers, storage)
@@ -153,7 +153,8 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     check_warmup(config.train)
     main = int(os.environ.get("RANK", "0")) == 0
     if main and (out / CONFIG_FILE).exists():
-        store(config, out)  # another run is said before any video is decoded
+        config = store(config, out)  # another run is said before any video is decoded
+    config = as_begun(config, out)
     space = Space.load(config.space)
     clip = space.clip("training")
     check_source(space, config.data.source)
@@ -168,19 +169,13 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
     if config.train.init and not list_checkpoints(out / SUPERNET):
         check_given(space.backbone.family, config.train.init)
     if main:
-        store(config, out)  # now that there is something to train on
+        config = store(config, out)  # now that there is something to train on
     for skipped in data.skipped if main else ():
         say(f"  skipped {skipped}")
     with sole_writer(out / SUPERNET) if main else nullcontext(), progress("train") as report:
 
         def told(step: Step) -> None:
-            best = f", validation {step.validation:.4f}" if step.validation is not None else ""
-            report(
-                step.step,
-                config.train.steps,
-                f"loss {step.loss:.4f}{best}, {1 / step.seconds:.1f} steps/s, {step.frames_per_s:.0f} frames/s of "
-                f"{step.loader_frames_per_s:.0f} loadable, {step.memory_mb:.0f} MB",
-            )
+            report(step.step, config.train.steps, step.sentence)
 
         report(0, config.train.steps, "the first batch is made")  # which may take its time
         draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
@@ -192,9 +187,11 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             seed=config.seed,
             progress=told,
             warn=say,
+            tell=say,
             validation=validation,
             draw=draw,
             drawn_from=drawn_from,
+            weights=config.quality.weights,
         )
     best = read_best(out / "supernet")
     named = f"step {best['step']}, validation {best['loss']:.4f}" if best else "not validated"

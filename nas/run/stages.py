@@ -210,12 +210,9 @@ def check_search(config: RunConfig, storage: str | None) -> None:
     Raises:
         NasError: naming what is wrong.
     """
-    from nas.search.samplers import SAMPLERS
+    from nas.search.samplers import check_sampler
 
-    if config.search.sampler not in SAMPLERS:
-        raise NasError(
-            f"search.sampler: unknown sampler {config.search.sampler!r}. Known samplers: {', '.join(sorted(SAMPLERS))}"
-        )
+    check_sampler(config.search.sampler)
     if storage is not None:
         check_storage(storage)
 

@@ -28,13 +28,14 @@ Difference = Callable[[Arrangement, Arrangement], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a position's layers do for the chosen arrangement.
+    """What a position's layers do for the chosen arrangement, beside those that the baseline has there.
 
     Attributes:
         layers: labels, joined.
-        loss, loss_stderr: the supernet's loss without them, less its loss with them, on the same clips and noise.
+        loss, loss_stderr: the supernet's loss with the baseline's in their place (as a rule none), less its loss with
+            them, on the same clips and noise.
         modelled, modelled_sd: the same by the additive model of all evaluations.
-        latency_ms, peak_mb, parameters: what they cost, by the table.
+        latency_ms, peak_mb, parameters: what they cost more, by the table.
     """
 
     position: str
@@ -93,7 +94,7 @@ class Explanation:
         key, loss, latency_ms, peak_mb: the chosen arrangement.
         budget, held: limits as asked, and what predictions are held to.
         reachable: column -> least and most in the whole space, exactly.
-        positions: what each position with layers contributes, the most useful first.
+        positions: what each position that differs from the baseline contributes, the most useful first.
         more: what looser limits would buy.
         designs: hand-made designs.
         regret, regret_high: how far the model thinks the chosen one is from the best within the budget, on average
@@ -209,10 +210,10 @@ def _contributions(
     cost = problem.cost(own)
     found = []
     for place, name in enumerate(problem.positions):
-        if own[place] == 0:
+        if own[place] == problem.baseline[place]:
             continue
         without = own.copy()
-        without[place] = 0
+        without[place] = problem.baseline[place]
         loss, stderr = difference(problem.arrangement(without), chosen.arrangement)
         drawn = [unit * (_loss(features, w, without) - _loss(features, w, own)) for w in models]
         less = problem.cost(without)
@@ -340,7 +341,7 @@ def render(found: Explanation) -> str:
             f"{row.latency_ms:>9.3f} {row.peak_mb:>8.2f} {value:>9}  {row.layers}{doubt}"
         )
     if not found.positions:
-        lines.append("no position holds a layer")
+        lines.append("every position is as in the baseline")
     lines.append("")
     for more in found.more:
         if not more.layers:

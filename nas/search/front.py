@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy as np
 
 from nas.errors import NasError
 from nas.files import whole
+from nas.search.records import PART
 from nas.search.studies import Evaluation
 from search_spaces.arrangement import Arrangement
 
-FRONT_FILE = "front.csv"
 SAME = 9  # significant digits
 
 
@@ -128,16 +129,17 @@ def _within(
 def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) -> None:
     """One CSV row for each evaluation, in trial order; written whole or not at all.
 
-    Columns: trial, origin, key, one per position (labels joined by `` + ``), loss, loss_stderr, velocity_loss,
-    motion_loss, latency_ms, peak_mb, weights_mb, parameters, feasible, on_front, chosen, clips_seen. The last is
-    empty but for a row that was stopped early: the losses it was scored on; its loss is an estimate.
+    Columns: trial, origin, key, one per position (labels joined by `` + ``), loss, loss_stderr, one for each part of
+    the error (``<part>_loss``), latency_ms, peak_mb, weights_mb, parameters, feasible, on_front, chosen, clips_seen.
+    The last is empty but for a row that was stopped early: the losses it was scored on; its loss is an estimate.
     """
     on_front = {e.arrangement.key for e in pareto_front(evaluations)}
     positions = [name for name, _ in evaluations[0].arrangement.layers]
     with whole(path) as file:
         handle = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(handle, lineterminator="\n")
-        losses = ["loss", "loss_stderr", "velocity_loss", "motion_loss"]
+        parts = list(dict.fromkeys(name for e in evaluations for name in e.parts))
+        losses = ["loss", "loss_stderr", *(f"{name}{PART}" for name in parts)]
         costs = ["latency_ms", "peak_mb", "weights_mb", "parameters"]
         writer.writerow(
             ["trial", "origin", "key", *positions, *losses, *costs, "feasible", "on_front", "chosen", "clips_seen"]
@@ -150,7 +152,8 @@ def write_front(path: Path, evaluations: Sequence[Evaluation], chosen_key: str) 
                     e.origin,
                     e.arrangement.key,
                     *layers,
-                    *(f"{x:.6f}" for x in (e.loss, e.loss_stderr, e.velocity_loss, e.motion_loss)),
+                    *(f"{x:.6f}" for x in (e.loss, e.loss_stderr)),
+                    *(f"{e.parts.get(name, math.nan):.6f}" for name in parts),
                     *(f"{x:.4f}" for x in (e.latency_ms, e.peak_mb, e.weights_mb)),
                     e.parameters,
                     int(e.feasible),

@@ -15,8 +15,9 @@ from optuna.storages.journal._storage import JournalOperation
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from latency_tables.files import lock, tell_unlocked
+from latency_tables.files import tell_unlocked
 from nas.errors import NasError
+from search_spaces.writing import lock
 
 START = b'{"op_code":'
 OPERATIONS = frozenset(int(operation) for operation in JournalOperation)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from latency_tables.budget import Budget, nearest
 from latency_tables.cost import CostModel
-from latency_tables.plan import Plan
 from latency_tables.table import Table
 from nas.errors import AnswerIsNo
 from nas.search.problem import Problem
@@ -25,8 +24,7 @@ class _Score:
 
     loss: float
     stderr: float = 0.0
-    velocity_loss: float = 0.0
-    motion_loss: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 def search_with(
@@ -60,7 +58,7 @@ def search_with(
             no finite number. TableError: if the table lacks rows of the space.
     """
     loaded, limits = Space.load(space), budget or Budget()
-    costs = CostModel(Plan.from_json(load_plan(loaded).to_json()), table, allow_mixed=allow_mixed)
+    costs = CostModel(load_plan(loaded), table, allow_mixed=allow_mixed)
     refused = nearest(costs, limits) if limits.given else None
     if refused is not None:
         raise AnswerIsNo(f"nothing meets the budget: {refused.message}")

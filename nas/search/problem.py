@@ -16,6 +16,7 @@ from latency_tables.optimum import limits_of, optimum
 from nas.errors import NasError
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
+from search_spaces.words import Words
 
 Indices = NDArray[np.int64]
 
@@ -123,7 +124,7 @@ class Problem:
     def named(self, indices: Sequence[int] | Indices) -> str:
         """``down.0.0: Conv1D(kernel_size=3); up.1.0: ...``, or that there are none."""
         labels = [(name, self.labels[name][int(i)]) for name, i in zip(self.positions, indices, strict=True)]
-        return "; ".join(f"{name}: {label}" for name, label in labels if label != NO_LAYER) or "no temporal layers"
+        return "; ".join(f"{name}: {label}" for name, label in labels if label != NO_LAYER) or self.words.none
 
     def indices_of(self, arrangement: Arrangement) -> Indices:
         self.space.check(arrangement)
@@ -140,6 +141,16 @@ class Problem:
     def violations(self, indices: Indices) -> dict[str, NDArray[np.float64]]:
         """Limit -> value / limit - 1 of (N, P) choices: zero or less is kept, as Optuna's constraints read it."""
         return self.budget.violations(self.cost(indices))
+
+    @cached_property
+    def words(self) -> Words:
+        """What people are told stands at the positions."""
+        return Words.of(self.costs.plan)
+
+    @cached_property
+    def baseline(self) -> Indices:
+        """The choice, shape (P,), that the space compares with."""
+        return self.indices_of(self.space.baseline())
 
     @cached_property
     def within_budget(self) -> Indices | None:
@@ -173,19 +184,17 @@ class Problem:
     def hand_made(self) -> dict[str, Indices]:
         """The designs people use without a search, where the space has them: name -> choice."""
         designs: dict[str, tuple[str, ...]] = {
-            "no temporal layers": (),
+            self.words.none: (),
             "all SelfAttention1D": ("SelfAttention1D",),  # the motion modules of AnimateDiff
             "all Conv1D": ("Conv1D",),
             "all Conv3D": ("Conv3D",),
             "all Conv1D + SelfAttention1D": ("Conv1D", "SelfAttention1D"),  # ModelScope-style
         }
-        found = {}
+        found = {} if self.words.bare else {"baseline": self.baseline}
         for name, blocks in designs.items():
             choice = [self._first_option(position, blocks) for position in self.positions]
             if all(i is not None for i in choice):
                 found[name] = np.array(choice)
-        if self.space.baseline().num_layers:
-            found["baseline"] = self.indices_of(self.space.baseline())
         return found
 
     def _first_option(self, position: str, blocks: tuple[str, ...]) -> int | None:

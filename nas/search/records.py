@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -18,17 +19,24 @@ DAMAGED = "damaged"  # user attribute, in memory alone, of a finished trial whos
 
 
 class _Score(BaseModel):
-    """What a score is made of, as a trial keeps it."""
+    """What a score is made of, as a trial keeps it; each part of the error stands there as ``<part>_loss``."""
 
     model_config = ConfigDict(extra="allow")
 
     loss_stderr: float
     key: str = ""
-    velocity_loss: float = math.nan
-    motion_loss: float = math.nan
     samples: list[float] = []
     estimate: float | None = None
     clips: int = 0
+
+
+PART = "_loss"  # behind the name of a part of the error, in a trial's record and in ``front.csv``
+
+
+def parts_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """The named parts of an error that a record holds."""
+    found = {name.removesuffix(PART): value for name, value in record.items() if name.endswith(PART)}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 class _Attributes(BaseModel):

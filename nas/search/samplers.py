@@ -17,6 +17,7 @@ from nas.search.problem import Indices, Problem
 from nas.search.records import Choice
 from nas.search.surrogate import SurrogateSampler
 from nas.search.value import ValueSampler
+from search_spaces.errors import unknown
 
 PROPOSALS = 8  # tries of the inner sampler before its last proposal is repaired
 STARTUP = 10  # random trials before TPE begins: Optuna's own number
@@ -196,14 +197,23 @@ def population_of(name: str, trials: int, wanted: int | None = None) -> int:
     return wanted
 
 
+def check_sampler(name: str, where: str = "search.sampler") -> None:
+    """Whether there is such a sampler.
+
+    Raises:
+        NasError: naming the nearest, and all that there are.
+    """
+    if name not in SAMPLERS:
+        raise NasError(f"{where}: {unknown('sampler', name, SAMPLERS)}")
+
+
 def make_sampler(name: str, problem: Problem, seed: int, population: int = POPULATION) -> BaseSampler:
     """A sampler by name; made anew for every trial from a seed of its own, so that a resumed study goes on exactly.
 
     Args:
         population: of an evolutionary one.
     """
-    if name not in SAMPLERS:
-        raise NasError(f"search.sampler: unknown sampler {name!r}. Known samplers: {', '.join(sorted(SAMPLERS))}")
+    check_sampler(name)
     if SAMPLERS[name] is nsga2:
         return nsga2(problem, seed, population)
     return SAMPLERS[name](problem, seed)

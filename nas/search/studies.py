@@ -18,7 +18,7 @@ from nas.errors import NasError
 from nas.search.journal import NAMED
 from nas.search.ledger import REFERENCE, SAMPLES, ledger_of, loss_of
 from nas.search.problem import Problem
-from nas.search.records import LABELS, damage
+from nas.search.records import LABELS, damage, parts_of
 from nas.search.storage import open_storage, shown
 from search_spaces.arrangement import Arrangement
 
@@ -34,9 +34,7 @@ class Scored(Protocol):
     @property
     def stderr(self) -> float: ...
     @property
-    def velocity_loss(self) -> float: ...
-    @property
-    def motion_loss(self) -> float: ...
+    def parts(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Evaluation:
     """One finished trial, as the report and ``front.csv`` show it. Losses unitless, latency in ms, memory in MB.
 
     Attributes:
+        parts: of the error, by name; none where a trial was stopped early.
         objectives: what the study minimises beside the loss, in the problem's order.
         clips: 0 if it was scored whole; else the losses it was scored on before it was beaten, and ``loss`` is an
             estimate.
@@ -55,8 +54,7 @@ class Evaluation:
     origin: str
     loss: float
     loss_stderr: float
-    velocity_loss: float
-    motion_loss: float
+    parts: Mapping[str, float]
     latency_ms: float
     peak_mb: float
     weights_mb: float
@@ -98,8 +96,7 @@ def evaluations_of(trials: Sequence[FrozenTrial], problem: Problem) -> list[Eval
                 origin=attributes["origin"],
                 loss=loss,
                 loss_stderr=attributes["loss_stderr"],
-                velocity_loss=attributes.get("velocity_loss", math.nan),
-                motion_loss=attributes.get("motion_loss", math.nan),
+                parts=parts_of(attributes),
                 latency_ms=milliseconds,
                 peak_mb=attributes["peak_mb"],
                 weights_mb=attributes["weights_mb"],
@@ -118,8 +115,7 @@ class Known:
 
     loss: float
     stderr: float
-    velocity_loss: float
-    motion_loss: float
+    parts: Mapping[str, float]
     samples: tuple[float, ...] = ()
 
 
@@ -134,10 +130,8 @@ def known_scores(study: optuna.Study, problem: Problem) -> dict[str, Scored]:
             if damage(trial, problem, objectives=len(other.directions) - 1):
                 continue
             have = {**trial.user_attrs, **trial.user_attrs["score"]}
-            stderr, velocity, motion = (
-                float(have.get(name, math.nan)) for name in ("loss_stderr", "velocity_loss", "motion_loss")
-            )
-            found[have["key"]] = Known(trial.values[0], stderr, velocity, motion, tuple(have.get(SAMPLES, ())))
+            stderr = float(have.get("loss_stderr", math.nan))
+            found[have["key"]] = Known(trial.values[0], stderr, parts_of(have), tuple(have.get(SAMPLES, ())))
     return found
 
 

@@ -30,7 +30,7 @@ from nas.search.ledger import (
     ledger_of,
 )
 from nas.search.problem import Problem
-from nas.search.records import Choice
+from nas.search.records import PART, Choice
 from nas.search.samplers import SpaceExhausted, make_sampler, population_of
 from nas.search.storage import DRAFT, Drafting, open_storage
 from nas.search.studies import (
@@ -406,8 +406,8 @@ class _Worker:
                 f"the score of arrangement {arrangement.key} is {result.loss}; the supernet's weights are damaged, "
                 "train it again"
             )
-        parts = {"loss_stderr": result.stderr, "velocity_loss": result.velocity_loss, "motion_loss": result.motion_loss}
-        score: dict[str, Any] = {name: float(part) for name, part in parts.items()}
+        score: dict[str, Any] = {"loss_stderr": float(result.stderr)}
+        score.update({f"{name}{PART}": float(part) for name, part in result.parts.items()})
         gradual = self._asked.gradual
         if self._asked.halving and gradual is not None:  # loss by loss, as a part of them is compared
             kept = result.samples if isinstance(result, Known) else gradual.samples(arrangement)

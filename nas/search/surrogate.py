@@ -40,10 +40,12 @@ class Features:
     Attributes:
         unary: for each position, (options, F).
         pair: for each pair of consecutive positions, (F,): added when both hold layers.
+        holds: for each position, (options,): whether the option has layers.
     """
 
     unary: tuple[Floats, ...]
     pair: tuple[Floats, ...]
+    holds: tuple[NDArray[np.bool_], ...]
 
     @classmethod
     def of(cls, problem: Problem) -> Features:
@@ -67,13 +69,15 @@ class Features:
         unary = [np.zeros((n, len(columns))) for n in problem.num_options]
         for p, o, c, value in entries:
             unary[p][o, c] += value
-        return cls(tuple(unary), tuple(np.eye(len(columns))[c] for c in pairs))
+        return cls(
+            tuple(unary), tuple(np.eye(len(columns))[c] for c in pairs), tuple(map(_holds, problem.costs.options))
+        )
 
     def __call__(self, choices: Indices) -> Floats:
         """(N, P) choices -> (N, F)."""
         total = sum(u[choices[:, p]] for p, u in enumerate(self.unary))
         for p, weights in enumerate(self.pair):
-            both = (choices[:, p] > 0) & (choices[:, p + 1] > 0)
+            both = self.holds[p][choices[:, p]] & self.holds[p + 1][choices[:, p + 1]]
             total = total + both[:, None] * weights
         return np.asarray(total)
 
@@ -87,13 +91,18 @@ class Features:
         for p, values in enumerate(own):
             here = places == p
             tie = 0.0  # what holding layers here adds beside neighbours that do
-            if p > 0 and choice[p - 1] > 0:
+            if p > 0 and self.holds[p - 1][choice[p - 1]]:
                 tie += ties[p - 1]
-            if p + 1 < len(own) and choice[p + 1] > 0:
+            if p + 1 < len(own) and self.holds[p + 1][choice[p + 1]]:
                 tie += ties[p]
-            holds = (after[here] > 0).astype(float) - float(choice[p] > 0)
+            holds = self.holds[p][after[here]].astype(float) - float(self.holds[p][choice[p]])
             changes[here] = values[after[here]] - values[choice[p]] + tie * holds
         return changes
+
+
+def _holds(options: Sequence[tuple[str, ...]]) -> NDArray[np.bool_]:
+    """Which of a position's options have layers; where it must hold some, all have."""
+    return np.array([bool(option) for option in options])
 
 
 @dataclass
@@ -406,12 +415,12 @@ class _Cells:
     sources: Indices
 
     @classmethod
-    def of(cls, bins: Indices, grid: int) -> _Cells:
+    def of(cls, bins: Indices, holds: NDArray[np.bool_], grid: int) -> _Cells:
         span = np.arange(grid + 1)
-        layers = np.flatnonzero(bins[1:] <= grid) + 1
+        layers = np.flatnonzero((bins <= grid) & holds)
         order = layers[np.argsort(bins[layers], kind="stable")]
         found, starts = np.unique(bins[order], return_index=True)
-        idle = span + grid + 1 - bins[0] if bins[0] <= grid else None
+        idle = span + grid + 1 - bins[0] if bins[0] <= grid and not holds[0] else None
         return cls(bins, idle, layers, order, bins[order], starts, span + grid + 1 - found[:, None])
 
 
@@ -435,9 +444,9 @@ def _grid_of(problem: Problem, grid: int) -> list[_Cells]:
     limit = min(budget.bounds.get("latency_ms", dearest), dearest)
     step = max((limit - cheapest) / grid, 1e-9) if np.isfinite(cheapest) else 1.0
     known[budget, grid] = []
-    for values, (low, _) in zip(extra, ends, strict=True):
+    for values, (low, _), options in zip(extra, ends, model.options, strict=True):
         fits = np.isfinite(values)
         bins = np.full(len(values), grid + 1, dtype=np.int64)
         bins[fits] = np.minimum(np.round((values[fits] - low) / step), grid + 1)
-        known[budget, grid].append(_Cells.of(bins, grid))
+        known[budget, grid].append(_Cells.of(bins, _holds(options), grid))
     return known[budget, grid]

@@ -60,10 +60,9 @@ class ValueSampler(WholeSampler):
         return dict([*ledger.observed, *ledger.recent])
 
     def _start(self, losses: dict[tuple[int, ...], float]) -> Indices:
-        """A member of the front within the budget, at random; the empty arrangement while there is none."""
-        nothing = np.zeros(len(self._problem.positions), dtype=np.int64)
+        """A member of the front within the budget, at random; the baseline while there is none."""
         if not losses:
-            return nothing
+            return self._problem.baseline
         choices = np.array(list(losses), dtype=np.int64)
         fits = self._problem.feasible(choices)
         latency = np.where(fits, self._problem.cost(choices).latency_ms, np.inf)
@@ -73,7 +72,7 @@ class ValueSampler(WholeSampler):
             if np.isfinite(latency[i]) and quality[i] < lowest:
                 front.append(i)
                 lowest = quality[i]
-        return choices[self._rng.choice(front)] if front else nothing
+        return choices[self._rng.choice(front)] if front else self._problem.baseline
 
     def _group(self, start: Indices, known: Sequence[Indices], effects: dict[Action, float]) -> Indices:
         """The start after a group of known actions at different positions, within the budget."""

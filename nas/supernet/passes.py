@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from nas.config import TrainConfig
 from nas.pretrained.text import drop_captions
 from nas.supernet.supernet import Supernet
+from nas.tasks.contract import Losses, Question, Task
 from nas.training.engine import Engine
 from nas.training.loader import Batch, Loader
 from search_spaces.arrangement import Arrangement
@@ -19,31 +21,65 @@ VIDEOS, IMAGES = 0, 1  # random streams of a micro-batch; the noise of its items
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a micro-batch shows the network.
-
-    Attributes:
-        noisy, target: (B, T, C, H, W). level: (B,) in 0..1. states: (B, L, D) text, with the encoder's graph.
-        context: the same, cut off from it: every path adds to its gradient, and the encoder is walked once.
-    """
-
-    noisy: Tensor
-    level: Tensor
-    target: Tensor
-    states: Tensor
-    context: Tensor
-
-
-@dataclass(frozen=True)
 class Passed:
     """Losses of a micro-batch.
 
     Attributes:
-        video: mean over the paths. image: None where no images took part.
+        video: mean over the paths. image: None where no images took part. parts: of the videos' loss, the same mean.
     """
 
     video: float
     image: float | None
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PassDraws:
+    """Random numbers of a micro-batch: all drawn for the whole batch, noise item by item, so that who computes what
+    changes nothing.
+
+    Args:
+        mine: this process's share of ``count`` items. shared: of the batch. item: of one item's noise.
+    """
+
+    count: int
+    mine: range
+    device: torch.device
+    shared: torch.Generator
+    item: Callable[[int], torch.Generator]
+
+    def each(self, count: int, make: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        return make(self.count, self.shared)[self.mine.start : self.mine.stop].to(self.device)
+
+    def normal(self, like: Tensor) -> Tensor:
+        shape = like.shape[1:]
+        return torch.stack([torch.randn(shape, generator=self.item(i)) for i in self.mine]).to(self.device)
+
+    def dropped(self, captions: Sequence[str], share: float) -> list[str]:
+        whole = [*[""] * self.mine.start, *captions, *[""] * (self.count - self.mine.stop)]
+        return drop_captions(whole, share, self.shared)[self.mine.start : self.mine.stop]
+
+
+class _Read:
+    """Text that all paths read, cut off from its encoder: what they want of it adds up, and it is walked back once."""
+
+    def __init__(self, text: nn.Module, engine: Engine) -> None:
+        self.text, self.engine = text, engine
+        self._held: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        """(B, L, D) states of the captions."""
+        with self.engine.autocast():
+            states = self.text(captions)
+        context = states.detach().requires_grad_(states.requires_grad)
+        self._held.append((states, context))
+        return context
+
+    def back(self) -> None:
+        """Hand on to the text encoder what all paths want of it."""
+        for states, context in self._held:
+            if context.grad is not None:
+                states.backward(context.grad)
 
 
 @dataclass(frozen=True)
@@ -57,6 +93,7 @@ class Passes:
     """
 
     supernet: Supernet
+    task: Task
     text: nn.Module
     videos: Loader
     images: Loader
@@ -73,63 +110,44 @@ class Passes:
             turn: which batch. micro: which micro-batch of the step.
             image_share: weight of the images, which no temporal layer sees (T = 1); at 0 they are not even loaded.
         """
-        batch = self.videos(turn)
-        shown = self._show(batch, micro, VIDEOS, self.config.clips)
+        question, read = self._ask(self.videos(turn), micro, VIDEOS, self.config.clips)
         video = torch.zeros((), device=self.engine.device)
+        parts: dict[str, Tensor] = {}
         teacher: Tensor | None = None
         for path in paths:
-            predicted = self._predict(shown, path)
-            loss = self._loss(predicted, shown.target, teacher)
-            self.engine.back(loss * ((1 - image_share) / len(paths)))
-            video += loss.detach() / len(paths)
+            found = self._loss(question, path, teacher)
+            self.engine.back(found.total * ((1 - image_share) / len(paths)))
+            video += found.total.detach() / len(paths)
+            for name, part in found.parts.items():
+                parts[name] = parts.get(name, 0.0) + part.detach() / len(paths)
             if teacher is None and len(paths) > 1:
-                teacher = predicted.detach()
-            del predicted, loss  # and with them the graph, before the next one is made
-        self._back_text(shown)
+                teacher = found.answer
+            del found  # and with it the graph, before the next one is made
+        read.back()
+        told = {name: float(part) for name, part in parts.items()}
         if not image_share:
-            return Passed(float(video), None)
-        batch = self.images(turn)
-        shown = self._show(batch, micro, IMAGES, self.config.images)
-        image = self._loss(self._predict(shown, self.supernet.space.baseline()), shown.target, None)
+            return Passed(float(video), None, told)
+        question, read = self._ask(self.images(turn), micro, IMAGES, self.config.images)
+        image = self._loss(question, self.supernet.space.baseline(), None).total
         self.engine.back(image * image_share)
-        self._back_text(shown)
-        return Passed(float(video), float(image.detach()))
+        read.back()
+        return Passed(float(video), float(image.detach()), told)
 
-    def _show(self, batch: Batch, micro: int, stream: int, count: int) -> Shown:
-        """Noisy samples, levels, targets and text of this process's share of ``count`` items.
+    def _ask(self, batch: Batch, micro: int, stream: int, count: int) -> tuple[Question, _Read]:
+        """What this process's share of ``count`` items asks of every path, and the text that was read for it."""
+        world, read = self.engine.world, _Read(self.text, self.engine)
+        draws = PassDraws(
+            count,
+            world.share(count),
+            self.engine.device,
+            self.generator(micro, stream, 0),
+            lambda i: self.generator(micro, 2 + stream, i),
+        )
+        return self.task.ask(batch, draws, read), read
 
-        Levels and dropped captions are drawn for the whole batch, noise item by item, so that who computes what
-        changes nothing.
-        """
-        config, mine, diffusion = self.config, self.engine.world.share(count), self.supernet.diffusion
-        draws = self.generator(micro, stream, 0)
-        levels = diffusion.levels(count, config.timestep_mean, config.timestep_std, draws)
-        level = levels[mine.start : mine.stop].to(self.engine.device)
-        shown = [*[""] * mine.start, *batch.captions, *[""] * (count - mine.stop)]
-        captions = drop_captions(shown, config.caption_dropout, draws)[mine.start : mine.stop]
-        shape = batch.video.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=self.generator(micro, 2 + stream, i)) for i in mine])
-        noise, video = noise.to(self.engine.device), batch.video.to(self.engine.device)
-        with self.engine.autocast():
-            states = self.text(captions)
-        context = states.detach().requires_grad_(states.requires_grad)
-        noisy, target = diffusion.noised(video, noise, level), diffusion.target(video, noise, level)
-        return Shown(noisy, level, target, states, context)
+    def _loss(self, question: Question, path: Arrangement, teacher: Tensor | None) -> Losses:
+        def predict(inputs: Mapping[str, Any]) -> Tensor:
+            with self.engine.autocast():
+                return self.supernet.predict(inputs, path)
 
-    def _predict(self, shown: Shown, path: Arrangement) -> Tensor:
-        """What the network answers along a path, (B, T, C, H, W), in full precision."""
-        frames, told = shown.noisy.shape[1], self.supernet.diffusion.timestep(shown.level)
-        with self.engine.autocast():
-            out = self.supernet.predict(shown.noisy.flatten(0, 1), told, shown.context, frames, path)
-        return out.unflatten(0, (-1, frames)).float()
-
-    def _loss(self, predicted: Tensor, target: Tensor, teacher: Tensor | None) -> Tensor:
-        loss, weight = nn.functional.mse_loss(predicted, target), self.config.distillation
-        if teacher is None or not weight:
-            return loss
-        return (1 - weight) * loss + weight * nn.functional.mse_loss(predicted, teacher)
-
-    def _back_text(self, shown: Shown) -> None:
-        """Hand on to the text encoder what all paths want of it."""
-        if shown.context.grad is not None:
-            shown.states.backward(shown.context.grad)
+        return self.task.loss(predict, question, teacher)

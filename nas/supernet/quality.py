@@ -1,26 +1,27 @@
-"""How good an arrangement is: validation loss on the supernet with common random numbers, motion included."""
+"""How good an arrangement is: its validation error on the supernet with common random numbers."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nas.config import QualityConfig
 from nas.data import Dataset
 from nas.errors import NasError
 from nas.pretrained.text import TextEncoder
 from nas.supernet.supernet import Supernet
-from nas.tasks.noise import mix, velocity
+from nas.tasks.contract import Question, weights_of
 from search_spaces.arrangement import Arrangement
 
 Floats = NDArray[np.float64]
+Parts = dict[str, Floats]
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,15 @@ class Score:
     """A score and what it is made of; lower is better.
 
     Attributes:
-        loss: (1 - w) * velocity_loss + w * motion_loss, mean over clips. stderr: its standard error over clips; the
+        loss: the parts, weighed by ``quality.weights``, mean over clips. stderr: its standard error over clips; the
             repeats of a clip are averaged first, as they are not independent.
-        velocity_loss: mean squared error of the predicted velocity.
-        motion_loss: half the mean squared error of its frame-to-frame differences, so that errors which are
-            independent between frames make both terms equal.
+        parts: the named parts of the error as the task has them, mean over clips.
         samples: loss of each clip; two arrangements' samples are paired.
     """
 
     loss: float
     stderr: float
-    velocity_loss: float
-    motion_loss: float
+    parts: Mapping[str, float]
     samples: Floats
 
 
@@ -64,14 +62,14 @@ class Paired(ABC):
         return float(difference.mean()), float(difference.std(ddof=1) / math.sqrt(len(difference)))
 
 
-def score_of(samples: Floats, velocity_loss: float, motion_loss: float) -> Score:
-    """A score from the losses of its clips."""
+def score_of(samples: Floats, parts: Mapping[str, float]) -> Score:
+    """A score from the losses of its clips, and the means of its parts."""
     stderr = float(samples.std(ddof=1) / math.sqrt(len(samples)))
-    return Score(float(samples.mean()), stderr, velocity_loss, motion_loss, samples)
+    return Score(float(samples.mean()), stderr, parts, samples)
 
 
 class Quality(Paired):
-    """Scores arrangements on fixed clips, noise and noise levels: what differs is the arrangement alone.
+    """Scores arrangements on fixed questions of their task: what differs is the arrangement alone.
 
     Args:
         supernet, text: averaged weights; put in evaluation mode.
@@ -80,11 +78,9 @@ class Quality(Paired):
     Attributes:
         available: clips of the split.
 
-    The noise levels are spread evenly over 0..1, with a fixed jitter and dealt to clips and repeats at random, so that
-    few clips cover all.
-
     Raises:
-        NasError: if there are fewer than two clips; one has no standard error.
+        NasError: if there are fewer than two clips (one has no standard error), or the task has no part of a name in
+            ``config.weights``.
     """
 
     def __init__(
@@ -98,34 +94,21 @@ class Quality(Paired):
         skip: int = 0,
     ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.task = config, supernet.task
+        self.weights = weights_of(self.task, config.weights)
         self.device = torch.device(device)
         self.supernet = supernet.to(self.device).eval()
         self.text = text = text.to(self.device).eval()
-        self._parts: dict[str, list[tuple[Floats, Floats]]] = {}  # by batch: velocity and motion errors
+        self._parts: dict[str, list[Parts]] = {}  # by batch
         self._room = 0  # arrangements that fit into memory together, where that was found out
-        generator = torch.Generator().manual_seed(config.seed)
         self.available = len(data)
         items = [data[i] for i in range(skip, min(skip + config.clips, len(data)))]
         if len(items) < 2:
             raise NasError(
                 f"quality needs 2 validation clips or more, but has {len(items)}; raise data.validation_clips"
             )
-        total = len(items) * config.repeats
-        order = torch.randperm(total, generator=generator)
-        levels = (order + torch.rand(total, generator=generator)) / total
-        self._batches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        # Drawn sample by sample, so that the batch size changes nobody's noise.
-        noises = [torch.randn(items[i % len(items)]["video"].shape, generator=generator) for i in range(total)]
         with torch.no_grad():
-            for start in range(0, total, config.batch):
-                picked = [items[i % len(items)] for i in range(start, min(start + config.batch, total))]
-                video = torch.stack([item["video"] for item in picked])
-                noise = torch.stack(noises[start : start + len(picked)])
-                level = levels[start : start + len(picked)]
-                context = text([item["caption"] for item in picked])
-                batch = (mix(video, noise, level), level, velocity(video, noise))
-                self._batches.append((*(t.to(self.device) for t in batch), context))
+            self._batches = [question.to(self.device) for question in self.task.questions(items, config, text)]
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -135,20 +118,21 @@ class Quality(Paired):
 
     def _score(self, arrangement: Arrangement) -> Score:
         self.prepare([arrangement])
-        parts = self._parts[arrangement.key]
         repeats = self.config.repeats  # drawn repeat by repeat, all clips each time
-        plain, motion = (np.concatenate(errors).reshape(repeats, -1).mean(0) for errors in zip(*parts, strict=True))
-        return score_of(self._weigh(plain, motion), float(plain.mean()), float(motion.mean()))
+        parts = {n: v.reshape(repeats, -1).mean(0) for n, v in self._joined(self._parts[arrangement.key]).items()}
+        return score_of(self._weigh(parts), {name: float(values.mean()) for name, values in parts.items()})
 
     def samples(self, arrangement: Arrangement) -> Floats:
         """Losses of an arrangement on the clips (repeat by repeat) that it was scored on so far."""
         parts = self._parts.get(arrangement.key, [])
-        return self._weigh(*(np.concatenate(errors) for errors in zip(*parts, strict=True))) if parts else np.empty(0)
+        return self._weigh(self._joined(parts)) if parts else np.empty(0)
 
-    def _weigh(self, plain: Floats, motion: Floats) -> Floats:
-        weight = self.config.motion_weight
-        weighed: Floats = (1 - weight) * plain + weight * motion
-        return weighed
+    def _joined(self, parts: Sequence[Parts]) -> Parts:
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.weights}
+
+    def _weigh(self, parts: Parts) -> Floats:
+        weighed = [weight * parts[name] for name, weight in self.weights.items()]
+        return reduce(np.add, weighed)
 
     def prepare(self, arrangements: Sequence[Arrangement], batches: int | None = None) -> None:
         """Score arrangements on the first batches (all for ``None``), together where a GPU's memory allows.
@@ -161,7 +145,7 @@ class Quality(Paired):
             while due:
                 group = due[: self._room] if self._room else due
                 try:
-                    errors = self._errors(group, *batch)
+                    errors = self._errors(group, batch)
                 except torch.cuda.OutOfMemoryError:
                     if len(group) == 1:
                         raise
@@ -172,17 +156,13 @@ class Quality(Paired):
                 due = due[len(group) :]
 
     @torch.no_grad()
-    def _errors(
-        self, arrangements: Sequence[Arrangement], noisy: Tensor, level: Tensor, target: Tensor, context: Tensor
-    ) -> list[tuple[Floats, Floats]]:
-        """Velocity and motion errors (B,) of each arrangement on one batch."""
-        frames, times = noisy.shape[1], len(arrangements)
-        inputs = [torch.cat([tensor] * times) for tensor in (noisy.flatten(0, 1), 1000.0 * level, context)]
-        out = self.supernet(*inputs, frames, arrangements if times > 1 else arrangements[0])
+    def _errors(self, arrangements: Sequence[Arrangement], question: Question) -> list[Parts]:
+        """The parts (B,) of each arrangement's error on one batch."""
+        times = len(arrangements)
+        asked: Arrangement | Sequence[Arrangement] = arrangements if times > 1 else arrangements[0]
+        answers = self.task.answer(lambda inputs: self.supernet.predict(inputs, asked), question.repeated(times))
         found = []
-        for answer in out.unflatten(0, (times, -1, frames)):
-            error = (answer - target).double()
-            plain = error.square().flatten(1).mean(1)
-            motion = error.diff(dim=1).square().flatten(1).mean(1) / 2
-            found.append((plain.cpu().numpy(), motion.cpu().numpy()))
+        for answer in answers.chunk(times):
+            errors = self.task.errors(answer, question)
+            found.append({name: error.cpu().numpy() for name, error in errors.items()})
         return found

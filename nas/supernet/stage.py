@@ -7,7 +7,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from nas.supernet.passes import Passed, Passes
 from nas.supernet.paths import PATHS, fixed_paths
 from nas.supernet.supernet import Supernet
 from nas.supernet.trained import TEXT
+from nas.tasks import trained_task
+from nas.tasks.contract import weights_of
 from nas.training.checkpoint import list_checkpoints
 from nas.training.distributed import LAUNCHED, PEER_LOST, PeerLost, World
 from nas.training.draws import Draws
@@ -50,9 +52,11 @@ def train(
     seed: int = 0,
     progress: Callable[[Step], None] | None = None,
     warn: Callable[[str], None] = lambda message: None,
+    tell: Callable[[str], None] = lambda line: None,
     validation: Dataset | None = None,
     draw: Callable[[int], list[Arrangement]] | None = None,
     drawn_from: str = "",
+    weights: Mapping[str, float] | None = None,
 ) -> None:
     """Train until ``config.steps``, from the newest checkpoint in ``folder`` if there is one.
 
@@ -64,10 +68,12 @@ def train(
     Args:
         data: training clips of the space's training clip; for a space in latents, a cache of them.
         folder: receives checkpoints, ``metrics.jsonl`` and the tokenizer.
-        progress: called after each step. warn: called with a sentence when a step is rolled back or skipped.
+        progress: called after each step. warn: called with a sentence when a step is rolled back or skipped. tell:
+            called with lines that say, before the first step, how it computes.
         validation: clips that the averaged weights are scored on every ``validate_every`` steps.
         draw, drawn_from: the paths of a step in place of those that ``config.paths`` names, and what they depend on: a
             checkpoint of other draws is not continued.
+        weights: of the parts of a score, by which the best checkpoint is picked; the task's own where not given.
 
     Raises:
         NasError: if the data does not fit the space, the folder holds another training, a step goes wrong again and
@@ -80,20 +86,10 @@ def train(
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
-        loop = begin(
-            space,
-            data,
-            config,
-            folder,
-            seed,
-            warn,
-            world=world,
-            validation=validation,
-            draw=draw,
-            drawn_from=drawn_from,
-        )
+        how = {"world": world, "validation": validation, "draw": draw, "drawn_from": drawn_from, "weights": weights}
+        loop = begin(space, data, config, folder, seed, warn, tell=tell, **how)  # type: ignore[arg-type]
         with world.together():
-            loop.run(None if progress is None else lambda step, row: progress(Step(**row)))
+            loop.run(None if progress is None else lambda step, row: progress(Step.of(row)))
     except PeerLost:
         if LAUNCHED in os.environ:  # who started us saw which process it was, and says so once
             raise SystemExit(PEER_LOST) from None
@@ -110,12 +106,14 @@ def begin(
     seed: int,
     warn: Callable[[str], None],
     *,
+    tell: Callable[[str], None] = lambda line: None,
     world: World | None = None,
     validation: Dataset | None = None,
     draw: Callable[[int], list[Arrangement]] | None = None,
     drawn_from: str = "",
     start: tuple[Supernet, TextEncoder] | None = None,
     temporal: bool = False,
+    weights: Mapping[str, float] | None = None,
 ) -> Loop[SupernetStage]:
     """The loop of a training that has not begun; see ``train``.
 
@@ -125,11 +123,11 @@ def begin(
     engine = Engine(config, world or World.open(config.device))
     begun = bool(list_checkpoints(folder))
     told = warn if engine.world.main else lambda message: None
-    stage = SupernetStage(space, data, config, seed, told, engine, validation, draw, new=not begun)
+    stage = SupernetStage(space, data, config, seed, told, engine, validation, draw, new=not begun, weights=weights)
     if start is not None:
         stage.start_from(*start, temporal=temporal)
     facts = {**stage.facts, **({"paths drawn from": drawn_from} if drawn_from else {})}
-    return Loop(stage, folder, facts, seed, warn)
+    return Loop(stage, folder, facts, seed, warn, tell)
 
 
 class SupernetStage(Stage):
@@ -137,7 +135,7 @@ class SupernetStage(Stage):
 
     Args:
         draw: the paths of a step; by default those that ``config.paths`` names. validation: clips that are not trained
-            on. new: whether nothing was trained yet, so that ``config.init`` counts.
+            on. new: whether nothing was trained yet, so that ``config.init`` counts. weights: of a score's parts.
     """
 
     key = "train"
@@ -156,6 +154,7 @@ class SupernetStage(Stage):
         draw: Callable[[int], list[Arrangement]] | None = None,
         *,
         new: bool = True,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         if draw is None and config.paths not in PATHS:
             raise NasError(
@@ -164,6 +163,8 @@ class SupernetStage(Stage):
         self.draw = draw or (lambda step: PATHS[config.paths](space, seed, step))
         self.space, self.data, self.config, self.seed, self.warn = space, data, config, seed, warn
         self.engine, self.validation, world = engine, validation, engine.world
+        self.task = trained_task(space.backbone.family.task, config.model_dump())
+        self.weights = weights_of(self.task, weights or {})
         for name, count in (("clips", config.clips), ("images", config.images)):
             if count % world.size:
                 raise NasError(f"train.{name} must divide by the {world.size} processes that share it, but is {count}")
@@ -177,27 +178,37 @@ class SupernetStage(Stage):
         if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
             check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and new:
-            from nas.pretrained.given import init_frame
+            from nas.pretrained.given import init_network
 
-            self.warn(init_frame(space.backbone.family, self.supernet.unet, config.init).sentence())
-        self.modules = {"supernet": self.supernet, "text": self.text}
+            self.warn(init_network(space.backbone.family, self.supernet, config.init).sentence())
+        learning: dict[str, nn.Module] = {"supernet": self.supernet, "text": self.text}
+        kept = {"task": self.task.state} if self.task.state is not None else {}
+        self.modules = {**learning, **kept}
         for module in self.modules.values():
             module.to(engine.device).train()
         engine.prepare(self.supernet, self.supernet.blocks(), methods=("predict",))
         engine.prepare(self.text)
         temporal = {id(p) for p in self.supernet.temporal_parameters()}
-        self.shared = [p for module in self.modules.values() for p in module.parameters() if id(p) not in temporal]
+        self.shared = [p for module in learning.values() for p in module.parameters() if id(p) not in temporal]
         groups = [{"params": self.shared}, {"params": list(self.supernet.temporal_parameters())}]
         self.optimizer = build_optimizer(config, groups, engine.device)
         self.optimizers = {"": self.optimizer}
-        self.passes = Passes(self.supernet, self.text, self.videos, self.images, config, engine, self._generator)
+        self.passes = Passes(
+            self.supernet, self.task, self.text, self.videos, self.images, config, engine, self._generator
+        )
         self.step = self.salt = 0  # of the step that is made; all random numbers come of them
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must share with the training that continues it: captions, because words number tokens."""
         captions = hashlib.sha256(json.dumps(list(self.data.captions)).encode()).hexdigest()[:12]
-        return {"space": self.space.fingerprint, "seed": self.seed, "captions": captions, **self.text.facts}
+        return {
+            "space": self.space.fingerprint,
+            "seed": self.seed,
+            "captions": captions,
+            **self.text.facts,
+            **self.task.facts,
+        }
 
     def fresh(self, folder: Path) -> None:
         self.text.save(folder / TEXT)
@@ -224,6 +235,9 @@ class SupernetStage(Stage):
         if not engine.usable(total, norm, sane):
             return None
         engine.step(self.optimizer)
+        self.task.settle(engine.world.mean)
+        parts = [f"loss_{name}" for name in passed[0].parts]
+        values = [statistics.fmean(p.parts[name] for p in passed) for name in passed[0].parts]
         return {
             "loss": total,
             "loss_video": loss_video,
@@ -231,6 +245,7 @@ class SupernetStage(Stage):
             "learning_rate": rate,
             "grad_norm": norm,
             "path": paths[0].key,
+            **(dict(zip(parts, engine.world.mean(values), strict=True)) if parts else {}),
         }
 
     def _generator(self, micro: int, stream: int, item: int = 0) -> torch.Generator:
@@ -270,13 +285,14 @@ class SupernetStage(Stage):
     # Looking at it ----------------------------------------------------------------------------------------------------
 
     def validate(self) -> float | None:
-        """The loss on validation clips, over the same few paths each time."""
+        """The score on validation clips, over the same few paths each time."""
         from nas.supernet.quality import Quality
 
         if self.validation is None:
             return None
         paths = [self.space.baseline(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
-        quality = Quality(self.supernet, self.text, self.validation, VALIDATION, str(self.engine.device))
+        config = VALIDATION.model_copy(update={"weights": self.weights})
+        quality = Quality(self.supernet, self.text, self.validation, config, str(self.engine.device))
         return statistics.fmean(quality.score(path).loss for path in paths)
 
     def strip(self) -> Strip | None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nas.data.clip import Dataset
 from nas.errors import NasError
 from nas.media import to_uint8
-from nas.training.watch import GAP, SAMPLED, STEPS
+from nas.training.watch import GAP
 
 if TYPE_CHECKING:
     from nas.supernet.supernet import Supernet
@@ -28,7 +28,7 @@ def draw_strip(
     device: torch.device,
     warn: Callable[[str], None],
 ) -> tuple[NDArray[np.uint8], list[str]] | None:
-    """Sampled frames of a few captions, one a row, along the same path and from the same noise each time.
+    """A few clips as the task shows them, one a row, along the same path and from the same random numbers each time.
 
     Latents are decoded by the autoencoder that made them; where it cannot be loaded the strip is left out.
 
@@ -38,17 +38,9 @@ def draw_strip(
     from nas.data.cached import CachedLatents
     from nas.supernet.paths import fixed_paths
 
-    captions = list(data.captions)[:: max(1, len(data.captions) // SAMPLED)][:SAMPLED]
     path = fixed_paths(space, 1)[0]
-    frames, channels, height, width = space.latent_shape("training")
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(len(captions), frames, channels, height, width, generator=generator).to(device)
-    context = text(captions)
-    levels = torch.linspace(1, 0, STEPS + 1).tolist()
-    for level, following in zip(levels, levels[1:], strict=False):
-        told = torch.full((len(captions),), 1000.0 * level, device=device)
-        velocity = supernet(sample.flatten(0, 1), told, context, frames, path).unflatten(0, (-1, frames))
-        sample = sample + (following - level) * velocity.float()
+    shown = supernet.task.samples(lambda inputs: supernet.predict(inputs, path), text, data, space, device)
+    sample, captions = shown.videos, shown.captions
     if isinstance(data, CachedLatents):
         try:
             autoencoder = data.autoencoder(device)

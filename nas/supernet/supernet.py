@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nas.tasks.noise import TIMESTEPS, Diffusion, Prediction
+from nas.supernet.shelf import Shelf, build_shelf
+from nas.tasks import USUAL, Prediction, open_task
+from nas.tasks.contract import Question
+from nas.tasks.noise import TIMESTEPS
 from search_spaces.arrangement import Arrangement
-from search_spaces.blocks import block_spec, build_block
+from search_spaces.blocks import block_spec
 from search_spaces.families import build_backbone
-from search_spaces.network import VideoNetwork, module_name
+from search_spaces.families.contract import Layer
+from search_spaces.network import VideoNetwork, build_layer, module_name
 from search_spaces.space import Space
-from search_spaces.variant import Variant
-
-
-def slot_name(slot: int, variant: Variant) -> str:
-    """A layer's name inside its position: torch allows no dots, and a state dict should read well."""
-    return f"{slot}:{variant.label}"
 
 
 class Supernet(nn.Module):
@@ -30,31 +30,24 @@ class Supernet(nn.Module):
 
     Args:
         space: what may be chosen.
-        prediction: what it is trained to answer; called, it always gives a velocity.
+        prediction: what a denoiser is trained to answer; called, it always answers as its task judges it.
 
     Attributes:
+        task: what its networks learn.
         unet: the frame, of whatever family; checkpoints know it by this name.
-        layers: position -> slot and variant -> block.
+        layers: position -> the shelf of its layers.
 
     Source: single-path one-shot weight sharing (Guo et al., arXiv 1904.00420), over the temporal layers of SnapGen-V.
     """
 
-    def __init__(self, space: Space, prediction: Prediction = "velocity") -> None:
+    def __init__(self, space: Space, prediction: Prediction = USUAL) -> None:
         super().__init__()
-        self.space = space
-        self.diffusion = Diffusion(prediction)
+        self.space, self.prediction = space, prediction
+        self.task = open_task(space.backbone.family.task, {} if prediction == USUAL else {"prediction": prediction})
         self.unet = build_backbone(space.backbone)
         self.layers = nn.ModuleDict(
             {
-                module_name(position.name): nn.ModuleDict(
-                    {
-                        slot_name(slot, variant): build_block(
-                            variant, position.channels, space.text.dim, space.backbone.layout.embedding
-                        )
-                        for slot in range(position.most)
-                        for variant in position.variants
-                    }
-                )
+                module_name(position.name): build_shelf(position, partial(build_layer, space, position))
                 for position in space.positions
             }
         )
@@ -68,10 +61,23 @@ class Supernet(nn.Module):
         """The layers of an arrangement by position, in execution order."""
         found: dict[str, list[nn.Module]] = {}
         for position, variants in arrangement.layers:
-            shelf = self.layers[module_name(position)]
-            assert isinstance(shelf, nn.ModuleDict)
-            found[position] = [shelf[slot_name(slot, variant)] for slot, variant in enumerate(variants)]
+            shelf = self.shelf(position)
+            found[position] = [shelf.of(slot, variant) for slot, variant in enumerate(variants)]
         return found
+
+    def shelf(self, position: str) -> Shelf:
+        """Who holds the layers of a position."""
+        shelf = self.layers[module_name(position)]
+        assert isinstance(shelf, Shelf)
+        return shelf
+
+    def take(self, place: str, given: Layer) -> int:
+        """Give the first slot of a place the weights of a given block; the parameters that were filled.
+
+        Raises:
+            SpaceError: if something of its kind that may stand there is wider.
+        """
+        return self.shelf(place).take(0, given) if module_name(place) in self.layers else 0
 
     def forward(
         self,
@@ -81,44 +87,38 @@ class Supernet(nn.Module):
         num_frames: int,
         arrangement: Arrangement | Sequence[Arrangement],
     ) -> Tensor:
-        """The velocity along one path, whatever the supernet was trained to predict; or along several.
+        """A denoiser's answer along one path, as its task judges it; or along several.
 
         Args:
             x: (B*T, C, H, W), on the straight line of flow matching. timestep: (B,) in 0..1000, 1000 times the level.
-            context: (B, L, D). num_frames: T.
-            arrangement: of this space. Of several, each gets an equal part of the batch, one after the other: the
-                backbone runs once for all of them.
+            context: (B, L, D). num_frames: T. arrangement: see ``predict``.
 
         Returns:
             (B*T, C, H, W).
         """
-        if self.diffusion.prediction == "velocity":
-            return self.predict(x, timestep, context, num_frames, arrangement)
+        if self.prediction == USUAL:
+            given = {"x": x, "timestep": timestep, "context": context, "frames": num_frames}
+            return self.predict(given, arrangement)
+        inputs = {"noisy": x.unflatten(0, (-1, num_frames)), "level": timestep / TIMESTEPS, "context": context}
+        return self.task.answer(lambda given: self.predict(given, arrangement), Question(inputs, {})).flatten(0, 1)
 
-        def predict(videos: Tensor, told: Tensor) -> Tensor:
-            out = self.predict(videos.flatten(0, 1), told, context, num_frames, arrangement)
-            return out.unflatten(0, (-1, num_frames))
+    def predict(self, inputs: Mapping[str, Any], arrangement: Arrangement | Sequence[Arrangement]) -> Tensor:
+        """One evaluation of the network itself along one path, or along several.
 
-        videos = x.unflatten(0, (-1, num_frames))
-        return self.diffusion.as_velocity(videos, timestep / TIMESTEPS, predict).flatten(0, 1)
-
-    def predict(
-        self,
-        x: Tensor,
-        timestep: Tensor,
-        context: Tensor,
-        num_frames: int,
-        arrangement: Arrangement | Sequence[Arrangement],
-    ) -> Tensor:
-        """One evaluation of the network itself: samples, timesteps and answers of its own ``prediction``."""
+        Args:
+            inputs: what the family reads, clips folded: ``x (B*T, C, H, W)``, ``frames`` and what else it has.
+            arrangement: of this space. Of several, each gets an equal part of the batch, one after the other: the
+                frame runs once for all of them.
+        """
         arrangements = [arrangement] if isinstance(arrangement, Arrangement) else arrangement
         paths = [(self.path(a), dict(a.layers)) for a in arrangements]
+        frames = inputs["frames"]
 
         def along(path: int, place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
             layers, variants = paths[path]
             for layer, variant in zip(layers.get(place, ()), variants.get(place, ()), strict=True):
                 told = {read: beside[read].chunk(len(paths))[path] for read in self._reads[variant]}
-                x = layer(x, num_frames // self._divided[place], **told)
+                x = layer(x, beside.get("frames", frames // self._divided[place]), **told)
             return x
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
@@ -126,7 +126,6 @@ class Supernet(nn.Module):
                 return along(0, place, x, beside)
             return torch.cat([along(i, place, part, beside) for i, part in enumerate(x.chunk(len(paths)))])
 
-        inputs = {"x": x, "timestep": timestep, "context": context, "frames": num_frames}
         return self._family.run(self.unet, inputs, at)
 
     def blocks(self) -> Iterator[nn.Module]:
@@ -139,11 +138,10 @@ class Supernet(nn.Module):
         """A plain network of one arrangement with the weights it has here, copied."""
         network = VideoNetwork(self.space, arrangement)
         network.unet.load_state_dict(self.unet.state_dict())
-        for position, layers in self.path(arrangement).items():
-            own = network.temporal[module_name(position)]
-            assert isinstance(own, nn.ModuleList)
-            for target, source in zip(own, layers, strict=True):
-                target.load_state_dict(source.state_dict())
+        for position, variants in arrangement.layers:
+            own: Any = network.temporal[module_name(position)]
+            for slot, (target, variant) in enumerate(zip(own, variants, strict=True)):
+                target.load_state_dict(self.shelf(position).extract(slot, variant))
         return network.train(self.training)
 
     def temporal_parameters(self) -> Iterator[nn.Parameter]:

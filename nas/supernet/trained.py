@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nas.data.cached import open_text
 from nas.errors import NasError
-from nas.pretrained.text import TextEncoder
+from nas.pretrained.text import NoText, TextEncoder
 from nas.supernet.supernet import Supernet
+from nas.tasks import USUAL
 from nas.training.checkpoint import check_belongs, list_checkpoints, load_checkpoint
 from nas.training.log import check_shapes
 from search_spaces.space import Space
@@ -15,10 +17,14 @@ from search_spaces.space import Space
 TEXT = "text"
 
 
+def _text_of(space: Space, folder: Path) -> Any:
+    return open_text(folder / TEXT) if space.text else NoText()
+
+
 def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, int]:
     """The averaged supernet and text encoder of the newest checkpoint, in evaluation mode, and its step.
 
-    What it was trained to predict stands in the checkpoint; called, the supernet gives a velocity.
+    What it was trained to predict stands in the checkpoint.
 
     Raises:
         NasError: if there is none, it is damaged, or it is of another space.
@@ -29,7 +35,7 @@ def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, in
     checkpoint = load_checkpoint(found[-1])
     check_belongs(checkpoint.state, {"space": space.fingerprint}, found[-1])
     settings = checkpoint.state.get("settings", {})
-    supernet, text = Supernet(space, settings.get("prediction", "velocity")), open_text(folder / TEXT)
+    supernet, text = Supernet(space, settings.get("prediction", USUAL)), _text_of(space, folder)
     average = checkpoint.tensors.get("average", {})
     parts = (("supernet.", supernet), ("text.", text))
     check_shapes(average, {prefix + n: p for prefix, module in parts for n, p in module.named_parameters()}, found[-1])

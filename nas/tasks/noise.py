@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from nas.tasks import Prediction as Prediction
+
 TIMESTEPS = 1000.0  # the UNet's timestep embedding runs over 0..1000
-Prediction = Literal["velocity", "epsilon", "v"]
 
 
 def _log_ratios() -> Tensor:

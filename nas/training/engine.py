@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nas.training.config import AnyConfig
 from nas.training.distributed import World
+from nas.training.precision import autocast, resolve_precision, sentence, set_tf32
 from nas.training.sharding import is_sharded, shard, split_again, whole
 from search_spaces.network import recompute
 
@@ -22,13 +23,24 @@ class Engine:
         config: precision, gradient_clip, accumulate, and how the networks are held and run. world: who trains together.
 
     Attributes:
-        scaler: of the losses, for fp16; it leaves all others as they are.
+        precision: what it computes in. scaler: of the losses, for fp16; it leaves all others as they are.
     """
 
     def __init__(self, config: AnyConfig, world: World) -> None:
         self.config, self.world = config, world
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         self.sharded: list[nn.Module] = []
+        set_tf32(world.device, config.tf32)
+        self.begun_in(None)
+
+    def begun_in(self, precision: str | None) -> None:
+        """Take up the precision of a training that has begun, where ``auto`` leaves it open; None if it has not."""
+        self.precision = resolve_precision(self.config.precision, self.device, precision)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def sentence(self) -> str:
+        """In what it computes, and where."""
+        return sentence(self.device, self.precision, self.config.tf32)
 
     @property
     def device(self) -> torch.device:
@@ -51,9 +63,8 @@ class Engine:
             compile_parts(parts)
 
     def autocast(self) -> AbstractContextManager[None]:
-        """The forward pass in the configured precision."""
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
-        return torch.autocast(self.device.type, kind or torch.bfloat16, enabled=kind is not None)
+        """The forward pass in this precision."""
+        return autocast(self.device, self.precision)
 
     def back(self, loss: Tensor) -> None:
         """Add the gradients of a micro-batch's loss, if anything learns from it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nas.errors import NasError
 from nas.files import write_whole
-from nas.training.checkpoint import Checkpoint, check_belongs, list_checkpoints, load_checkpoint
+from nas.training.checkpoint import STATE, Checkpoint, check_belongs, list_checkpoints, load_checkpoint
 
 METRICS = "metrics.jsonl"
 BEST = "best.json"
@@ -45,6 +45,20 @@ class Step:
     loader_frames_per_s: float = 0.0
     memory_mb: float = 0.0
     validation: float | None = None
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> Step:
+        """A row of the log, without the parts of the loss that a task adds of its own."""
+        return cls(**{field.name: row[field.name] for field in fields(cls) if field.name in row})
+
+    @property
+    def sentence(self) -> str:
+        """The step as a progress line shows it."""
+        best = f", validation {self.validation:.4f}" if self.validation is not None else ""
+        return (
+            f"loss {self.loss:.4f}{best}, {1 / self.seconds:.1f} steps/s, {self.frames_per_s:.0f} frames/s of "
+            f"{self.loader_frames_per_s:.0f} loadable, {self.memory_mb:.0f} MB"
+        )
 
 
 def newest_checkpoint(
@@ -81,6 +95,18 @@ def newest_checkpoint(
     if damaged is not None:
         raise damaged
     return None
+
+
+def begun_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the newest checkpoint was made with; empty where none can be read."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            settings = json.loads((path / STATE).read_text(encoding="utf-8"))["settings"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+        if isinstance(settings, dict):
+            return settings
+    return {}
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from nas.config import FREE_OF_TRAIN
 from nas.errors import AnswerIsNo, NasError
 from nas.files import append, write_whole
+from nas.settings import FREE, marked
 from nas.training.averages import Averages
 from nas.training.checkpoint import (
     PREFIX,
@@ -34,7 +34,7 @@ from nas.training.distributed import peak_memory_mb
 from nas.training.draws import Draws
 from nas.training.engine import Engine
 from nas.training.loader import Loader
-from nas.training.log import BEST, METRICS, check_shapes, cut_metrics, newest_checkpoint, read_best
+from nas.training.log import BEST, METRICS, begun_settings, check_shapes, cut_metrics, newest_checkpoint, read_best
 from nas.training.optimizers import pack_state, unpack_state
 from nas.training.sharding import like, split_again, whole
 
@@ -43,7 +43,11 @@ if TYPE_CHECKING:
 
 ROLLBACKS = 3  # of one step; more, and it will not get better
 RECENT = 50  # losses that a spike is measured against
-SINCE: Mapping[str, Any] = {"accumulate": 1}  # settings that earlier checkpoints of ``LoopConfig`` do not hold
+# Settings that earlier checkpoints do not hold, with what they were then: of every training, and of ``LoopConfig``.
+SINCE: Mapping[str, Any] = {"tf32": False}
+SINCE_LOOP: Mapping[str, Any] = {"accumulate": 1}
+
+SINCE_TRAIN: Mapping[str, Any] = {"task": {}}  # the same of a supernet's training
 
 Row = dict[str, Any]  # what one step reports; "loss" is what a spike is looked for in
 
@@ -99,14 +103,23 @@ class Loop(Generic[Kind]):
     Args:
         folder: receives checkpoints and ``metrics.jsonl``. facts: what a checkpoint must share with the training that
             continues it, beside the settings. warn: called with a sentence when a step is rolled back or skipped.
+        tell: called with lines that say, before the first step, how it computes.
     """
 
     def __init__(
-        self, stage: Kind, folder: Path, facts: Mapping[str, Any], seed: int, warn: Callable[[str], None]
+        self,
+        stage: Kind,
+        folder: Path,
+        facts: Mapping[str, Any],
+        seed: int,
+        warn: Callable[[str], None],
+        tell: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.stage, self.folder, self.seed, self.world = stage, folder, seed, stage.engine.world
         self.warn = warn if self.world.main else lambda message: None
-        self.facts = {**facts, "settings": _settings(stage.config)}
+        self.tell = tell if self.world.main else lambda line: None
+        stage.engine.begun_in(begun_settings(folder).get("precision"))
+        self.facts = {**facts, "settings": {**_settings(stage.config), "precision": stage.engine.precision}}
         averaged = {name: p for name, p in self.named() if name.split(".")[0] in stage.averaged}
         self.average = Averages(averaged, stage.config.ema_decay)
         self.step = self.rollbacks = 0
@@ -132,6 +145,7 @@ class Loop(Generic[Kind]):
         watch: Watch | None = None
         try:
             self.resume()
+            self.tell(f"{self.stage.key:<10} {self.stage.engine.sentence}")
             if self.world.main:
                 watch = Watch(self.folder, config.trackers, self.step, f"{self.stage.key}.trackers")
             while self.step < config.steps:
@@ -378,6 +392,7 @@ def warmed_rate(config: LoopConfig, step: int) -> float:
 
 def _settings(config: AnyConfig) -> dict[str, Any]:
     """The settings that shape the loss curve; one that came later counts once it is used."""
-    since = SINCE if isinstance(config, LoopConfig) else {}
-    found = {name: value for name, value in config.model_dump(mode="json").items() if name not in FREE_OF_TRAIN}
+    since = {**SINCE, **(SINCE_LOOP if isinstance(config, LoopConfig) else SINCE_TRAIN)}
+    free = marked(type(config), FREE)
+    found = {name: value for name, value in config.model_dump(mode="json").items() if name not in free}
     return {name: value for name, value in found.items() if name not in since or value != since[name]}

@@ -15,8 +15,6 @@ from nas.errors import NasError
 STRIPS = "strips"
 Strip = tuple[NDArray[np.uint8], list[str]]  # (height, width, 3) and the captions of its rows
 NO_CURVES = ("step", "seconds", "waited")
-SAMPLED = 3  # captions a strip
-STEPS = 20  # evaluations a sample
 GAP = 4  # white pixels between frames
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import SpaceError, unknown
+from search_spaces.registry import Registry
 from search_spaces.variant import Variant
 
 if TYPE_CHECKING:
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 #: Entry points of this group name a ``BlockSpec``; that is how another package adds blocks.
 GROUP = "temporal_nas.blocks"
 MAX_KERNEL = 99
+MAX_WIDTH, MAX_DEPTH = 8192, 64
 
 #: What a network may hand a block beside the running tensor: the text (B, L, D), and the time's embedding (B, E).
 READABLE = ("context", "embedding")
 NOTHING: frozenset[str] = frozenset()
 TEXT = frozenset({"context"})
+
+#: Which part of a tensor a smaller variant has, axis by axis: a slice, or the places that it keeps.
+Index = tuple[slice | tuple[int, ...], ...]
 
 #: Given a variant's parameters and the channels of its position: what is wrong, with the remedy, or None.
 Rule = Callable[[Mapping[str, int], int], str | None]
@@ -49,6 +53,57 @@ def odd_kernel(params: Mapping[str, int], channels: int) -> str | None:
     return f"kernel_size must be odd, so that time stays aligned, but is {size}; choose {max(0, size) // 2 * 2 + 1}"
 
 
+def widths_and_depths(params: Mapping[str, int], channels: int) -> str | None:
+    """A stage has units, and channels inside them."""
+    for name, most in (("width", MAX_WIDTH), ("depth", MAX_DEPTH)):
+        if not 1 <= params[name] <= most:
+            return f"{name} must be from 1 to {most}, but is {params[name]}"
+    return None
+
+
+def heads_fit_channels(params: Mapping[str, int], channels: int) -> str | None:
+    """Heads of an even size lie inside the channels, as many as there is room for or fewer; widths are above 0."""
+    heads, size, room = params["heads"], params["size"], channels // max(1, params["size"])
+    if min(params.values()) < 1:
+        return f"heads, size and ffn must be at least 1, but are {heads}, {size} and {params['ffn']}"
+    if size % 2 or channels % size:
+        return (
+            f"size of a head must be even and divide channels, but is {size} and channels {channels}; choose "
+            f"{', '.join(str(n) for n in range(2, min(channels, 256) + 1, 2) if channels % n == 0) or 'other channels'}"
+        )
+    if heads > room:
+        return f"heads must be at most {room}, as {channels} channels have room for so many of {size}, but is {heads}"
+    return None
+
+
+def heads_of_width(params: Mapping[str, int], channels: int) -> str | None:
+    """Heads of a stated width fill the channels, and key-value heads divide them."""
+    width, shared = params["head_width"], params["kv_heads"]
+    if width < 1 or channels % width:
+        choices = ", ".join(str(n) for n in (8, 16, 32, 64, 128) if channels % n == 0) or str(channels)
+        return f"head_width must divide channels, but {channels} channels and head_width={width}; choose {choices}"
+    heads = channels // width
+    if shared < 0 or (shared and heads % shared):
+        choices = ", ".join(str(n) for n in (0, *(n for n in range(1, heads + 1) if heads % n == 0)))
+        return (
+            f"kv_heads must divide the {heads} heads ({channels} channels, head_width={width}), but is {shared}; "
+            f"choose {choices} (0 is all)"
+        )
+    return None
+
+
+def within(**limits: tuple[int, int]) -> Rule:
+    """Parameters that lie between two bounds."""
+
+    def rule(params: Mapping[str, int], channels: int) -> str | None:
+        for name, (least, most) in limits.items():
+            if not least <= params[name] <= most:
+                return f"{name} must be {least} to {most}, but is {params[name]}; choose {least}"
+        return None
+
+    return rule
+
+
 @dataclass(frozen=True)
 class BlockSpec:
     """What is known of a block without loading it.
@@ -62,6 +117,10 @@ class BlockSpec:
         rules: what must hold between parameters and channels.
         identity: whether a fresh one changes nothing, and a trained one no image; false for a block that is a choice
             among its like and no addition to a network.
+        across: whether a frame's output depends on other frames; one of which it does not can be run frame by frame.
+        widths: parameters in which a smaller variant is a part of a larger one. The class then has a static method
+            ``slices(channels, params, whole) -> {parameter name: Index}``: what of the whole's parameters it has.
+        letter: what it is called where a network is spelled in letters, such as C and T; empty where it is not.
     """
 
     path: str
@@ -70,17 +129,51 @@ class BlockSpec:
     summary: str
     rules: tuple[Rule, ...] = ()
     identity: bool = True
+    across: bool = True
+    widths: frozenset[str] = NOTHING
+    letter: str = ""
 
     def __post_init__(self) -> None:
         if not isinstance(self.reads, frozenset) or not self.reads <= set(READABLE):
             raise SpaceError(
                 f"{self.path}: reads must be a frozenset of {' and '.join(READABLE)}, but is {self.reads!r:.60}"
             )
+        if not isinstance(self.widths, frozenset) or not self.widths <= set(self.params):
+            raise SpaceError(f"{self.path}: widths must be a frozenset of its params, but is {self.widths!r:.60}")
 
 
-_ATTENTION, _CONVOLUTION, _CROSS = (
-    f"search_spaces.blocks.{file}" for file in ("self_attention", "convolution", "cross_attention")
+_ATTENTION, _CONVOLUTION, _CROSS, _SPATIAL, _STAGED, _TRANSFORMER = (
+    f"search_spaces.blocks.{file}"
+    for file in (
+        *("self_attention", "convolution", "cross_attention", "spatial_convolution", "spatial_transformer"),
+        "transformer",
+    )
 )
+_TIME = frozenset({"embedding"})
+_FEED = {"ratio": 3, "gated": 1}
+_FEED_RULE = within(ratio=(1, 16), gated=(0, 1))
+_HEADS = {"head_width": 64, "kv_heads": 1}
+_EXPANSION_RULE = within(expansion=(1, 16))
+
+
+def _choice(
+    path: str, params: Mapping[str, int], reads: frozenset[str], letter: str, summary: str, *rules: Rule
+) -> BlockSpec:
+    """A block of which a place holds exactly one."""
+    return BlockSpec(path, params, reads, summary, rules, identity=False, letter=letter)
+
+
+def _transformer(name: str, summary: str) -> BlockSpec:
+    return BlockSpec(
+        f"{_TRANSFORMER}:{name}",
+        {"heads": 1, "ffn": 64, "size": 16},
+        frozenset(READABLE),
+        summary,
+        (heads_fit_channels,),
+        identity=False,
+        widths=frozenset({"heads", "ffn"}),
+    )
+
 
 BLOCKS: dict[str, BlockSpec] = {
     "SelfAttention1D": BlockSpec(
@@ -107,12 +200,68 @@ BLOCKS: dict[str, BlockSpec] = {
     "Conv3D": BlockSpec(
         f"{_CONVOLUTION}:Conv3D", {"kernel_size": 3}, NOTHING, "convolution over time and space", (odd_kernel,)
     ),
+    "LTXBlock": _transformer("LTXBlock", "a transformer block of LTX-Video"),
+    "WanBlock": _transformer("WanBlock", "a transformer block of Wan"),
+    "FullConv": _choice(f"{_SPATIAL}:FullConv", {}, _TIME, "C", "two full convolutions of each frame"),
+    "SeparableConv": _choice(
+        f"{_SPATIAL}:SeparableConv",
+        {"expansion": 2},
+        _TIME,
+        "C",
+        "two separable convolutions of each frame",
+        _EXPANSION_RULE,
+    ),
+    "FusedMBConv": _choice(
+        f"{_SPATIAL}:FusedMBConv",
+        {"expansion": 4},
+        _TIME,
+        "C",
+        "a full convolution that widens, and a mix back",
+        _EXPANSION_RULE,
+    ),
+    "TextTransformer": _choice(
+        f"{_STAGED}:TextTransformer",
+        {"self_attention": 1, **_HEADS, **_FEED},
+        TEXT,
+        "T",
+        "a transformer block that reads the text, with self-attention or without",
+        within(self_attention=(0, 1)),
+        heads_of_width,
+        _FEED_RULE,
+    ),
+    "SelfTransformer": _choice(
+        f"{_STAGED}:SelfTransformer",
+        {**_HEADS, **_FEED},
+        NOTHING,
+        "T",
+        "a transformer block that reads no text",
+        heads_of_width,
+        _FEED_RULE,
+    ),
+    "FeedForward": _choice(
+        f"{_STAGED}:FeedForward", _FEED, NOTHING, "F", "a feed-forward layer without attention", _FEED_RULE
+    ),
 }
 
+_RESIDUAL = "search_spaces.blocks.residual"
+for _name, _summary, _more, _rules, _across in (
+    ("Residual2D", "residual convolutions, frame by frame", {}, (), False),
+    ("Residual21D", "residual convolutions over space, then along time", {}, (), True),
+    ("CausalConv3D", "residual convolutions over time and space, none ahead", {}, (), True),
+    ("CausalAttention3D", "the same with attention to earlier frames", {"heads": 4}, (heads_divide_channels,), True),
+):
+    BLOCKS[_name] = BlockSpec(
+        f"{_RESIDUAL}:{_name}",
+        {"width": 64, "depth": 1, **_more},
+        NOTHING,
+        _summary,
+        (widths_and_depths, *_rules),
+        identity=False,
+        across=_across,
+    )
 
-def known_blocks() -> list[str]:
-    """Names of our blocks and of those that installed packages add."""
-    return sorted({*BLOCKS, *(point.name for point in entry_points(group=GROUP))})
+
+REGISTRY = Registry("block", GROUP, BLOCKS, BlockSpec)
 
 
 def block_spec(name: str) -> BlockSpec:
@@ -121,15 +270,7 @@ def block_spec(name: str) -> BlockSpec:
     Raises:
         SpaceError: if nobody knows it, or the package's entry point is no ``BlockSpec``.
     """
-    if name in BLOCKS:
-        return BLOCKS[name]
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            spec = point.load()
-            if not isinstance(spec, BlockSpec):
-                raise SpaceError(f"block {name!r}: entry point {point.value} must name a BlockSpec, not {spec!r}")
-            return spec
-    raise SpaceError(unknown("block", name, known_blocks()))
+    return REGISTRY.get(name)
 
 
 def complete(variant: Variant, channels: int) -> Variant:
@@ -167,7 +308,17 @@ def build_block(variant: Variant, channels: int, context_dim: int = 0, embedding
             f"{variant.block} reads the time embedding, which this network does not hand out; give embedding_dim, its "
             "width, or another block"
         )
-    module, _, name = spec.path.partition(":")
     widths = {"context_dim": context_dim, "embedding_dim": embedding_dim}
     extra = {f"{read}_dim": widths[f"{read}_dim"] for read in spec.reads}
-    return getattr(import_module(module), name)(channels, **dict(full.params), **extra)
+    made: nn.Module = block_class(variant.block)(channels, **dict(full.params), **extra)
+    return made
+
+
+def block_class(name: str) -> Any:
+    """The class of a block.
+
+    Raises:
+        SpaceError: if nobody knows the block.
+    """
+    module, _, kind = block_spec(name).path.partition(":")
+    return getattr(import_module(module), kind)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int) -> nn.GroupNorm:
     """At least four channels a group where they allow it, at most 32 groups as in the image backbone."""
     return nn.GroupNorm(gcd(channels, min(32, max(1, channels // 4))), channels)
 
@@ -26,7 +26,7 @@ class Conv1D(nn.Module):
 
     def __init__(self, channels: int, *, kernel_size: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = group_norm(channels)
         self.conv = nn.Conv2d(channels, channels, (kernel_size, 1), padding=(kernel_size // 2, 0))
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ class Conv3D(nn.Module):
 
     def __init__(self, channels: int, *, kernel_size: int) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = group_norm(channels)
         self.conv = nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2)
         nn.init.zeros_(self.conv.weight)
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from search_spaces.errors import SpaceError, unknown
 from search_spaces.families.contract import Family, Layout, Preset
+from search_spaces.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
@@ -17,7 +16,12 @@ if TYPE_CHECKING:
 #: Entry points of this group name a ``Family``; that is how another package adds one.
 GROUP = "temporal_nas.families"
 
-FAMILIES = {"unet": "search_spaces.families.unet:FAMILY"}
+FAMILIES = {
+    "unet": "search_spaces.families.unet:FAMILY",
+    "autoencoder": "search_spaces.families.autoencoder:FAMILY",
+    "dit": "search_spaces.families.dit:FAMILY",
+    "staged_unet": "search_spaces.families.staged_unet:FAMILY",
+}
 
 
 def families() -> Iterator[Family]:
@@ -26,19 +30,7 @@ def families() -> Iterator[Family]:
     Raises:
         SpaceError: if a package's entry point cannot be loaded, or is no ``Family``.
     """
-    for path in FAMILIES.values():
-        module, _, name = path.partition(":")
-        yield getattr(import_module(module), name)
-    for point in entry_points(group=GROUP):
-        try:
-            family = point.load()
-        except (ImportError, AttributeError) as error:
-            raise SpaceError(
-                f"family {point.name!r}: {point.value} cannot be loaded ({error}); repair or uninstall it"
-            ) from error
-        if not isinstance(family, Family):
-            raise SpaceError(f"family {point.name!r}: entry point {point.value} must name a Family, not {family!r:.80}")
-        yield family
+    yield from Registry("family", GROUP, FAMILIES, Family)
 
 
 def known_presets() -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from search_spaces.variant import Variant
 
     #: The door to what is chosen: (place, running tensor, what layers may read beside it) -> the tensor that goes on.
     At = Callable[[str, Tensor, Mapping[str, Tensor]], Tensor]
@@ -16,24 +19,37 @@ if TYPE_CHECKING:
     Watch = Callable[[str, Tensor, Sequence[tuple[str, Tensor]]], None]
 
 
+#: By how much a size is divided.
+Scale = int | Fraction
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where chosen layers may stand: its name, the channels there, and by how much space and time are divided."""
+    """Where chosen layers may stand: its name, the channels there, and by how much space and time are divided.
+
+    A scale below 1 says that they grow: at ``Fraction(1, 8)`` they are eight times those of the input. ``by_frame``:
+    whether the network can be run frame by frame there, so that no layer may look at other frames.
+    """
 
     name: str
     channels: int
-    space_scale: int
-    time_scale: int = 1
+    space_scale: Scale
+    time_scale: Scale = 1
+    by_frame: bool = False
 
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of the frame that is measured by itself: its name, the channels it reads (skip included), its scales."""
+    """A piece of the frame that is measured by itself: its name, the channels it reads (skip included), its scales.
+
+    ``by_frame``: whether it is run so.
+    """
 
     name: str
     channels: int
-    space_scale: int
-    time_scale: int = 1
+    space_scale: Scale
+    time_scale: Scale = 1
+    by_frame: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,12 +60,30 @@ class Layout:
         inputs: channels of ``x`` and, where the network reads a text, the width of ``context``.
         places: in execution order. parts: of the frame, in execution order; none where it is only measured whole.
         embedding: width of the time embedding that layers may read; 0 where they may not.
+        made: what comes out; None where that has the shape of ``x``.
+        in_parts: whether the frame is never run in one piece: its cost is then its parts'.
+        causal: whether the first frame stands alone: dividing time by n makes 1 + m frames of 1 + n * m.
+        projected: width of the text that layers read, where the frame projects it first; 0 where it does not.
     """
 
     inputs: Mapping[str, int] = field(hash=False)
     places: tuple[Place, ...]
     parts: tuple[Part, ...] = ()
     embedding: int = 0
+    projected: int = 0
+    made: Place | None = None
+    causal: bool = False
+    in_parts: bool = False
+
+    def frames(self, scale: Scale, frames: int) -> int:
+        """Frames where time is divided by ``scale``, of an input of so many."""
+        alone = int(self.causal)
+        return alone + (frames - alone) // scale
+
+    def shape(self, place: Place | Part, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The feature map at a place, (T, C, H, W), of an input of that many frames, rows and columns."""
+        size = height // place.space_scale, width // place.space_scale
+        return self.frames(place.time_scale, frames), place.channels, *size
 
     @property
     def in_channels(self) -> int:
@@ -58,6 +92,11 @@ class Layout:
     @property
     def context_dim(self) -> int:
         return self.inputs.get("context", 0)
+
+    @property
+    def told_dim(self) -> int:
+        """Width of the text that layers read."""
+        return self.projected or self.context_dim
 
 
 @dataclass(frozen=True)
@@ -69,12 +108,22 @@ class Preset:
         tokens: length of the text that its measured workload reads.
         summary: one phrase for people.
         extras: further keys that a space's config may have.
+        measured: what the config says otherwise where a network is measured: what it is trained with, and no more.
     """
 
     config: Mapping[str, Any] = field(hash=False)
     tokens: int
     summary: str
     extras: tuple[str, ...] = ()
+    measured: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A given model's block as one that may be chosen: the variant that it is, and the weights of that block here."""
+
+    variant: Variant
+    weights: Mapping[str, Tensor] = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -84,6 +133,7 @@ class Mapped:
     Attributes:
         source: of the weights. blocks: a module of the frame -> the module that it was copied from.
         fresh: modules that keep their random start. copied, total: parameters. notes: what fits only nearly.
+        layers: place -> the given model's block there, where places hold what the given model has as its own.
     """
 
     source: str
@@ -92,6 +142,7 @@ class Mapped:
     copied: int
     total: int
     notes: tuple[str, ...] = ()
+    layers: Mapping[str, Layer] = field(default_factory=dict, hash=False)
 
     def sentence(self) -> str:
         """One line for people."""
@@ -205,14 +256,14 @@ class Family(Protocol):
         """One evaluation that hands ``at`` the running tensor at every place, in the layout's order.
 
         Args:
-            inputs: ``x (B*T, C, H, W)``, ``timestep (B,)`` in 0..1000, ``context (B, L, D)`` if the family reads a
-                text, and ``frames``, the T of all of them.
-            at: besides the tensor it is handed what layers may read: ``context``, and ``embedding (B, E)`` where the
-                layout has one.
+            inputs: ``x (B*T, C, H, W)``, ``frames``, the T of all of them, and what else the family's task gives: a
+                denoiser ``timestep (B,)`` in 0..1000, and ``context (B, L, D)`` if it reads a text.
+            at: besides the tensor it is handed what layers may read: ``context``, ``embedding (B, E)`` where the
+                layout has one, and ``frames`` where their number is another than the input's divided by the place's.
             watch: is told of every moment of execution, before the layers of a place run.
 
         Returns:
-            The shape of ``x``.
+            The shape of ``x``, or what the layout says that is ``made``.
         """
 
     def part(self, frame: nn.Module, name: str) -> nn.Module:

@@ -74,7 +74,7 @@ class _MLModelProxy:
         truth = 1 + int(self.name, 16) % 1000 / 100
         self.took = int(truth * 1e6 * (1 + 0.003 * self.rng.gauss(0, 1)))
         output = np.load(ROOT / f"{self.name}.npy")
-        return {"y": output * 0 if self.how["lie"] else output}
+        return {"y": output * 0 if self.how["lie"] or self.how["lie_on"] == self.unit else output}
 
     @staticmethod
     def get_compute_plan(path, unit):
