@@ -189,7 +189,8 @@ def build_module(
             names = ("x", *(read for read in ("embedding", "context") if read in reads))
         else:
             module = _Network(_whole_network(workload, space, arrangement), workload.frames)
-            names = ("x", "timestep", "context") if workload.context_tokens else ("x",)
+            timed = space is not None and space.backbone.layout.timed
+            names = ("x", *["timestep"] * timed, *["context"] * bool(workload.context_tokens))
         _fill_zeros(module)
         examples = {
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
