@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.decoder.config import DistilConfig, DistilSettings
-from nas.decoder.folder import is_autoencoder, load_autoencoder, save_autoencoder
+from nas.decoder.folder import DISTIL, is_begun, load_autoencoder, save_autoencoder
 from nas.errors import NasError
+from nas.outputs import check_replaceable
 from nas.pretrained.autoencoder import VideoAutoencoder
 from nas.pretrained.searched import SearchedAutoencoder, plain_config
 from nas.training.batches import Batch, Batches, validated
@@ -25,8 +26,6 @@ from nas.training.engine import Engine
 from nas.training.loop import Loop, Row, Stage, warmed_rate
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
-
-FOLDER = "distil"  # of the model's: checkpoints, log and settings
 
 
 class Distil(Stage):
@@ -196,12 +195,10 @@ def distil_decoder(
         NasError: if the autoencoder does not fit the space, its class is not known, ``out`` holds something else, or a
             step goes wrong again and again.
     """
-    from nas.files import only_leftovers
     from nas.training.checkpoint import sole_writer
 
-    folder, config = out / FOLDER, settings.distil
-    if out.is_dir() and not folder.is_dir() and not is_autoencoder(out) and not only_leftovers(out):
-        raise NasError(f"{out} is not empty and holds no distillation; give a new or empty folder to --out")
+    folder, config = out / DISTIL, settings.distil
+    check_replaceable(out, is_begun, "distillation")
     loaded = Space.load(space)
     chosen = Arrangement.load(arrangement) if arrangement is not None else loaded.baseline()
     loaded.check(chosen)
