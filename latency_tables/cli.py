@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -35,8 +36,13 @@ Command = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it do
 
 def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int:
     """Run one command and give its exit code: 0 done, 1 the answer is no, 2 wrong use or bad input."""
+    words = sys.argv[1:] if argv is None else argv
+    empty = next((word[:-3] for word in words if word.startswith("--") and word.endswith("=--")), None)
+    if empty is not None:  # argparse makes an empty list of it, whatever the option takes
+        warn(f"nas: argument {empty}: -- is no value; see {prog} --help")
+        return WRONG_USE
     try:
-        arguments = _parser(prog).parse_args(argv)
+        arguments = _parser(prog).parse_args(words)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return WRONG_USE if stop.code else DONE
     try:
@@ -321,11 +327,11 @@ def _check_threshold(value: float) -> None:
 
 def _transfer(arguments: argparse.Namespace) -> int:
     source, target = (load_table(name, arguments.dir) for name in (arguments.source, arguments.target))
-    if arguments.out.exists():
-        raise TableError(f"{arguments.out} is there already; give another --out")
     if arguments.next < 0:
         raise TableError(f"--next must be 0 or more, but is {arguments.next}")
     found = transfer(source, target, arguments.next)
+    if arguments.out.exists() and not _is_there(found.table, arguments.out):
+        raise TableError(f"{arguments.out} is there already; give another --out")
     path = found.table.save(arguments.out)
     if arguments.json:
         return _emit({"table": str(path), "predicted": found.predicted, "width": found.width, "next": found.next})
@@ -339,8 +345,11 @@ def _transfer(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> int:
     ours, theirs = (load_table(name, arguments.dir) for name in (arguments.ours, arguments.theirs))
     merged = ours.merge(theirs, arguments.prefer)
-    if arguments.out.exists() and arguments.out.resolve() not in (
-        find_table(name, arguments.dir).resolve() for name in (arguments.ours, arguments.theirs)
+    if (
+        arguments.out.exists()
+        and arguments.out.resolve()
+        not in (find_table(name, arguments.dir).resolve() for name in (arguments.ours, arguments.theirs))
+        and not _is_there(merged, arguments.out)
     ):
         raise TableError(f"{arguments.out} is there already and is neither of the two; give another --out")
     path = merged.save(arguments.out, replace=True)
@@ -348,6 +357,14 @@ def _merge(arguments: argparse.Namespace) -> int:
         return _emit({"table": str(path), "rows": len(merged)})
     tell(f"{path}: {len(merged)} rows")
     return DONE
+
+
+def _is_there(table: Table, path: Path) -> bool:
+    """Whether a file holds this very table: left by the same command, which may have been killed before its end."""
+    try:
+        return Table.load(path).to_csv() == table.to_csv()
+    except TableError:
+        return False
 
 
 def _seal(arguments: argparse.Namespace) -> int:

@@ -95,8 +95,12 @@ class VideoNetwork(nn.Module):
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
         return self.run({"x": x, "timestep": timestep, "context": context, "frames": num_frames})
 
-    def run(self, inputs: Mapping[str, Any]) -> Tensor:
-        """One evaluation on whatever the family reads; see ``Family.run``."""
+    def run(self, inputs: Mapping[str, Any], seen: dict[str, Tensor] | None = None) -> Tensor:
+        """One evaluation on whatever the family reads; see ``Family.run``.
+
+        Args:
+            seen: is given the running tensor behind every place, by its name.
+        """
         num_frames = inputs["frames"]
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
@@ -106,6 +110,8 @@ class VideoNetwork(nn.Module):
                 layers: Any = self.temporal[name]
                 for layer, reads in zip(layers, self.reads[name], strict=True):
                     x = layer(x, frames, **{read: beside[read] for read in reads})
+            if seen is not None:
+                seen[place] = x
             return x
 
         return self._run(self.unet, inputs, at)

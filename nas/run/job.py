@@ -182,6 +182,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
         def told(step: Step) -> None:
             report(step.step, config.train.steps, step.sentence)
 
+        report(0, config.train.steps, "the first batch is made")  # which may take its time
         draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
         train(
             space,

@@ -225,6 +225,16 @@ class Pruning(Protocol):
     def stages(self, config: Mapping[str, Any]) -> str:
         """A configuration in one phrase, for people."""
 
+    def answer(self, frame: Any, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """What a frame predicts of noisy images (B, C, H, W), timesteps (B,) and texts (B, L, D)."""
+
+    def misfits(self, config: Mapping[str, Any], channels: int, text: int) -> tuple[Sequence[str], Sequence[str]]:
+        """What rules a configuration out for latents of so many channels and texts of that width; and what is only
+        otherwise than in a space's own frame."""
+
+    def matching(self, whole: Any, pruned: Any) -> Mapping[str, str]:
+        """Modules of a pruned frame -> those of the uncut one whose outputs should be as theirs."""
+
 
 @runtime_checkable
 class Family(Protocol):
