@@ -15,16 +15,11 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
 from search_spaces.definition import parse_definition
-from search_spaces.ends import decoder_spec, text_encoder_spec
+from search_spaces.ends import check_decoder, decoder_spec, text_encoder_spec
 from search_spaces.errors import MAX_OPTIONS, SpaceError, unknown
 from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
-from search_spaces.parts import Autoencoder as Autoencoder
-from search_spaces.parts import Clip as Clip
-from search_spaces.parts import Position as Position
-from search_spaces.parts import Text as Text
-from search_spaces.parts import check_clip
-from search_spaces.parts import latent_shape as latent_shape
+from search_spaces.parts import Autoencoder, Clip, Position, Text, check_clip, latent_shape
 from search_spaces.plan import SPACES
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
@@ -32,6 +27,8 @@ from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+
+__all__ = ["SPACES", "Autoencoder", "Clip", "Position", "Space", "Text", "latent_shape", "list_spaces"]
 
 
 @dataclass(frozen=True)
@@ -120,18 +117,7 @@ class Space:
                 f"space has {self.text.tokens} of width {self.text.dim}; correct text.tokens or name another encoder"
             )
         if self.autoencoder.decoder:
-            decoder = decoder_spec(self.autoencoder.decoder)
-            stated = (self.autoencoder.time, self.autoencoder.space, self.latent_channels)
-            if self.autoencoder.causal:
-                raise SpaceError(
-                    f"autoencoder.decoder {self.autoencoder.decoder} makes {decoder.time} frames of every latent, but "
-                    "the space says causal: the first frame alone; leave one of the two out"
-                )
-            if stated != (decoder.time, decoder.space, decoder.channels):
-                raise SpaceError(
-                    f"autoencoder.decoder {self.autoencoder.decoder} multiplies time by {decoder.time} and space by "
-                    f"{decoder.space} and reads {decoder.channels} channels, but the space states {stated}"
-                )
+            check_decoder(self.autoencoder, self.latent_channels)
 
     @classmethod
     def load(cls, name_or_path: str | Path | Space) -> Space:

@@ -111,14 +111,12 @@ def export(
 ) -> None:
     """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
-    from nas.decoder.export import export_decoder
     from nas.decoder.folder import is_autoencoder
     from nas.export import export_model
     from nas.export.network import parse_shape
 
     if is_autoencoder(model):
-        told = export_decoder(model, out or Path(os.path.normpath(model / ".." / "coreml")), clip, check=check)
-        emit(told) if as_json else _tell_halves(told)
+        _export_halves(model, out, clip, check, as_json)
         return
     stats = export_model(
         model,
@@ -139,8 +137,14 @@ def export(
     emit(stats) if as_json else _tell_packages(stats)
 
 
-def _tell_halves(stats: Mapping[str, Any]) -> None:
-    """What the export of a decoder made, for people."""
+def _export_halves(model: Path, out: Path | None, clip: str, check: bool, as_json: bool) -> None:
+    """The halves of a searched decoder as packages, and what was made, for people."""
+    from nas.decoder.export import export_decoder
+
+    stats = export_decoder(model, out or Path(os.path.normpath(model / ".." / "coreml")), clip, check=check)
+    if as_json:
+        emit(stats)
+        return
     for name, half in stats.items():
         if isinstance(half, dict):
             shape = "x".join(map(str, next(iter(half["inputs"].values()))))

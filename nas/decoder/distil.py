@@ -195,9 +195,7 @@ def distil_decoder(
         NasError: if the autoencoder does not fit the space, its class is not known, ``out`` holds something else, or a
             step goes wrong again and again.
     """
-    from nas.training.checkpoint import sole_writer
-
-    folder, config = out / DISTIL, settings.distil
+    folder = out / DISTIL
     check_replaceable(out, is_begun, "distillation")
     loaded = Space.load(space)
     chosen = Arrangement.load(arrangement) if arrangement is not None else loaded.baseline()
@@ -213,11 +211,33 @@ def distil_decoder(
     }
     if start is not None:
         facts["start"] = _begin_with(model, start)
+    loop = _trained(model, given, loaded, settings, folder, facts, progress, warn)
+    if loop.world.main:
+        save_autoencoder(model.to("cpu").eval(), out)
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    last = float(loop.rows[-1]["loss"]) if loop.rows else None
+    return {"model": str(out), "parameters": parameters, "steps": loop.step, "loss": last, "main": loop.world.main}
+
+
+def _trained(
+    model: SearchedAutoencoder,
+    given: VideoAutoencoder,
+    space: Space,
+    settings: DistilSettings,
+    folder: Path,
+    facts: Mapping[str, Any],
+    progress: Callable[[int, Mapping[str, Any]], None] | None,
+    warn: Callable[[str], None],
+) -> Loop[Distil]:
+    """Train the model's decoder in place, from what is in the folder; its weights are then the averages."""
+    from nas.training.checkpoint import sole_writer
+
+    config = settings.distil
     if config.threads:
         torch.set_num_threads(config.threads)
     world = World.open(config.device, "distil.device")
     try:
-        batches = Batches(loaded, settings.data, config, settings.seed, world)
+        batches = Batches(space, settings.data, config, settings.seed, world)
         stage = Distil(model, given, batches, config, Engine(config, world))
         loop = Loop(stage, folder, facts, settings.seed, warn)
         with sole_writer(folder) if world.main else nullcontext(), world.together():
@@ -226,14 +246,10 @@ def distil_decoder(
             _fill(model, loop.whole_average())
         else:
             loop.load_average()
-        if world.main:
-            save_autoencoder(model.to("cpu").eval(), out)
         world.wait()
     finally:
         world.close()
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    last = float(loop.rows[-1]["loss"]) if loop.rows else None
-    return {"model": str(out), "parameters": parameters, "steps": loop.step, "loss": last, "main": world.main}
+    return loop
 
 
 def _begin_with(model: SearchedAutoencoder, start: Path) -> str:

@@ -60,7 +60,7 @@ def _run_stages(config: RunConfig, out: Path, workers: int, storage: str | None)
 
     space, device, settings = Space.load(config.space), Device.load(config.device), config.model_dump_json()
     table, arrangement = table_path(out / "table", device.name, device.runtime), out / "arrangement.yaml"
-    last, model, packages = out / SUPERNET / f"step-{config.train.steps:08d}", out / "model", out / "coreml"
+    last, model, coreml = out / SUPERNET / f"step-{config.train.steps:08d}", out / "model", out / "coreml"
     answer, samples = (arrangement, out / "front.csv", out / EXPLAIN), out / "samples"
 
     def refuse_at_once(stage: of.Stage) -> None:
@@ -101,7 +101,7 @@ def _run_stages(config: RunConfig, out: Path, workers: int, storage: str | None)
             of.Stage(
                 "export",
                 [arrangement, last],
-                lambda: of.has_packages(packages),
+                lambda: of.has_packages(coreml),
                 lambda: export(config, out),
                 of.check_export,
             ),

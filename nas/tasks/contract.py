@@ -13,7 +13,6 @@ from nas.errors import NasError
 from search_spaces.errors import unknown
 
 if TYPE_CHECKING:
-    from nas.data.clip import Dataset
     from search_spaces.space import Space
 
 #: A network along one path: what its family reads, by name, to what it answers. Clips are folded: ``x (B*T, C, H, W)``.
@@ -67,6 +66,15 @@ class Frames:
     captions: list[str]
 
 
+class Footage(Protocol):
+    """What a task reads of a data set: its captions, and clips as mappings that hold ``video (T, C, H, W)``."""
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
 class Clips(Protocol):
     """A batch: video (B, T, C, H, W) in [-1, 1], or latents, and one caption a clip."""
 
@@ -75,6 +83,17 @@ class Clips(Protocol):
 
     @property
     def captions(self) -> Sequence[str]: ...
+
+
+class Items(Protocol):
+    """A dataset, as far as samples want it: clips (T, C, H, W) with their captions, by number."""
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 class Random(Protocol):
@@ -145,7 +164,7 @@ class Task(Protocol):
     def errors(self, answer: Tensor, question: Question) -> dict[str, Tensor]:
         """Named parts of an answer's error, (B,) each, lower is better; the names are those of ``weights``."""
 
-    def samples(self, predict: Predict, encode: Encode, data: Dataset, space: Space, device: torch.device) -> Frames:
+    def samples(self, predict: Predict, encode: Encode, data: Footage, space: Space, device: torch.device) -> Frames:
         """A few clips for whoever watches, from the same random numbers each time."""
 
 

@@ -71,7 +71,7 @@ class SpaceUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` to ``(N, out, 2H, 2W)``."""
-        many = torch.stack([x] * self.repeats, dim=2).flatten(1, 2) if self.repeats > 1 else x
+        many = x[:, :, None].expand(-1, -1, self.repeats, -1, -1).flatten(1, 2)
         return F.pixel_shuffle(self.conv(x) + many, 2)
 
 
