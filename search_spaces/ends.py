@@ -188,13 +188,13 @@ def check_decoder(autoencoder: Any, channels: int) -> None:
     stated = (autoencoder.time, autoencoder.space, channels)
     if autoencoder.causal:
         raise SpaceError(
-            f"autoencoder.decoder {autoencoder.decoder} makes {decoder.time} frames of every latent, but the space says "
-            "causal: the first frame alone; leave one of the two out"
+            f"autoencoder.decoder {autoencoder.decoder} makes {decoder.time} frames of every latent, but the space "
+            "says causal: the first frame alone; leave one of the two out"
         )
     if stated != (decoder.time, decoder.space, decoder.channels):
         raise SpaceError(
-            f"autoencoder.decoder {autoencoder.decoder} multiplies time by {decoder.time} and space by {decoder.space} "
-            f"and reads {decoder.channels} channels, but the space states {stated}"
+            f"autoencoder.decoder {autoencoder.decoder} multiplies time by {decoder.time} and space by "
+            f"{decoder.space} and reads {decoder.channels} channels, but the space states {stated}"
         )
 
 
