@@ -106,7 +106,10 @@ class TrainConfig(Settings):
         activation_checkpoints: compute activations again on the way back instead of keeping them.
         compile: `torch.compile` every block by itself, so that any path runs compiled.
         shard: split weights, gradients and optimiser state over the processes (FSDP2) instead of copying them.
-        accumulate: micro-batches a step. distillation: weight of the in-place distillation of `paths: sandwich`.
+        accumulate: batches a step. micro_clips: clips of a batch that each process runs through the network at once,
+            their gradients adding up: `auto` is as many as memory holds, measured on a CUDA device and counted
+            elsewhere; where memory runs out after all, half as many.
+        distillation: weight of the in-place distillation of `paths: sandwich`.
         checkpoint_every, keep: steps between checkpoints, and how many stay.
         spike: a step whose loss is this many times the recent median is rolled back, as one that is not finite.
         validate_every: steps between validations of the averaged weights, which mark the best checkpoint; 0 is never.
@@ -139,6 +142,7 @@ class TrainConfig(Settings):
     shard: Annotated[bool, FREE] = False
     gradient_clip: float = Field(1.0, gt=0.0)
     accumulate: int = Field(1, ge=1, le=MANY)
+    micro_clips: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=MANY)], FREE] = "auto"
     distillation: float = Field(0.5, ge=0.0, le=1.0)
     checkpoint_every: Annotated[int, FREE] = Field(200, ge=1)
     keep: Annotated[int, FREE] = Field(2, ge=1, le=MANY)

@@ -43,7 +43,8 @@ def build(
     as_json: Json = False,
 ) -> None:
     """An arrangement as a plain diffusers model: a run's chosen one with its weights, or any over an image backbone."""
-    from nas.model.build import build_anew, build_model
+    from nas.model.build import build_anew
+    from nas.run.makers import build_run
 
     anew = {"--space": space, "--arrangement": arrangement, "--text": text}
     if run is None:
@@ -63,7 +64,7 @@ def build(
     given = [name for name, value in alone.items() if value is not None]
     if given:
         raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
-    summary = build_model(run, out or run / "model")
+    summary = build_run(run, out or run / "model")
     emit(summary) if as_json else tell(
         f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "
         f"{summary['difference']:.1e}"
@@ -110,9 +111,15 @@ def export(
 ) -> None:
     """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
+    from nas.decoder.export import export_decoder
+    from nas.decoder.folder import is_autoencoder
     from nas.export import export_model
     from nas.export.network import parse_shape
 
+    if is_autoencoder(model):
+        told = export_decoder(model, out or Path(os.path.normpath(model / ".." / "coreml")), clip, check=check)
+        emit(told) if as_json else _tell_halves(told)
+        return
     stats = export_model(
         model,
         out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
@@ -130,6 +137,15 @@ def export(
         tell=(lambda line: None) if as_json else say,
     )
     emit(stats) if as_json else _tell_packages(stats)
+
+
+def _tell_halves(stats: Mapping[str, Any]) -> None:
+    """What the export of a decoder made, for people."""
+    for name, half in stats.items():
+        if isinstance(half, dict):
+            shape = "x".join(map(str, next(iter(half["inputs"].values()))))
+            tell(f"{name}.mlpackage: reads {shape}, {half['operations']} operations, {half['package_mb']:.2f} MB")
+    tell(f"in {stats['seconds']} s and {stats['peak_host_mb']:.0f} MB of memory here")
 
 
 def _tell_packages(stats: Mapping[str, Any]) -> None:

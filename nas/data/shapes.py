@@ -103,12 +103,12 @@ class Cast:
     @classmethod
     def of(cls, config: DataConfig) -> Cast:
         """The cast that a configuration names."""
-        for key, (low, high) in (("radius", config.radius), ("speed", config.speed)):
+        for bounds, (low, high) in (("radius", config.radius), ("speed", config.speed)):
             if not 0 < low <= high:
-                raise NasError(f"data.{key} must run from above 0 upwards, but is {low} to {high}")
-        for key, (low, high) in (("rotation", config.rotation), ("approach", config.approach)):
+                raise NasError(f"data.{bounds} must run from above 0 upwards, but is {low} to {high}")
+        for bounds, (low, high) in (("rotation", config.rotation), ("approach", config.approach)):
             if low > high:
-                raise NasError(f"data.{key} must run upwards, but is {low} to {high}")
+                raise NasError(f"data.{bounds} must run upwards, but is {low} to {high}")
         return cls(
             _some("kinds", config.kinds, KINDS),
             _some("colours", config.colours, tuple(COLOURS)),

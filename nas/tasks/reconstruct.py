@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.settings import Settings, parse_as
-from nas.tasks.contract import Clips, Encode, Frames, Losses, Predict, Question, Random
+from nas.tasks.contract import Clips, Encode, Footage, Frames, Losses, Predict, Question, Random
 from nas.tasks.likeness import psnr, psnr_of_changes, ssim
 
 if TYPE_CHECKING:
-    from nas.data.clip import Dataset
     from search_spaces.space import Space
 
 SHOWN = 3  # clips for whoever watches
@@ -31,8 +30,8 @@ class ReconstructConfig(Settings):
         reconstruction: error of a pixel, ``l1`` or ``mse``; its weight is 1. differences: of the same error of
             frame-to-frame differences. kl: of the divergence of the latents from unit size.
         consistency: of latent consistency: a clip that is decoded and encoded again should have its own latents. The
-            encoder is frozen in that second pass, so that the decoder learns through it, and the gradient is divided by
-            its running root mean square: 1 is as much as the reconstruction by ``l1`` pulls. 0 is off.
+            encoder is frozen in that second pass, so that what made the clip learns through it, and the gradient is
+            divided by its running root mean square: 1 is as much as the reconstruction by ``l1`` pulls. 0 is off.
         consistent_in: what is compared: the latents' ``means``, by mean squared error, or the ``gaussians``, by their
             KL divergence.
 
@@ -108,9 +107,9 @@ class Reconstruct:
         return Losses(total, out.detach(), {name: term.detach() for name, term in terms.items()})
 
     def _consistent(self, predict: Predict, out: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for the decoder.
+        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for it.
 
-        The gradient is taken with respect to the decoded clip alone, so the encoder gets none of it.
+        The gradient is taken with respect to that clip alone, so the encoder gets none of its second pass.
         """
         shown = out.detach().requires_grad_()
         again, (mean, spread) = _parted(_moments(predict, shown)), _parted(moments)
@@ -160,7 +159,7 @@ class Reconstruct:
             "ssim": 1 - ssim(found, truth),
         }
 
-    def samples(self, predict: Predict, encode: Encode, data: Dataset, space: Space, device: torch.device) -> Frames:
+    def samples(self, predict: Predict, encode: Encode, data: Footage, space: Space, device: torch.device) -> Frames:
         """Clips, each with its reconstruction on the right."""
         items = [data[i] for i in range(min(SHOWN, len(data)))]
         video = torch.stack([item["video"] for item in items]).to(device)

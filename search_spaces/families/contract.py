@@ -94,6 +94,11 @@ class Layout:
         return self.inputs.get("context", 0)
 
     @property
+    def timed(self) -> bool:
+        """Whether the network reads a ``timestep``: it embeds one, or answers a text."""
+        return bool(self.embedding or self.context_dim)
+
+    @property
     def told_dim(self) -> int:
         """Width of the text that layers read."""
         return self.projected or self.context_dim
@@ -266,7 +271,8 @@ class Family(Protocol):
         """One evaluation that hands ``at`` the running tensor at every place, in the layout's order.
 
         Args:
-            inputs: ``x (B*T, C, H, W)``, ``frames``, the T of all of them, and what else the family's task gives: a
+            inputs: ``x (B*T, C, H, W)``, ``frames``, the T of all of them, where the layout is ``in_parts`` perhaps the
+                name of a ``part`` that alone is to run with its layers, and what else the family's task gives: a
                 denoiser ``timestep (B,)`` in 0..1000, and ``context (B, L, D)`` if it reads a text.
             at: besides the tensor it is handed what layers may read: ``context``, ``embedding (B, E)`` where the
                 layout has one, and ``frames`` where their number is another than the input's divided by the place's.
