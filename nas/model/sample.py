@@ -138,11 +138,7 @@ def sample_video(
     names = _names(out, len(prompts), pictures=shape[0] == 1)
     if not overwrite:
         check_outputs([file for name in names for file in dict.fromkeys((name, name.with_suffix(".png")))])
-    if not known:
-        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
-    for prompt in prompts:
-        if unknown := opened.unknown_words(prompt):
-            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
+    _warn(opened, prompts, shape, known, warn)
     progress(0, steps or 1, "steps")  # large sizes take their time until the first one is done
     output = opened.sample(
         list(prompts),
@@ -158,6 +154,15 @@ def sample_video(
         return {**_write_pictures(names[0], output.frames, prompts), **size, **made_with}
     files = _write(names, output.frames, prompts, opened.fps)
     return {**files[0], "videos": files, **size, **made_with}
+
+
+def _warn(opened: Sampler, prompts: Sequence[str], shape: Shape, known: bool, warn: Callable[[str], None]) -> None:
+    """Say what the model was not made for: the size, and words of the prompts."""
+    if not known:
+        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
+    for prompt in prompts:
+        if unknown := opened.unknown_words(prompt):
+            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
 
 
 def _names(out: Path | None, count: int, *, pictures: bool) -> list[Path]:
