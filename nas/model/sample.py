@@ -150,10 +150,7 @@ def sample_video(
     )
     size = dict(zip(("frames", "height", "width"), shape, strict=True))
     made_with = {"steps": output.steps, "sigmas": output.sigmas, "guidance": output.guidance, "seed": seed}
-    if shape[0] == 1:
-        return {**_write_pictures(names[0], output.frames, prompts), **size, **made_with}
-    files = _write(names, output.frames, prompts, opened.fps)
-    return {**files[0], "videos": files, **size, **made_with}
+    return {**_written(names, output.frames, prompts, opened.fps), **size, **made_with}
 
 
 def _warn(opened: Sampler, prompts: Sequence[str], shape: Shape, known: bool, warn: Callable[[str], None]) -> None:
@@ -187,6 +184,14 @@ def _check_options(prompts: Sequence[str], out: Path | None, steps: int | None, 
             raise NasError(f"--prompt {prompt!r} {wrong}; write plain text")
     if guidance is not None and not math.isfinite(guidance):
         raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
+
+
+def _written(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: float) -> dict[str, Any]:
+    """Write pictures or videos, and tell of the files."""
+    if videos.shape[1] == 1:
+        return _write_pictures(names[0], videos, prompts)
+    files = _write(names, videos, prompts, fps)
+    return {**files[0], "videos": files}
 
 
 def _write(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: float) -> list[dict[str, str]]:
