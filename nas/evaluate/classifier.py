@@ -161,6 +161,7 @@ def trained_classifier(
     """
     keys = ("max_objects", "boundary", "kinds", "colours", "directions", "radius", "speed")
     scene = {key: value for key, value in data.model_dump(mode="json").items() if key in keys}
+    scene |= {key: value for key in ("rotation", "approach") if any(value := getattr(data, key))}
     shape = {"frames": clip.frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
     facts = {"scene": scene, "clip": shape, "steps": steps, "seed": seed, "version": VERSION}
     classifier = ShapeClassifier(Cast.of(data))
