@@ -81,10 +81,8 @@ def lowered(space: Space, folder: Path, quick: bool) -> dict[str, Any]:
         operations += found.stats["operations"]
         attentions += found.stats["attention_ops"]
         stats = found.stats
-        print(
-            f"{stats['seconds']:6.1f} s {stats['operations']:4d} ops {stats['attention_ops']:2d} fused  {key}",
-            flush=True,
-        )
+        told = f"{stats['seconds']:6.1f} s {stats['operations']:4d} ops {stats['attention_ops']:2d} fused"
+        print(f"{told}  {key}", flush=True)
     print(f"{len(jobs) - len(failed)} of {len(jobs)} distinct blocks lower")
     return {"blocks": len(jobs), "failed": len(failed), "operations": operations, "fused": attentions}
 

@@ -60,9 +60,8 @@ def read(space: Space, text: str) -> Arrangement:
     for index, (place, letter) in enumerate(zip(places, letters, strict=True), start=1):
         same = [variant for variant in place.variants if _letter(variant) == letter]
         if not same:
-            raise SpaceError(
-                f"letters {text!r}: place {index}, {place.name}: {unknown('letter', letter, _known(place))}"
-            )
+            told = unknown("letter", letter, _known(place))
+            raise SpaceError(f"letters {text!r}: place {index}, {place.name}: {told}")
         usual = [variant for variant in layers[place.name] if variant in same]
         layers[place.name] = tuple((usual or same)[:1])
     return space.arrange(layers)

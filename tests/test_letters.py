@@ -49,9 +49,8 @@ def test_the_front_over_all_strings_is_exact() -> None:
     assert {row.letters for row in found.rows} == set(strings(space)) == set(loss)
     for row in found.rows:
         rivals = [other for other in found.rows if other.latency_ms <= row.latency_ms]
-        assert row.on_front == (
-            not any(o.loss < row.loss or (o.latency_ms < row.latency_ms and o.loss == row.loss) for o in rivals)
-        )
+        ahead = [o for o in rivals if o.loss < row.loss or (o.latency_ms < row.latency_ms and o.loss == row.loss)]
+        assert row.on_front == (not ahead)
         assert row.beaten_by == sum(o.loss < row.loss for o in rivals) / len(rivals)
     told = found.to_json()
     assert told["strings"] == 4 and told["sorted"] == 3 and told["front_letters"][-1] == "C-T"
