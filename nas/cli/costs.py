@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nas.cli.options import DONE, NO, Json, app, emit, tell
+from nas.cli.options import DONE, NO, Json, a_file, app, emit, tell
 from nas.errors import NasError
 
 space_app = typer.Typer(help="Positions, variants, size of a space.", no_args_is_help=True, rich_markup_mode=None)
@@ -56,6 +56,22 @@ def space_check(space: str, as_json: Json = False) -> None:
     else:
         tell("\n".join(problems) or f"{space}: everything holds")
     raise typer.Exit(NO if problems else DONE)
+
+
+@space_app.command("fix")
+def space_fix(
+    space: str,
+    arrangement: Annotated[Path, typer.Argument(help="Choices that are made, such as RUN/arrangement.yaml.")],
+    out: Annotated[Path, typer.Option(callback=a_file, help="The new space's YAML.")],
+) -> None:
+    """Write a space in which an arrangement's choices are made: temporal layers over a network that a search found."""
+    from search_spaces.arrangement import Arrangement
+    from search_spaces.fixing import fix, write_space
+    from search_spaces.space import Space
+
+    if out.exists():
+        raise NasError(f"{out} is there already; give another --out, or remove it")
+    tell(write_space(fix(Space.load(space), Arrangement.load(arrangement), out.stem), out))
 
 
 @app.command()
