@@ -56,6 +56,7 @@ def test_every_operation_is_a_node_that_leads_to_the_output(drawn: dict[str, Any
             waiting.extend(edge["sourceNodeId"] for edge in nodes[name].get("incomingEdges", ()))
     assert reached == set(nodes), "no edge is missing"
     spaces = {node["namespace"] for node in nodes.values()}
+    assert {space.partition("/")[0] for space in spaces} == {"", "unet", "temporal"}, "no group of a constant"
     assert any(space.startswith(drawn["layers"][0].replace(".", "/")) for space in spaces)
 
 

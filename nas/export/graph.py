@@ -141,13 +141,13 @@ def values_of(drawn: Drawn, rows: Mapping[str, Row]) -> dict[str, dict[str, floa
 
 def _placed(drawn: Drawn) -> list[tuple[Operation, str]]:
     """Each operation that computes, with the module whose weight was read last."""
-    near, found = "", []
+    place, found = INPUTS, []
     for one in drawn.function.operations:
         stored = [name for key in ("weight", "gamma") for name in one.inputs.get(key, ())]
         named = [name for name in (*stored, *one.reads()) if drawn.function.is_stored(name)]
-        near = named[0] if named else near
+        place = next((known for name in named if (known := drawn.places.module(name))), place)
         if not one.kind.startswith("constexpr_"):
-            found.append((one, drawn.places.of(near)))
+            found.append((one, place))
     return found
 
 
