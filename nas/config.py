@@ -50,6 +50,8 @@ class DataConfig(Settings):
             endless. Single frames stay endless: images are easier to come by than videos.
         kinds, colours, directions: of `moving_shapes`, which of them appear; all, where the list is empty.
         radius, speed: of `moving_shapes`, from and to: shares of the shorter side; sides of the frame a second.
+        rotation, approach: of `moving_shapes`, from and to: turns a second; change of depth a second, where a shape
+            begins at depth 1 and looks smaller the deeper it is.
     """
 
     source: Literal["sample_clips", "folder", "shards", "cache", "moving_shapes"] = "sample_clips"
@@ -70,6 +72,8 @@ class DataConfig(Settings):
     directions: tuple[str, ...] = ()
     radius: tuple[float, float] = (0.16, 0.24)
     speed: tuple[float, float] = (0.35, 0.75)
+    rotation: tuple[float, float] = (0.0, 0.0)
+    approach: tuple[float, float] = (0.0, 0.0)
 
 
 class TrainConfig(Settings):
@@ -102,7 +106,10 @@ class TrainConfig(Settings):
         activation_checkpoints: compute activations again on the way back instead of keeping them.
         compile: `torch.compile` every block by itself, so that any path runs compiled.
         shard: split weights, gradients and optimiser state over the processes (FSDP2) instead of copying them.
-        accumulate: micro-batches a step. distillation: weight of the in-place distillation of `paths: sandwich`.
+        accumulate: batches a step. micro_clips: clips of a batch that each process runs through the network at once,
+            their gradients adding up: `auto` is as many as memory holds, measured on a CUDA device and counted
+            elsewhere; where memory runs out after all, half as many.
+        distillation: weight of the in-place distillation of `paths: sandwich`.
         checkpoint_every, keep: steps between checkpoints, and how many stay.
         spike: a step whose loss is this many times the recent median is rolled back, as one that is not finite.
         validate_every: steps between validations of the averaged weights, which mark the best checkpoint; 0 is never.
@@ -135,6 +142,7 @@ class TrainConfig(Settings):
     shard: Annotated[bool, FREE] = False
     gradient_clip: float = Field(1.0, gt=0.0)
     accumulate: int = Field(1, ge=1, le=MANY)
+    micro_clips: Annotated[Literal["auto"] | Annotated[int, Field(ge=1, le=MANY)], FREE] = "auto"
     distillation: float = Field(0.5, ge=0.0, le=1.0)
     checkpoint_every: Annotated[int, FREE] = Field(200, ge=1)
     keep: Annotated[int, FREE] = Field(2, ge=1, le=MANY)

@@ -450,6 +450,18 @@ class Space:
         self.check(arrangement)
         return self._whole("network", f"{self.name}:{arrangement.key}", precision, clip)
 
+    def network_workloads(
+        self, arrangement: Arrangement, precision: str, clip: str = "deployment"
+    ) -> tuple[tuple[Workload, int], ...]:
+        """All that one evaluation of a whole network runs, and how often: itself once, or each of its parts."""
+        whole = self.network_workload(arrangement, precision, clip)
+        if not self.backbone.layout.in_parts:
+            return ((whole, 1),)
+        return tuple(
+            (replace(part, block="network", name=f"{whole.name}.{part.name.rpartition('.')[2]}"), calls)
+            for part, calls in self.frame_workloads(precision, clip)
+        )
+
     def workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """All that must be measured to cost any arrangement: the backbone, then each distinct workload once."""
         found: dict[Workload, None] = {workload: None for workload, _ in self.frame_workloads(precision, clip)}

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from nas.cli import app
 from nas.supernet.estimate import StepEstimate, estimate_step
+from nas.supernet.room import surely
 from nas.supernet.supernet import Supernet
 from nas.training.checkpoint import list_checkpoints
 from nas.training.counting import Counting, shapes_alone
@@ -74,6 +75,7 @@ def test_a_steps_activations_are_those_of_a_real_one(estimate: StepEstimate) -> 
             del out
     everything = estimate_step(space, short(warmup_steps=0, spatial_rate=1.0), "fp32")
     assert everything.clip_bytes == pytest.approx(peaks[1] - peaks[0], rel=0.02)
+    assert everything.clip_bytes < surely(space) / 2  # by which a training on a CPU may leave out the count
     assert estimate.clip_bytes <= everything.clip_bytes * 1.001  # a frozen frame keeps less
     assert everything.parameters == sum(p.numel() for p in supernet.parameters()) == estimate.parameters
 

@@ -198,7 +198,7 @@ def _network(
     functions = _bound(unet, shapes, how)
     tell(f"lowering the network at {', '.join('x'.join(map(str, shape)) for shape in shapes)}")
     checks: list[Check] = []
-    written = _written(f"{model}: the network", functions, how, folder / PACKAGE, checks.append)
+    written = write_package(f"{model}: the network", functions, how, folder / PACKAGE, checks.append)
     if how.graph:
         written["graph"] = _drawn(folder / PACKAGE, functions, checks, rows)
     return {
@@ -238,7 +238,7 @@ def _part(pipeline: Any, name: str, latents: tuple[int, int, int]) -> ends.Part 
 def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dict[str, Any]:
     module, inputs, names = part
     functions = [Function(MAIN, module, inputs, names)]
-    written = _written(f"{model}: the {name.replace('_', ' ')}", functions, how, folder / f"{name}.mlpackage")
+    written = write_package(f"{model}: the {name.replace('_', ' ')}", functions, how, folder / f"{name}.mlpackage")
     kept = ("operations", "weights_mb", "package_mb", "parity", "check")
     return {
         "inputs": {key: list(x.shape) for key, x in zip(names, inputs, strict=True)},
@@ -247,7 +247,7 @@ def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dic
     }
 
 
-def _written(
+def write_package(
     what: str,
     functions: Sequence[Function],
     how: How,

@@ -31,18 +31,21 @@ def open_quality(
 ) -> tuple[Quality, int]:
     """The run's score of quality, on its newest averaged weights (or the given ones), and their step.
 
+    Its forward passes are in the precision that the supernet was trained in.
+
     Args:
         skip: clips of the validation split to pass over.
     """
     from nas.data import open_data
     from nas.supernet.quality import Quality
-    from nas.supernet.trained import load_supernet
+    from nas.supernet.trained import load_supernet, trained_precision
     from search_spaces.space import Space
 
-    space = Space.load(config.space)
+    space, precision = Space.load(config.space), trained_precision(out / "supernet")
     supernet, text, steps = (*nets, 0) if nets is not None else load_supernet(space, out / "supernet")
     data = open_data(config.data, space.clip("training"), "validation", config.seed)
-    return Quality(supernet, text, data, config.quality, config.train.device, skip=skip), steps
+    device = config.train.device
+    return Quality(supernet, text, data, config.quality, device, skip=skip, precision=precision), steps
 
 
 def open_scorer(config: RunConfig, out: Path) -> tuple[Scorer, int]:
@@ -81,11 +84,13 @@ def alone(
     """One arrangement of the run trained by itself, on the run's own data."""
     from nas.data import open_data
     from nas.ranking.alone import train_alone
+    from nas.supernet.trained import trained_precision
     from search_spaces.space import Space
 
     space = Space.load(config.space)
+    train = config.train.model_copy(update={"precision": trained_precision(out / "supernet")})
     data = open_data(config.data, space.clip("training"), "train", config.seed)
-    return train_alone(space, data, config.train, arrangement, start, steps=steps, seed=seed, inherit=inherit)
+    return train_alone(space, data, train, arrangement, start, steps=steps, seed=seed, inherit=inherit)
 
 
 def rescorer(config: RunConfig, out: Path, quality: Scorer, scored: dict[str, str]) -> tuple[Kept, Kept]:
@@ -126,11 +131,20 @@ def scored_by(config: RunConfig, out: Path, steps: int) -> dict[str, str]:
     from search_spaces.space import Space
 
     clips = open_data(config.data, Space.load(config.space).clip("training"), "validation", config.seed)
-    asked = config.quality.model_dump_json()
+    asked = _asked(config, out)
     if config.search.scoring != "path" or config.search.adapt_steps:
         asked += f" {config.search.scoring}, {config.search.adapt_steps} steps of adaptation"
     supernet = f"step {steps} ({weights_digest(out / 'supernet')})"
     return {"supernet": supernet, "validation": split_digest(clips), "quality": asked}
+
+
+def _asked(config: RunConfig, out: Path) -> str:
+    """The questions of a score, and the precision of the answers where it is not the full one."""
+    from nas.supernet.trained import trained_precision
+    from nas.training.precision import FULL
+
+    precision = trained_precision(out / "supernet")
+    return config.quality.model_dump_json() + (f" in {precision}" if precision != FULL else "")
 
 
 def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: int) -> Evidence:
@@ -152,7 +166,7 @@ def rank(config: RunConfig, out: Path, problem: Problem, *, count: int, steps: i
     chosen = arrangements(problem, count, config.seed)
     start = (quality.supernet, quality.text)
     identity = scored_by(config, out, trained)
-    weights = {**identity, "quality": config.quality.model_dump_json(), "steps": steps}
+    weights = {**identity, "quality": _asked(config, out), "steps": steps}
 
     inside = in_band(problem, chosen)
     twice = [a for a, within in zip(chosen, inside, strict=True) if within]

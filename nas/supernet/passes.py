@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,7 +89,8 @@ class Passes:
     The gradient is that of one joint backward pass, up to rounding; the memory that of the path that takes most.
 
     Args:
-        generator: (micro-batch, stream, item) -> the random numbers of it.
+        generator: (micro-batch, stream, item) -> the random numbers of it. at_once: how many clips are run together;
+            the rest of a micro-batch follows, and its gradients add up.
     """
 
     supernet: Supernet
@@ -100,6 +101,7 @@ class Passes:
     config: TrainConfig
     engine: Engine
     generator: Callable[[int, int, int], torch.Generator]
+    at_once: Callable[[], int]
 
     def __call__(self, paths: Sequence[Arrangement], turn: int, micro: int, image_share: float) -> Passed:
         """Forward and backward of a micro-batch's videos along each path, then of its images.
@@ -110,28 +112,35 @@ class Passes:
             turn: which batch. micro: which micro-batch of the step.
             image_share: weight of the images, which no temporal layer sees (T = 1); at 0 they are not even loaded.
         """
-        question, read = self._ask(self.videos(turn), micro, VIDEOS, self.config.clips)
+        batch = self.videos(turn)
+        question, read = self._ask(batch, micro, VIDEOS, self.config.clips)
         video = torch.zeros((), device=self.engine.device)
         parts: dict[str, Tensor] = {}
-        teacher: Tensor | None = None
-        for path in paths:
-            found = self._loss(question, path, teacher)
-            self.engine.back(found.total * ((1 - image_share) / len(paths)))
-            video += found.total.detach() / len(paths)
-            for name, part in found.parts.items():
-                parts[name] = parts.get(name, 0.0) + part.detach() / len(paths)
-            if teacher is None and len(paths) > 1:
-                teacher = found.answer
-            del found  # and with it the graph, before the next one is made
+        for some, part_of in pieces(question, self.at_once()):
+            teacher: Tensor | None = None
+            for path in paths:
+                found = self._loss(some, path, teacher)
+                self.engine.back(found.total * ((1 - image_share) * part_of / len(paths)))
+                video += found.total.detach() * part_of / len(paths)
+                for name, part in found.parts.items():
+                    parts[name] = parts.get(name, 0.0) + part.detach() * part_of / len(paths)
+                if teacher is None and len(paths) > 1:
+                    teacher = found.answer
+                del found  # and with it the graph, before the next one is made
         read.back()
         told = {name: float(part) for name, part in parts.items()}
         if not image_share:
             return Passed(float(video), None, told)
+        stills = self.at_once() * batch.video.shape[1]  # a picture takes what a frame does
         question, read = self._ask(self.images(turn), micro, IMAGES, self.config.images)
-        image = self._loss(question, self.supernet.space.baseline(), None).total
-        self.engine.back(image * image_share)
+        image = torch.zeros((), device=self.engine.device)
+        for some, part_of in pieces(question, stills):
+            loss = self._loss(some, self.supernet.space.baseline(), None).total
+            self.engine.back(loss * (image_share * part_of))
+            image += loss.detach() * part_of
+            del loss
         read.back()
-        return Passed(float(video), float(image.detach()), told)
+        return Passed(float(video), float(image), told)
 
     def _ask(self, batch: Batch, micro: int, stream: int, count: int) -> tuple[Question, _Read]:
         """What this process's share of ``count`` items asks of every path, and the text that was read for it."""
@@ -151,3 +160,15 @@ class Passes:
                 return self.supernet.predict(inputs, path)
 
         return self.task.loss(predict, question, teacher)
+
+
+def pieces(question: Question, clips: int) -> Iterator[tuple[Question, float]]:
+    """A question, so many clips at a time, each piece with its share of the whole; whole where all go at once."""
+    count = min(len(tensor) for tensor in question.inputs.values())
+    if clips >= count:
+        yield question, 1.0
+        return
+    for start in range(0, count, clips):
+        stop = min(start + clips, count)
+        inputs, truth = ({n: t[start:stop] for n, t in part.items()} for part in (question.inputs, question.truth))
+        yield Question(inputs, truth), (stop - start) / count

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nas.config import QualityConfig
 from nas.data import Dataset
@@ -18,6 +21,7 @@ from nas.errors import NasError
 from nas.pretrained.text import TextEncoder
 from nas.supernet.supernet import Supernet
 from nas.tasks.contract import Question, weights_of
+from nas.training.precision import autocast
 from search_spaces.arrangement import Arrangement
 
 Floats = NDArray[np.float64]
@@ -73,7 +77,8 @@ class Quality(Paired):
 
     Args:
         supernet, text: averaged weights; put in evaluation mode.
-        data: the validation split. skip: clips of it to pass over.
+        data: the validation split. skip: clips of it to pass over. precision: of the forward pass, as in training;
+            errors are taken in full precision, and scores of two precisions are not compared.
 
     Attributes:
         available: clips of the split.
@@ -92,11 +97,12 @@ class Quality(Paired):
         device: str = "cpu",
         *,
         skip: int = 0,
+        precision: str = "fp32",
     ) -> None:
         super().__init__()
         self.config, self.task = config, supernet.task
         self.weights = weights_of(self.task, config.weights)
-        self.device = torch.device(device)
+        self.device, self.precision = torch.device(device), precision
         self.supernet = supernet.to(self.device).eval()
         self.text = text = text.to(self.device).eval()
         self._parts: dict[str, list[Parts]] = {}  # by batch
@@ -107,8 +113,11 @@ class Quality(Paired):
             raise NasError(
                 f"quality needs 2 validation clips or more, but has {len(items)}; raise data.validation_clips"
             )
-        with torch.no_grad():
+        with torch.no_grad(), self._autocast():
             self._batches = [question.to(self.device) for question in self.task.questions(items, config, text)]
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return autocast(self.device, self.precision)
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -160,7 +169,12 @@ class Quality(Paired):
         """The parts (B,) of each arrangement's error on one batch."""
         times = len(arrangements)
         asked: Arrangement | Sequence[Arrangement] = arrangements if times > 1 else arrangements[0]
-        answers = self.task.answer(lambda inputs: self.supernet.predict(inputs, asked), question.repeated(times))
+
+        def predict(inputs: Mapping[str, Any]) -> Tensor:
+            with self._autocast():
+                return self.supernet.predict(inputs, asked).float()
+
+        answers = self.task.answer(predict, question.repeated(times))
         found = []
         for answer in answers.chunk(times):
             errors = self.task.errors(answer, question)

@@ -23,6 +23,7 @@ from nas.errors import NasError
 from nas.pretrained.text import TextEncoder
 from nas.supernet.passes import Passed, Passes
 from nas.supernet.paths import PATHS, fixed_paths
+from nas.supernet.room import clips_at_once
 from nas.supernet.supernet import Supernet
 from nas.supernet.trained import TEXT
 from nas.tasks import trained_task
@@ -34,6 +35,7 @@ from nas.training.engine import Engine
 from nas.training.loader import Loader
 from nas.training.log import Step
 from nas.training.loop import Loop, Row, Stage
+from nas.training.micro import AtOnce
 from nas.training.optimizers import build_optimizer, set_rates
 from nas.training.watch import Strip
 from search_spaces.arrangement import Arrangement
@@ -194,8 +196,10 @@ class SupernetStage(Stage):
         self.optimizer = build_optimizer(config, groups, engine.device)
         self.optimizers = {"": self.optimizer}
         self.passes = Passes(
-            self.supernet, self.task, self.text, self.videos, self.images, config, engine, self._generator
+            *(self.supernet, self.task, self.text, self.videos, self.images, config, engine, self._generator),
+            lambda: self.room.clips,
         )
+        self._room: AtOnce | None = None
         self.step = self.salt = 0  # of the step that is made; all random numbers come of them
 
     @property
@@ -218,15 +222,15 @@ class SupernetStage(Stage):
     def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
         """One optimiser step; see ``loop.Stage``."""
         self.step, self.salt = step, draws.salt
+        assert self.room.clips  # found before anything of this step stands
         config, engine, warming = self.config, self.engine, step < self.config.warmup_steps
         rate, everything = self._learning_rate(), warming or config.spatial_rate > 0
         for parameter in self.shared:
             parameter.requires_grad_(everything)
         set_rates(self.optimizer, [rate * (1.0 if warming else config.spatial_rate), rate])
-        self.optimizer.zero_grad(set_to_none=True)
         paths = [self.space.baseline()] if warming else self._learning_paths(everything)
         share = config.image_share if config.images and everything else 0.0
-        passed = [self._pass(paths, micro, share) for micro in range(config.accumulate)]
+        passed = self._passed(paths, share)
         loss_video, loss_image = engine.world.mean(
             [statistics.fmean(p.video for p in passed), statistics.fmean(p.image or 0.0 for p in passed)]
         )
@@ -251,6 +255,47 @@ class SupernetStage(Stage):
     def _generator(self, micro: int, stream: int, item: int = 0) -> torch.Generator:
         mixed = (((self.seed * 1_000_003 + self.step * 97 + micro) * 31 + self.salt) * 7 + stream) * 8191 + item
         return torch.Generator().manual_seed(mixed % 2**63)
+
+    def _passed(self, paths: list[Arrangement], share: float) -> list[Passed]:
+        """The step's gradients and losses; where memory runs out, all of it again with half as many clips at once.
+
+        Raises:
+            NasError: if it runs out with one clip, or where all processes must run as many.
+        """
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return [self._pass(paths, micro, share) for micro in range(self.config.accumulate)]
+            except torch.OutOfMemoryError:
+                had = self.room.clips
+            if self.engine.sharded or not self.room.halve():
+                raise NasError(
+                    f"memory ran out at step {self.step + 1} with {had} clips at once; try "
+                    f"train.activation_checkpoints=true, or {'fewer' if had > 1 else 'smaller'} clips"
+                    + (f": train.micro_clips={had // 2}" if had > 1 else "")
+                )
+            if self.engine.device.type == "cuda":
+                torch.cuda.empty_cache()
+            self.warn(f"step {self.step + 1}: memory ran out with {had} clips at once; goes on with {self.room.clips}")
+
+    @property
+    def room(self) -> AtOnce:
+        """How many clips go through the network at once; found when it is first asked for."""
+        if self._room is None:
+            self._room = clips_at_once(self)
+        return self._room
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.engine.sentence}; {self.room.sentence(len(self.engine.world.share(self.config.clips)))}"
+
+    def notes(self) -> dict[str, Any]:
+        """The clips at once, so that a training that goes on adds up its gradients in the same order."""
+        return {"micro_clips": self._room.clips} if self._room is not None else {}
+
+    def take_up(self, notes: Mapping[str, Any]) -> None:
+        if self.config.micro_clips == "auto" and "micro_clips" in notes:
+            self._room = AtOnce(int(notes["micro_clips"]), "as it began")
 
     def _pass(self, paths: list[Arrangement], micro: int, image_share: float) -> Passed:
         """Add up the gradients of a micro-batch; see ``Passes``."""
@@ -292,7 +337,8 @@ class SupernetStage(Stage):
             return None
         paths = [self.space.baseline(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
         config = VALIDATION.model_copy(update={"weights": self.weights})
-        quality = Quality(self.supernet, self.text, self.validation, config, str(self.engine.device))
+        device, precision = str(self.engine.device), self.engine.precision
+        quality = Quality(self.supernet, self.text, self.validation, config, device, precision=precision)
         return statistics.fmean(quality.score(path).loss for path in paths)
 
     def strip(self) -> Strip | None:

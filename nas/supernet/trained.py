@@ -11,7 +11,8 @@ from nas.pretrained.text import NoText, TextEncoder
 from nas.supernet.supernet import Supernet
 from nas.tasks import USUAL
 from nas.training.checkpoint import check_belongs, list_checkpoints, load_checkpoint
-from nas.training.log import check_shapes
+from nas.training.log import begun_settings, check_shapes
+from nas.training.precision import FULL
 from search_spaces.space import Space
 
 TEXT = "text"
@@ -45,3 +46,8 @@ def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, in
         )
         module.eval().requires_grad_(False)
     return supernet, text, int(checkpoint.state["step"])
+
+
+def trained_precision(folder: Path) -> str:
+    """The precision of the training in a folder, in which its paths are scored too."""
+    return str(begun_settings(folder).get("precision", FULL))

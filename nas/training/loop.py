@@ -89,6 +89,18 @@ class Stage(ABC):
         """Sampled frames, the averages in place of the weights, or None."""
         return None
 
+    @property
+    def sentence(self) -> str:
+        """How it computes; said before the first step, and asked by every process."""
+        return self.engine.sentence
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint keeps for the training that goes on, beside weights and settings."""
+        return {}
+
+    def take_up(self, notes: Mapping[str, Any]) -> None:  # noqa: B027
+        """Go on with what ``notes`` gave."""
+
     def fresh(self, folder: Path) -> None:  # noqa: B027
         """Leave in a new folder what its checkpoints are read with."""
 
@@ -145,7 +157,8 @@ class Loop(Generic[Kind]):
         watch: Watch | None = None
         try:
             self.resume()
-            self.tell(f"{self.stage.key:<10} {self.stage.engine.sentence}")
+            sentence = self.stage.sentence
+            self.tell(f"{self.stage.key:<10} {sentence}")
             if self.world.main:
                 watch = Watch(self.folder, config.trackers, self.step, f"{self.stage.key}.trackers")
             while self.step < config.steps:
@@ -315,6 +328,8 @@ class Loop(Generic[Kind]):
             "rows": list(self.rows),
             "scaler": self.stage.engine.scaler.state_dict(),
         }
+        if notes := self.stage.notes():
+            state["notes"] = notes
         if (self.folder / METRICS).exists():
             sync(self.folder / METRICS)  # never behind the checkpoint, even where the power fails
         save_checkpoint(self.folder, self.step, Checkpoint(groups, state), self.stage.config.keep, self._kept())
@@ -377,6 +392,7 @@ class Loop(Generic[Kind]):
         self.step, self.salt = int(state["step"]), int(state["salt"])
         self.recent = deque(state["recent"], maxlen=self.recent.maxlen)
         self.rows = deque(state.get("rows", ()), maxlen=self.rows.maxlen)
+        self.stage.take_up(state.get("notes", {}))
 
 
 def _group(which: str) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 Precision = Literal["fp32", "bf16", "fp16"]
-AUTO = "auto"
+AUTO, FULL = "auto", "fp32"
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
