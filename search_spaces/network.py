@@ -197,7 +197,8 @@ def build_module(
         else:
             network, part = _whole_network(workload, space, arrangement)
             module = _Network(network, workload.frames, part)
-            names = ("x", "timestep", "context") if workload.context_tokens else ("x",)
+            timed = space is not None and space.backbone.layout.timed
+            names = ("x", *["timestep"] * timed, *["context"] * bool(workload.context_tokens))
         _fill_zeros(module)
         examples = {
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),

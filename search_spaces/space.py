@@ -19,12 +19,7 @@ from search_spaces.ends import decoder_spec, text_encoder_spec
 from search_spaces.errors import MAX_OPTIONS, SpaceError, unknown
 from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
-from search_spaces.parts import Autoencoder as Autoencoder
-from search_spaces.parts import Clip as Clip
-from search_spaces.parts import Position as Position
-from search_spaces.parts import Text as Text
-from search_spaces.parts import check_clip
-from search_spaces.parts import latent_shape as latent_shape
+from search_spaces.parts import Autoencoder, Clip, Position, Text, check_clip, latent_shape
 from search_spaces.plan import SPACES
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
@@ -32,6 +27,8 @@ from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+
+__all__ = ["SPACES", "Autoencoder", "Clip", "Position", "Space", "Text", "latent_shape", "list_spaces"]
 
 
 @dataclass(frozen=True)

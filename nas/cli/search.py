@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -92,23 +92,11 @@ def search(
         measured = climb(run, ladder, device, table, set_)
         emit(measured.to_json()) if as_json else tell(measured.render())
         return
-    said: dict[str, object] = {"latency_ms": latency_ms, "memory_mb": memory_mb, "trials": trials, "sampler": sampler}
+    said: dict[str, Any] = {"latency_ms": latency_ms, "memory_mb": memory_mb, "trials": trials, "sampler": sampler}
     said |= {"parameters_min": parameters_min, "parameters_max": parameters_max, "scoring": scoring}
     only_once(set_, {f"search.{name}": _option(name) for name, value in said.items() if value is not None})
     answer = search_arrangement(
-        run,
-        latency_ms=latency_ms,
-        memory_mb=memory_mb,
-        parameters_min=parameters_min,
-        parameters_max=parameters_max,
-        trials=trials,
-        sampler=sampler,
-        workers=workers,
-        storage=storage,
-        study=study,
-        scoring=scoring,
-        sets=set_,
-        helper_of=helper_of,
+        run, **said, workers=workers, storage=storage, study=study, sets=set_, helper_of=helper_of
     )
     if helper_of is not None:
         return

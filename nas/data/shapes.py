@@ -103,9 +103,9 @@ class Cast:
     @classmethod
     def of(cls, config: DataConfig) -> Cast:
         """The cast that a configuration names."""
-        for field, (low, high) in (("radius", config.radius), ("speed", config.speed)):
+        for bounds, (low, high) in (("radius", config.radius), ("speed", config.speed)):
             if not 0 < low <= high:
-                raise NasError(f"data.{field} must run from above 0 upwards, but is {low} to {high}")
+                raise NasError(f"data.{bounds} must run from above 0 upwards, but is {low} to {high}")
         return cls(
             _some("kinds", config.kinds, KINDS),
             _some("colours", config.colours, tuple(COLOURS)),

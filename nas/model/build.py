@@ -37,6 +37,8 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
 
     check_replaceable(out, is_model, "model")
     space = Space.load(load(run).space)
+    if not space.text:
+        raise NasError(f"{run}: space {space.name} reads no text, and what is built is sampled by prompts")
     chosen = run / "arrangement.yaml"
     if not chosen.is_file():
         raise NasError(f"{run}: no arrangement.yaml there; choose one with nas search {run}")

@@ -109,7 +109,7 @@ def render(run: RunFolder) -> str:
         run=run,
         metrics=run.metrics,
         chosen=chosen,
-        title=f"{run.metrics.get('space', run.path.name)} on {_device(run)}",
+        title=f"{run.plan.space if run.plan else run.metrics.get('space', run.path.name)} on {_device(run)}",
         verdict=verdict(run),
         tiles=_tiles(run),
         source=run.sources.word,

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.settings import Settings, parse_as
-from nas.tasks.contract import Clips, Encode, Frames, Losses, Predict, Question, Random
+from nas.tasks.contract import Clips, Encode, Footage, Frames, Losses, Predict, Question, Random
 from nas.tasks.likeness import psnr, psnr_of_changes, ssim
 
 if TYPE_CHECKING:
-    from nas.data.clip import Dataset
     from search_spaces.space import Space
 
 SHOWN = 3  # clips for whoever watches
@@ -108,7 +107,7 @@ class Reconstruct:
         return Losses(total, out.detach(), {name: term.detach() for name, term in terms.items()})
 
     def _consistent(self, predict: Predict, out: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for the decoded clip.
+        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for it.
 
         The gradient is taken with respect to that clip alone, so the encoder gets none of its second pass.
         """
@@ -160,7 +159,7 @@ class Reconstruct:
             "ssim": 1 - ssim(found, truth),
         }
 
-    def samples(self, predict: Predict, encode: Encode, data: Dataset, space: Space, device: torch.device) -> Frames:
+    def samples(self, predict: Predict, encode: Encode, data: Footage, space: Space, device: torch.device) -> Frames:
         """Clips, each with its reconstruction on the right."""
         items = [data[i] for i in range(min(SHOWN, len(data)))]
         video = torch.stack([item["video"] for item in items]).to(device)

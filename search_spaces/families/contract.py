@@ -94,6 +94,11 @@ class Layout:
         return self.inputs.get("context", 0)
 
     @property
+    def timed(self) -> bool:
+        """Whether the network reads a ``timestep``: it embeds one, or answers a text."""
+        return bool(self.embedding or self.context_dim)
+
+    @property
     def told_dim(self) -> int:
         """Width of the text that layers read."""
         return self.projected or self.context_dim
