@@ -51,8 +51,11 @@ def test_a_unit_that_is_not_asked_for_alone_is_asked_all_the_same(mac: Mac, arti
     mac.behave(lie_on="CPU_AND_GPU")
     (row,) = mac.measure(artifacts[:1], "ALL")  # which the stand-in answers rightly
     assert row.status == "wrong" and "wrong on gpu off by 1" in row.reason and "right on cpu, ane" in row.reason
+    mac.behave(lie_on="CPU_AND_GPU", refuse_on="CPU_ONLY")
     (row,) = mac.measure(artifacts[:1], "CPU_AND_NE")
-    assert row.status == "ok" and "output_error_gpu" not in dict(row.extra)
+    assert row.status == "ok" and set(dict(row.extra)) >= {"output_error_ane"}
+    assert not {"output_error_gpu", "output_error_cpu"} & set(dict(row.extra))
+    assert "cpu could not be asked alone: Error computing NN outputs." in row.reason
 
 
 def test_a_unit_that_cannot_be_asked_is_said_so_and_left_unknown() -> None:

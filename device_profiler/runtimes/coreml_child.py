@@ -68,9 +68,9 @@ def load(folder: str, unit: str) -> dict[str, Any]:
         try:
             with quiet():
                 other = ct.models.CompiledMLModel(compiled, compute_units=ct.ComputeUnit[setting])
+                return _error_of(other, manifest)
         except Exception as problem:  # of any class: Core ML's own, or Python's from within
             raise WorkloadError(one_line(problem)) from None
-        return _error_of(other, manifest)
 
     errors, notes = output_errors(unit, error, error_under)
     numeric, more = evaluated(manifest["stats"].get("numeric_error"))
