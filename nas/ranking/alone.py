@@ -53,6 +53,7 @@ def train_alone(
             draw=lambda step: [arrangement],
             start=start,
             temporal=inherit,
+            held=start[0].held if inherit else None,
         )
         loop.save()  # to go back to, should a step go wrong
         try:

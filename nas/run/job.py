@@ -177,7 +177,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
         def told(step: Step) -> None:
             report(step.step, config.train.steps, step.sentence)
 
-        draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
+        within = draw_within(config, out) if config.train.paths == "within_budget" else None
         train(
             space,
             data,
@@ -188,8 +188,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             warn=say,
             tell=say,
             validation=validation,
-            draw=draw,
-            drawn_from=drawn_from,
+            **(within.told if within is not None else {}),
             weights=config.quality.weights,
         )
     best = read_best(out / "supernet")

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from device_profiler import host
 from nas.supernet.estimate import MOMENTS, estimate_step
+from nas.supernet.held import deepest
 from nas.supernet.passes import VIDEOS
 from nas.training.loader import Batch
 from nas.training.micro import AtOnce, cuda_bytes, fitting
-from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def clips_at_once(stage: SupernetStage) -> AtOnce:
     if config.micro_clips != "auto":
         return AtOnce(min(config.micro_clips, clips), "as asked for")
     if clips < 2:
-        return AtOnce(clips, "it has no fewer")
+        return AtOnce(clips, "there is one")
     if stage.engine.device.type == "cuda":
         one, two, room = cuda_bytes(stage.engine.device, lambda count: _try(stage, count))
         found = fitting(clips, one + _moments(stage), two + _moments(stage), room, "measured")
@@ -66,7 +66,7 @@ def _counted(stage: SupernetStage, clips: int, room: float) -> AtOnce:
     held = 4.0 * sum(p.numel() for p in stage.supernet.parameters()) + _moments(stage)
     if held + clips * surely(stage.space) <= EASY * room:
         return AtOnce(clips, "by the plan all fit")
-    step = estimate_step(stage.space, stage.config, stage.engine.precision, stage.draw, stage.seed)
+    step = estimate_step(stage.space, stage.config, stage.engine.precision, stage.draw, stage.seed, stage.supernet.held)
     beside = step.gradient_bytes + step.fixed_bytes + _moments(stage)
     return fitting(clips, beside + step.clip_bytes, beside + 2 * step.clip_bytes, room, "counted")
 
@@ -87,7 +87,7 @@ def _try(stage: SupernetStage, clips: int) -> None:
         whole, *shape = stage.space.latent_shape("training")
         batch = Batch(torch.randn(clips, whole, *shape), [""] * clips)
         question, read = stage.passes._ask(batch, 0, VIDEOS, clips * stage.engine.world.size)
-        loss: Tensor = stage.passes._loss(question, load_plan(stage.space).largest(), None).total
+        loss: Tensor = stage.passes._loss(question, deepest(stage.space, stage.supernet.held), None).total
         if loss.requires_grad:
             loss.backward()
         read.back()
