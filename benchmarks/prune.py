@@ -26,14 +26,14 @@ from nas.data import open_data
 from nas.data.clip import images_of
 from nas.pretrained.given import load_given
 from nas.pretrained.text import TextEncoder
-from nas.prune import prune_unet
+from nas.prune import prune_network
 from nas.prune.config import PruneSettings
 from nas.prune.images import Images
 from nas.prune.recover import Recover
 from nas.tasks.noise import Diffusion
 from nas.training.loop import Loop
 from search_spaces.families import build_backbone
-from search_spaces.families.unet import FAMILY
+from search_spaces.families.unet import FAMILY, cuts
 from search_spaces.space import Space
 
 WIDE = {
@@ -73,7 +73,7 @@ def settings(steps: int, threads: int, seed: int, **more: Any) -> PruneSettings:
 
 def trained(whole: Any, unet: Any, told: PruneSettings, images: Images, folder: Path) -> Any:
     """The UNet after the steps that ``told`` asks for, averaged weights."""
-    loop = Loop(Recover(whole, unet, images, told.prune), folder, {}, told.seed, print)
+    loop = Loop(Recover(whole, unet, images, told.prune, cuts), folder, {}, told.seed, print)
     loop.run()
     loop.load_average()
     return unet.eval()
@@ -113,7 +113,7 @@ def one_seed(folder: Path, seed: int, args: argparse.Namespace) -> dict[str, flo
     whole = trained(copy.deepcopy(whole).requires_grad_(False), whole, alone, images, folder / "teacher")
     whole.save_pretrained(str(source / "unet"))
     cut = settings(0, args.threads, seed)
-    told = prune_unet(str(source), folder / "space.yaml", folder / "cut", cut)
+    told = prune_network(str(source), folder / "space.yaml", folder / "cut", cut)
     whole.requires_grad_(False)
     found = {
         "whole": validation_loss(whole, images, space, cut),

@@ -43,7 +43,12 @@ def _lines(text: str) -> str:
 def _file_name(text: str) -> str:
     if not text or len(text) > 100 or text.startswith(".") or set(text) & set("/\\"):
         raise ValueError("names a folder of its table, so it is 1 to 100 characters without slashes or a leading dot")
-    return _one_line(text)
+    unseen = next((c for c in _one_line(text) if not c.isprintable()), None)
+    if unseen is not None:
+        raise ValueError(
+            f"names a folder of its table and holds U+{ord(unseen):04X}, which cannot be read; leave it out"
+        )
+    return text
 
 
 Line = Annotated[str, AfterValidator(_one_line)]

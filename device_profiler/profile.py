@@ -213,7 +213,7 @@ def measure_workloads(
     known = arrangements or {}
     for index, row in enumerate(wanted):
         if row.workload.block == "network":
-            key = row.workload.name.rpartition(":")[2]
+            key = row.workload.name.rpartition(":")[2].partition(".")[0]  # of a part, that of the whole
             if key not in known:
                 raise ProfileError(f"{row.workload.key}: a network needs its arrangement; pass arrangements[{key!r}].")
             wanted[index] = replace(row, arrangement=known[key])

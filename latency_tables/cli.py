@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from latency_tables.diff import Diff, diff, markdown, plain
 from latency_tables.errors import TableError
 from latency_tables.lookup import DEFAULT, find_table, known_tables, load_table
 from latency_tables.overview import overview, render
-from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, video_time
+from latency_tables.predict import Prediction, VideoTime, parse_layers, predict, video_time, with_decoder
 from latency_tables.record import Record
 from latency_tables.table import Table, seal
 from latency_tables.terminal import tell, warn
@@ -35,8 +36,13 @@ Command = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it do
 
 def main(argv: Sequence[str] | None = None, prog: str = "latency_tables") -> int:
     """Run one command and give its exit code: 0 done, 1 the answer is no, 2 wrong use or bad input."""
+    words = sys.argv[1:] if argv is None else argv
+    empty = next((word[:-3] for word in words if word.startswith("--") and word.endswith("=--")), None)
+    if empty is not None:  # argparse makes an empty list of it, whatever the option takes
+        warn(f"nas: argument {empty}: -- is no value; see {prog} --help")
+        return WRONG_USE
     try:
-        arguments = _parser(prog).parse_args(argv)
+        arguments = _parser(prog).parse_args(words)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return WRONG_USE if stop.code else DONE
     try:
@@ -91,6 +97,7 @@ def _add_questions(command: Command) -> None:
     _add_costing(ask)
     ask.add_argument("--steps", type=int, help="evaluations of a whole video, for its time in the network")
     ask.add_argument("--guidance", action="store_true", help="each step evaluates the network twice")
+    ask.add_argument("--decoder", type=Path, help="folder of a searched decoder, in place of the space's")
     whole = command("costs", _costs, "cheapest, dearest, distribution of a space; exit code 1 if no arrangement fits")
     whole.add_argument("space", help="a shipped space's name, or a plan JSON")
     whole.add_argument("--device", required=True, help="path, device, or device/runtime of the table")
@@ -245,9 +252,13 @@ def _predict(arguments: argparse.Namespace) -> int:
     layers = chosen.labels() | parse_layers(arguments.layers)
     found = predict(model, layers, budget if budget.given else None)
     video = None
+    if arguments.decoder is not None and arguments.steps is None:
+        raise TableError("--decoder is part of a whole video's time; say how many --steps the video takes")
     if arguments.steps is not None:
         table = load_table(arguments.device, arguments.dir)
         video = video_time(model, table, found.latency_ms, arguments.steps, arguments.guidance)
+        if arguments.decoder is not None:
+            video = with_decoder(video, model, table, arguments.decoder)
     if arguments.json:
         told = None if video is None else {**_plain(video), "total_ms": video.total_ms}
         _emit({**_plain(found), "video": told})
@@ -316,11 +327,11 @@ def _check_threshold(value: float) -> None:
 
 def _transfer(arguments: argparse.Namespace) -> int:
     source, target = (load_table(name, arguments.dir) for name in (arguments.source, arguments.target))
-    if arguments.out.exists():
-        raise TableError(f"{arguments.out} is there already; give another --out")
     if arguments.next < 0:
         raise TableError(f"--next must be 0 or more, but is {arguments.next}")
     found = transfer(source, target, arguments.next)
+    if arguments.out.exists() and not _is_there(found.table, arguments.out):
+        raise TableError(f"{arguments.out} is there already; give another --out")
     path = found.table.save(arguments.out)
     if arguments.json:
         return _emit({"table": str(path), "predicted": found.predicted, "width": found.width, "next": found.next})
@@ -334,8 +345,11 @@ def _transfer(arguments: argparse.Namespace) -> int:
 def _merge(arguments: argparse.Namespace) -> int:
     ours, theirs = (load_table(name, arguments.dir) for name in (arguments.ours, arguments.theirs))
     merged = ours.merge(theirs, arguments.prefer)
-    if arguments.out.exists() and arguments.out.resolve() not in (
-        find_table(name, arguments.dir).resolve() for name in (arguments.ours, arguments.theirs)
+    if (
+        arguments.out.exists()
+        and arguments.out.resolve()
+        not in (find_table(name, arguments.dir).resolve() for name in (arguments.ours, arguments.theirs))
+        and not _is_there(merged, arguments.out)
     ):
         raise TableError(f"{arguments.out} is there already and is neither of the two; give another --out")
     path = merged.save(arguments.out, replace=True)
@@ -343,6 +357,14 @@ def _merge(arguments: argparse.Namespace) -> int:
         return _emit({"table": str(path), "rows": len(merged)})
     tell(f"{path}: {len(merged)} rows")
     return DONE
+
+
+def _is_there(table: Table, path: Path) -> bool:
+    """Whether a file holds this very table: left by the same command, which may have been killed before its end."""
+    try:
+        return Table.load(path).to_csv() == table.to_csv()
+    except TableError:
+        return False
 
 
 def _seal(arguments: argparse.Namespace) -> int:

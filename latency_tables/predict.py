@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from latency_tables.budget import Budget, Infeasible, nearest
 from latency_tables.cost import CostModel
 from latency_tables.errors import TableError
 from latency_tables.table import Table
+from search_spaces.arrangement import Arrangement
+from search_spaces.plan import Plan
+from search_spaces.reading import parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,38 @@ def video_time(model: CostModel, table: Table, latency_ms: float, steps: int, gu
             if row.source not in model.sources:
                 unlike.append(f"{row.key} ({row.source})")
     return VideoTime(steps * times, steps * times * latency_ms, parts[0], parts[1], tuple(missing), tuple(unlike))
+
+
+def with_decoder(video: VideoTime, model: CostModel, table: Table, folder: Path) -> VideoTime:
+    """The same video through a searched decoder, costed from the same table.
+
+    Args:
+        folder: what ``nas distil-decoder`` or ``nas build`` wrote: an arrangement, and beside it its space's plan.
+
+    Raises:
+        TableError: if the folder holds none, it makes other frames than the video's, or the table lacks its rows.
+    """
+    try:
+        told = parse_json(read_text(folder / "config.json"))
+        plan, chosen = Plan.load(folder / "plan.json"), Arrangement.from_json(told["arrangement"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TableError(
+            f"{folder}: holds no searched decoder ({error}); give the folder that nas distil-decoder wrote"
+        ) from None
+    sizes = ("frames", "height", "width")
+    made, wanted = (tuple(one.clip[name] for name in sizes) for one in (plan, model.plan))
+    if made != wanted:
+        raise TableError(
+            f"{folder}: is costed at {'x'.join(map(str, made))}, but {model.plan.space} makes "
+            f"{'x'.join(map(str, wanted))}; write its space's deployment clip so"
+        )
+    costs = CostModel(plan, table, allow_mixed=True)
+    latency = float(costs.cost(costs.encode(chosen.labels())[None]).latency_ms[0])
+    ours = plan.backbone_workload
+    kept = tuple(key for key in video.missing if not key.startswith("decoder:"))
+    unlike = tuple(key for key in video.unlike if not key.startswith("decoder:"))
+    unlike += (f"{ours} ({costs.source})",) if set(costs.sources) - set(model.sources) else ()
+    return replace(video, decoder_ms=latency, missing=kept, unlike=unlike)
 
 
 def parse_layers(texts: Sequence[str]) -> dict[str, tuple[str, ...]]:

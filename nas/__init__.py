@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nas.model.network import VideoUNet
     from nas.model.pipeline import TextToVideoPipeline, load_pipeline
     from nas.model.sample import sample_video
+    from nas.pretrained.searched import SearchedAutoencoder
     from nas.report import write_report
     from nas.run.answer import search_arrangement
     from nas.run.job import run_all, train_supernet
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "NasError",
     "TextToVideoPipeline",
+    "SearchedAutoencoder",
     "VideoUNet",
     "build_model",
     "evaluate_model",
@@ -43,6 +45,7 @@ __getattr__, __dir__ = lazily(
         # diffusers looks a saved pipeline's parts up here, by the names that the model folder states
         "TextToVideoPipeline": "nas.model.pipeline",
         "VideoUNet": "nas.model.network",
+        "SearchedAutoencoder": "nas.pretrained.searched",
         "NasError": "nas.errors",
         "build_model": "nas.model.build",
         "evaluate_model": "nas.evaluate",

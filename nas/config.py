@@ -50,6 +50,8 @@ class DataConfig(Settings):
             endless. Single frames stay endless: images are easier to come by than videos.
         kinds, colours, directions: of `moving_shapes`, which of them appear; all, where the list is empty.
         radius, speed: of `moving_shapes`, from and to: shares of the shorter side; sides of the frame a second.
+        rotation, approach: of `moving_shapes`, from and to: turns a second; change of depth a second, where a shape
+            begins at depth 1 and looks smaller the deeper it is.
     """
 
     source: Literal["sample_clips", "folder", "shards", "cache", "moving_shapes"] = "sample_clips"
@@ -70,6 +72,8 @@ class DataConfig(Settings):
     directions: tuple[str, ...] = ()
     radius: tuple[float, float] = (0.16, 0.24)
     speed: tuple[float, float] = (0.35, 0.75)
+    rotation: tuple[float, float] = (0.0, 0.0)
+    approach: tuple[float, float] = (0.0, 0.0)
 
 
 class TrainConfig(Settings):

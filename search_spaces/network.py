@@ -95,8 +95,12 @@ class VideoNetwork(nn.Module):
         """``x: (B*T, C, H, W)``, ``timestep: (B,)``, ``context: (B, L, D)`` to the shape of ``x``."""
         return self.run({"x": x, "timestep": timestep, "context": context, "frames": num_frames})
 
-    def run(self, inputs: Mapping[str, Any]) -> Tensor:
-        """One evaluation on whatever the family reads; see ``Family.run``."""
+    def run(self, inputs: Mapping[str, Any], seen: dict[str, Tensor] | None = None) -> Tensor:
+        """One evaluation on whatever the family reads; see ``Family.run``.
+
+        Args:
+            seen: is given the running tensor behind every place, by its name.
+        """
         num_frames = inputs["frames"]
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
@@ -106,6 +110,8 @@ class VideoNetwork(nn.Module):
                 layers: Any = self.temporal[name]
                 for layer, reads in zip(layers, self.reads[name], strict=True):
                     x = layer(x, frames, **{read: beside[read] for read in reads})
+            if seen is not None:
+                seen[place] = x
             return x
 
         return self._run(self.unet, inputs, at)
@@ -135,16 +141,17 @@ class _TimedBlock(nn.Module):
 
 
 class _Network(nn.Module):
-    """A network with ``num_frames`` bound, so that it takes tensors only."""
+    """A network, or a part of one, with ``num_frames`` bound, so that it takes tensors only."""
 
-    def __init__(self, network: VideoNetwork, num_frames: int) -> None:
+    def __init__(self, network: VideoNetwork, num_frames: int, part: str = "") -> None:
         super().__init__()
         self.network, self.num_frames = network, num_frames
+        self.part = {"part": part} if part else {}
 
     def forward(self, x: Tensor, timestep: Tensor | None = None, context: Tensor | None = None) -> Tensor:
         told = {"timestep": timestep, "context": context}
         given = {name: tensor for name, tensor in told.items() if tensor is not None}
-        return self.network.run({"x": x, "frames": self.num_frames, **given})
+        return self.network.run({"x": x, "frames": self.num_frames, **given, **self.part})
 
 
 def build_module(
@@ -188,8 +195,10 @@ def build_module(
             module = _TimedBlock(block, workload.frames) if timed else _Block(block, workload.frames)
             names = ("x", *(read for read in ("embedding", "context") if read in reads))
         else:
-            module = _Network(_whole_network(workload, space, arrangement), workload.frames)
-            names = ("x", "timestep", "context") if workload.context_tokens else ("x",)
+            network, part = _whole_network(workload, space, arrangement)
+            module = _Network(network, workload.frames, part)
+            timed = space is not None and space.backbone.layout.timed
+            names = ("x", *["timestep"] * timed, *["context"] * bool(workload.context_tokens))
         _fill_zeros(module)
         examples = {
             "x": torch.randn(workload.batch * workload.frames, workload.channels, workload.height, workload.width),
@@ -210,7 +219,10 @@ def _spatial_part(workload: Workload, space: Space | None) -> nn.Module:
     return build_part(space.backbone, name.removeprefix(prefix))
 
 
-def _whole_network(workload: Workload, space: Space | None, arrangement: Arrangement | None) -> VideoNetwork:
+def _whole_network(
+    workload: Workload, space: Space | None, arrangement: Arrangement | None
+) -> tuple[VideoNetwork, str]:
+    """The network that a workload names, and the part of it that is meant; no name means all of it."""
     if space is None:
         raise SpaceError(f"{workload.base}: a {workload.block} belongs to a space; pass it")
     if workload.block == "backbone":
@@ -220,9 +232,11 @@ def _whole_network(workload: Workload, space: Space | None, arrangement: Arrange
         raise SpaceError(f"{workload.base}: a network needs its arrangement; pass it")
     else:
         expected = f"{space.name}:{arrangement.key}"
-    if workload.name != expected:
+    parts = {"", *(part.name for part in space.backbone.layout.parts if space.backbone.layout.in_parts)}
+    name, _, part = workload.name.removeprefix(expected).partition(".")
+    if not workload.name.startswith(expected) or name or part not in parts:
         raise SpaceError(f"{workload.base} names {workload.name}, but the {workload.block} passed is {expected}")
-    return VideoNetwork(replace(space, backbone=space.measured()), arrangement)
+    return VideoNetwork(replace(space, backbone=space.measured()), arrangement), part
 
 
 def _fill_zeros(module: nn.Module) -> None:

@@ -19,12 +19,7 @@ from search_spaces.ends import decoder_spec, text_encoder_spec
 from search_spaces.errors import MAX_OPTIONS, SpaceError, unknown
 from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
-from search_spaces.parts import Autoencoder as Autoencoder
-from search_spaces.parts import Clip as Clip
-from search_spaces.parts import Position as Position
-from search_spaces.parts import Text as Text
-from search_spaces.parts import check_clip
-from search_spaces.parts import latent_shape as latent_shape
+from search_spaces.parts import Autoencoder, Clip, Position, Text, check_clip, latent_shape
 from search_spaces.plan import SPACES
 from search_spaces.reading import UnreadableError, parse_yaml, read_text
 from search_spaces.variant import Variant
@@ -32,6 +27,8 @@ from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
     from numpy.random import Generator
+
+__all__ = ["SPACES", "Autoencoder", "Clip", "Position", "Space", "Text", "latent_shape", "list_spaces"]
 
 
 @dataclass(frozen=True)
@@ -449,6 +446,18 @@ class Space:
         """The workload of the backbone with all layers of an arrangement, batch 1."""
         self.check(arrangement)
         return self._whole("network", f"{self.name}:{arrangement.key}", precision, clip)
+
+    def network_workloads(
+        self, arrangement: Arrangement, precision: str, clip: str = "deployment"
+    ) -> tuple[tuple[Workload, int], ...]:
+        """All that one evaluation of a whole network runs, and how often: itself once, or each of its parts."""
+        whole = self.network_workload(arrangement, precision, clip)
+        if not self.backbone.layout.in_parts:
+            return ((whole, 1),)
+        return tuple(
+            (replace(part, block="network", name=f"{whole.name}.{part.name.rpartition('.')[2]}"), calls)
+            for part, calls in self.frame_workloads(precision, clip)
+        )
 
     def workloads(self, precision: str, clip: str = "deployment") -> tuple[Workload, ...]:
         """All that must be measured to cost any arrangement: the backbone, then each distinct workload once."""

@@ -23,37 +23,12 @@ def trace_plan(space: Space) -> Plan:
     Raises:
         SpaceError: if the backbone's feature maps are not where and what its layout says.
     """
-    frames, channels, height, width = space.latent_shape()
-    clip = space.clip()
-    seen: dict[str, Sequence[int]] = {}
-    points: list[Point] = []
-
-    def watch(name: str, x: Tensor, skips: Sequence[tuple[str, Tensor]]) -> None:
-        seen[name] = tuple(x.shape)
-        kind = "position" if name in {position.name for position in space.positions} else "backbone"
-        points.append(Point(name, kind, tuple((skip, tensor.numel()) for skip, tensor in skips)))
-
     with torch.device("meta"), torch.no_grad():
-        unet = build_backbone(space.measured())
-        inputs: dict[str, Any] = {"x": torch.empty(frames, channels, height, width), "frames": frames}
-        inputs["timestep"] = torch.empty(1)
-        if space.text:
-            inputs["context"] = torch.empty(1, space.text.tokens, space.text.dim)
-        space.backbone.family.run(unet, inputs, lambda name, x, beside: x, watch)
-        for position in space.positions:
-            expected = space.position_shape(position)
-            if seen.get(position.name) != expected:
-                raise SpaceError(
-                    f"{position.name}: the layout of backbone {space.backbone.name} promises {expected} (T, C, H, W), "
-                    f"but the module gives {seen.get(position.name)}; correct the layout"
-                )
+        frame = build_backbone(space.measured())
+        points = _walked(space, frame)
         distinct = {(position.channels, v): position for position in space.positions for v in position.variants}
         counts = {key: _count(build_layer(space, position, key[1])) for key, position in distinct.items()}
-
-        text_encoder, decoder = _text_encoder(space), None
-        one_call = space.decoder_workload("fp32")
-        if one_call is not None:
-            decoder = PlanEnd(one_call.base, _count(build_decoder(one_call.name)), space.decoder_calls())
+        text_encoder, decoder = _text_encoder(space), _decoder(space)
 
     def layers(position: Position) -> tuple[PlanLayer, ...]:
         return tuple(
@@ -69,17 +44,44 @@ def trace_plan(space: Space) -> Plan:
     return Plan(
         space=space.name,
         fingerprint=space.fingerprint,
-        clip={"name": "deployment", **vars(clip), "latent": [frames, channels, height, width]},
+        clip={"name": "deployment", **vars(space.clip()), "latent": list(space.latent_shape())},
         backbone_name=space.backbone_id,
         backbone_workload=space.backbone_workload("fp32").base,
-        backbone_parameters=_count(unet),
+        backbone_parameters=_count(frame),
         positions=tuple(planned(position) for position in space.positions),
-        points=tuple(points),
+        points=points,
         text_encoder=text_encoder,
         decoder=decoder,
         stated_baseline=space.stated_baseline,
         backbone_rest=_rest(space, points),
     )
+
+
+def _walked(space: Space, frame: nn.Module) -> tuple[Point, ...]:
+    """The moments of one evaluation of the frame, which must be where and what its layout says."""
+    frames, channels, height, width = space.latent_shape()
+    named = {position.name for position in space.positions}
+    seen: dict[str, Sequence[int]] = {}
+    points: list[Point] = []
+
+    def watch(name: str, x: Tensor, skips: Sequence[tuple[str, Tensor]]) -> None:
+        seen[name] = tuple(x.shape)
+        kind = "position" if name in named else "backbone"
+        points.append(Point(name, kind, tuple((skip, tensor.numel()) for skip, tensor in skips)))
+
+    inputs: dict[str, Any] = {"x": torch.empty(frames, channels, height, width), "frames": frames}
+    inputs["timestep"] = torch.empty(1)
+    if space.text:
+        inputs["context"] = torch.empty(1, space.text.tokens, space.text.dim)
+    space.backbone.family.run(frame, inputs, lambda name, x, beside: x, watch)
+    for position in space.positions:
+        expected = space.position_shape(position)
+        if seen.get(position.name) != expected:
+            raise SpaceError(
+                f"{position.name}: the layout of backbone {space.backbone.name} promises {expected} (T, C, H, W), "
+                f"but the module gives {seen.get(position.name)}; correct the layout"
+            )
+    return tuple(points)
 
 
 def _rest(space: Space, points: Sequence[Point]) -> tuple[PlanPart, ...]:
@@ -97,6 +99,13 @@ def _text_encoder(space: Space) -> PlanEnd | None:
         return None
     encoder, _ = build_text_encoder(space.text.encoder, space.text.tokens, space.text.dim)
     return PlanEnd(space.text_encoder_workload("fp32").base, _count(encoder))
+
+
+def _decoder(space: Space) -> PlanEnd | None:
+    one_call = space.decoder_workload("fp32")
+    if one_call is None:
+        return None
+    return PlanEnd(one_call.base, _count(build_decoder(one_call.name)), space.decoder_calls())
 
 
 def _count(module: nn.Module) -> int:

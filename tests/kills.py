@@ -28,22 +28,27 @@ class Killed(BaseException):
 class Counter:
     """Places to die at, counted; at the ``fatal``-th it happens, and at every later one again."""
 
-    def __init__(self, folder: Path, fatal: int | None) -> None:
-        self.folder, self.fatal, self.passed = str(folder), fatal, 0
+    def __init__(self, folder: Path, fatal: int | None, die: Callable[[], Any]) -> None:
+        self.folder, self.fatal, self.passed, self.die = str(folder), fatal, 0, die
 
     def place(self) -> None:
         self.passed += 1
         if self.fatal is not None and self.passed >= self.fatal:
-            raise Killed
+            self.die()
 
     def concerns(self, path: Any) -> bool:
         return isinstance(path, str | os.PathLike) and os.path.abspath(os.fspath(path)).startswith(self.folder)
 
 
+def killed() -> None:
+    """Die as an exception that nothing catches."""
+    raise Killed
+
+
 @contextmanager
-def counted(folder: Path, fatal: int | None = None) -> Iterator[Counter]:
+def counted(folder: Path, fatal: int | None = None, die: Callable[[], Any] = killed) -> Iterator[Counter]:
     """Count the file operations under ``folder``'s name (it, what is in it, what lies beside it), or die at one."""
-    counter = Counter(folder, fatal)
+    counter = Counter(folder, fatal, die)
     real_open, real_low, real_save, real_sync = io.open, os.open, safetensors.torch.serialize_file, os.fsync
 
     def named(real: Callable[..., Any]) -> Callable[..., Any]:

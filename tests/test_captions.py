@@ -64,6 +64,7 @@ def test_blank_rows_and_a_last_comma_are_no_rows_and_no_column(tmp_path: Path) -
         (b"path,caption\na.mp4,caf\xe9\n", "c.csv:2: cannot be read as UTF-8 text"),
         ("path,caption\n", "holds no captions"),
         ("path,caption\n\0.mp4,x\n", "c.csv:2: .* is no path"),
+        ("path,caption\na.mp4,bars\0move\n", "c.csv:2: the caption holds a NUL character"),
     ],
 )
 def test_a_csv_that_is_not_understood_is_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
@@ -91,6 +92,7 @@ def test_a_list_is_several_captions_of_one_clip(tmp_path: Path) -> None:
         ({"caption": ["bars", " "]}, "the caption is empty"),
         ({"caption": None}, "the caption is empty"),
         ({"caption": "\ud800"}, "holds half a character"),
+        ({"caption": "bars\0move"}, "holds a NUL character"),
         ({"caption": "bars", "path": ["a.mp4"]}, "the path is a list, not text"),
         ({"caption": "bars", "path": 7}, "the path is a number, not text"),
         ({"caption": "bars", "start": True}, "True is no number"),

@@ -75,6 +75,8 @@ def test_a_port_in_use_and_a_missing_study_are_one_line(journal: Path, tmp_path:
         taken.listen()
         with pytest.raises(NasError, match="give another --port"):
             serve(journal, "127.0.0.1", taken.getsockname()[1], print)
+    with pytest.raises(NasError, match="--host is empty, which would be every address"):
+        serve(journal, " ", 0, print)
     with pytest.raises(NasError, match="no study there yet; make one with nas search"):
         make_app(tmp_path / "study.journal")
 

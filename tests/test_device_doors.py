@@ -55,7 +55,7 @@ def test_prose_may_be_wrapped_in_the_file() -> None:
     assert device.notes == "one line and another"
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a\\\\b", "x" * 101])
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "a\\\\b", "x" * 101, "a\U000d4a3f"])
 def test_a_name_is_a_folders(name: str) -> None:
     assert "names a folder" in refused(f'name: "{name}"\nruntime: onnxruntime\n')
 

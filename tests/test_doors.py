@@ -550,3 +550,10 @@ def test_wrong_use_of_a_table_command_is_one_line(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().err.strip().splitlines()
     assert stop.value.code == 2 and len(said) == 1
     assert said[0].startswith("nas: ") and "nas table costs --help" in said[0]
+
+
+def test_two_dashes_are_no_value_of_a_table_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse makes an empty list of them, whatever the option takes."""
+    with pytest.raises(SystemExit) as stop:
+        main(["table", "diff", "amd_epyc_zen5", "amd_epyc_zen5", "--threshold=--"])
+    assert stop.value.code == 2 and "argument --threshold: -- is no value" in capsys.readouterr().err

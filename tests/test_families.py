@@ -164,6 +164,8 @@ def test_the_default_budget_leaves_a_search_something_to_choose() -> None:
         costs = CostModel(replace(plan, stated_baseline=stated), small_table(plan))
         limit = default_latency_ms(costs, 1.5)
         rooms.append((costs.cost(every_arrangement([4] * 4)).latency_ms <= limit).mean())
+        wide = default_latency_ms(costs, 1.5, margin=0.5)
+        assert wide == (limit if stated is None else pytest.approx(1.5 * limit, abs=2e-3))
         if stated:  # choices: between the cheapest and the uncut network
             assert costs.backbone_latency_ms < limit < costs.cost(costs.encode(stated.labels())[None]).latency_ms[0]
         else:  # additions

@@ -106,7 +106,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 "nas.training.launch.launch",
             ),
             *("nas.run.costs.profile_space", "nas.run.costs.profile_operator", "nas.run.costs.audit_space"),
-            *("nas.prune.prune_unet", "device_profiler.fleet.serve", "nas.search.dashboard.make_server"),
+            *("nas.prune.prune_network", "device_profiler.fleet.serve", "nas.search.dashboard.make_server"),
             *("nas.model.build.build_anew", "nas.model.sample.sample_video"),
         ):
             patch.setattr(name, begun)

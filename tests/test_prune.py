@@ -19,11 +19,11 @@ from nas.cli import main
 from nas.errors import NasError
 from nas.pretrained.given import inherit, load_given
 from nas.pretrained.text import TextEncoder
-from nas.prune import prune_unet
+from nas.prune import prune_network
 from nas.prune.config import PruneSettings
 from nas.prune.sensitivity import Sensitivity
 from search_spaces.families import build_backbone
-from search_spaces.families.unet import FAMILY
+from search_spaces.families.unet import FAMILY, cuts
 from search_spaces.families.unet.cuts import block_cuts, leads, narrowable, narrowed, width_cut
 from search_spaces.families.unet.narrow import keep, prunable, width
 from search_spaces.space import Space
@@ -113,7 +113,7 @@ def _structure(cut: Any, unet: Any) -> dict[str, Any]:
 def test_with_no_target_the_space_s_own_backbone_comes_out_with_the_source_s_weights(
     source: str, tmp_path: Path
 ) -> None:
-    told = prune_unet(source, space(tmp_path), tmp_path / "out", settings())
+    told = prune_network(source, space(tmp_path), tmp_path / "out", settings())
     assert {step["cut"] for step in told["cuts"]} - {"layer 2 of stage 3"} == {
         "lowest of 4 stages",
         "mid block",
@@ -133,7 +133,7 @@ def test_with_no_target_the_space_s_own_backbone_comes_out_with_the_source_s_wei
 
 def test_each_cut_is_the_one_that_is_missed_least_for_what_it_saves(source: str, tmp_path: Path) -> None:
     whole = sum(p.numel() for p in load_given(FAMILY, source).parameters())
-    told = prune_unet(source, space(tmp_path), tmp_path / "out", settings(), parameters=0.6 * whole)
+    told = prune_network(source, space(tmp_path), tmp_path / "out", settings(), parameters=0.6 * whole)
     assert told["parameters"] <= 0.6 * whole
     rows = [line.split(",") for line in (tmp_path / "out" / "sensitivity.csv").read_text().splitlines()[1:]]
     before, cost = 0.0, float(whole)
@@ -149,7 +149,7 @@ def test_a_stopped_pruning_goes_on_and_ends_the_same(
 ) -> None:
     whole = sum(p.numel() for p in load_given(FAMILY, source).parameters())
     asked = {"parameters": 0.6 * whole}
-    straight = prune_unet(source, space(tmp_path), tmp_path / "straight", settings(steps=4), **asked)
+    straight = prune_network(source, space(tmp_path), tmp_path / "straight", settings(steps=4), **asked)
     tries: list[Any] = []
     loss = Sensitivity.loss
 
@@ -162,19 +162,19 @@ def test_a_stopped_pruning_goes_on_and_ends_the_same(
     with monkeypatch.context() as patched:
         patched.setattr(Sensitivity, "loss", stop)
         with pytest.raises(KeyboardInterrupt):
-            prune_unet(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), **asked)
+            prune_network(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), **asked)
     assert 1 <= len(json.loads((tmp_path / "stopped" / "cuts.json").read_text())) < len(straight["cuts"])
-    again = prune_unet(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), **asked)
+    again = prune_network(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), **asked)
     assert [s["cut"] for s in again["cuts"]] == [s["cut"] for s in straight["cuts"]]
     assert again["missed"] == straight["missed"] != straight["missed_before_recovery"]
     tried = [(tmp_path / name / "sensitivity.csv").read_text() for name in ("straight", "stopped")]
     assert tried[0] == tried[1], "what was tried twice is noted once"
     with pytest.raises(NasError, match="holds another pruning"):
-        prune_unet(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), parameters=0.5 * whole)
+        prune_network(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), parameters=0.5 * whole)
 
 
 def test_recovery_brings_the_answer_back(source: str, tmp_path: Path) -> None:
-    told = prune_unet(source, space(tmp_path), tmp_path / "out", settings(steps=60, learning_rate=3e-3))
+    told = prune_network(source, space(tmp_path), tmp_path / "out", settings(steps=60, learning_rate=3e-3))
     assert told["missed"] < 0.5 * told["missed_before_recovery"]
 
 
@@ -182,7 +182,7 @@ def test_heads_and_channels_meet_a_target_finely_and_are_stored(source: str, tmp
     whole = load_given(FAMILY, source)
     count = sum(p.numel() for p in whole.parameters())
     fine = settings(units=["heads", "channels"], share=0.1)
-    told = prune_unet(source, space(tmp_path), tmp_path / "out", fine, parameters=0.95 * count)
+    told = prune_network(source, space(tmp_path), tmp_path / "out", fine, parameters=0.95 * count)
     assert 0.9 * count < told["parameters"] <= 0.95 * count
     pruned = load_given(FAMILY, told["unet"])
     assert type(pruned).__name__ == "NarrowUNet" and pruned.config.widths
@@ -204,7 +204,7 @@ def test_a_head_that_does_nothing_is_the_first_to_go(source: str) -> None:
         modules[dead].to_out[0].weight[:, :size] = 0
     generator = torch.Generator().manual_seed(0)
     batch = (torch.randn(2, 3, 16, 16, generator=generator), torch.tensor([100.0, 700.0]), torch.randn(2, 8, 16))
-    sensitivity = Sensitivity(unet, [batch])
+    sensitivity = Sensitivity(unet, [batch], cuts)
     scores = sensitivity.widths(unet, narrowable(unet), generator, draws=2)
     assert float(scores[dead][0]) == 0 and float(scores[dead][1]) > 0
     pruned = width_cut("heads", scores, 1e-9).make(unet)
@@ -219,7 +219,7 @@ def test_the_second_order_scores_are_what_removing_really_costs(source: str) -> 
     unet = load_given(FAMILY, source)
     generator = torch.Generator().manual_seed(0)
     batch = (torch.randn(4, 3, 16, 16, generator=generator), torch.full((4,), 300.0), torch.randn(4, 8, 16))
-    sensitivity = Sensitivity(unet, [batch])
+    sensitivity = Sensitivity(unet, [batch], cuts)
     scores = sensitivity.widths(unet, narrowable(unet), generator, draws=64)
     guessed, real = [], []
     for name, module in prunable(unet):
@@ -238,7 +238,7 @@ ROOFLINE = "iphone16_pro_max_roofline"
 
 def test_a_latency_is_a_row_of_the_devices_table(source: str, tmp_path: Path) -> None:
     asked = {"latency_ms": 1e9, "device": ROOFLINE, "table": tmp_path / "tables"}
-    told = prune_unet(source, space(tmp_path), tmp_path / "out", settings(), **asked)
+    told = prune_network(source, space(tmp_path), tmp_path / "out", settings(), **asked)
     assert told["cuts"] == [] and told["cost"] == "latency_ms"
     (row,) = Table.load(tmp_path / "tables" / ROOFLINE / "roofline.csv")
     assert row.key.startswith("backbone:sd15_pruned-") and row.source == "estimated" and row.latency_ms_median
@@ -255,14 +255,14 @@ def test_a_latency_target_is_met_by_cuts_that_save_time(
         return SimpleNamespace(latency_ms_median=float(sum(layers) if isinstance(layers, list) else 4 * layers))
 
     monkeypatch.setattr(profile, "profile_backbone", measure)
-    told = prune_unet(source, space(tmp_path), tmp_path / "out", settings(), latency_ms=6.5)
+    told = prune_network(source, space(tmp_path), tmp_path / "out", settings(), latency_ms=6.5)
     assert told["cuts"][-1]["cost"] <= 6.5 and {s["cut"][:5] for s in told["cuts"]} <= {"layer", "lowes"}
     with pytest.raises(NasError, match="no cut leads to 0.5 ms: 1 ms is the least of latency_ms that these units"):
-        prune_unet(source, space(tmp_path), tmp_path / "none", settings(), latency_ms=0.5)
+        prune_network(source, space(tmp_path), tmp_path / "none", settings(), latency_ms=0.5)
 
 
 def test_a_table_of_cuts_that_was_only_begun_is_begun_again(tmp_path: Path) -> None:
-    from nas.prune.prune import _forget, _note
+    from nas.prune.frame import _forget, _note
 
     path = tmp_path / "sensitivity.csv"
     path.write_text("")
@@ -275,7 +275,7 @@ def test_a_table_of_cuts_that_was_only_begun_is_begun_again(tmp_path: Path) -> N
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(device: str, source: str, tmp_path: Path) -> None:
     with pytest.raises(NasError, match=f"^prune.device: '{device}' cannot be used here"):
-        prune_unet(source, space(tmp_path), tmp_path / "out", settings(device=device))
+        prune_network(source, space(tmp_path), tmp_path / "out", settings(device=device))
     assert not (tmp_path / "out").exists()
 
 

@@ -128,6 +128,35 @@ def test_times_much_too_close_give_way_to_the_header(tmp_path: Path) -> None:
     assert kept.native_fps == 16 and in_order(levels(pixels), range(48)) and "1 ms apart" in said(kept)
 
 
+def test_frames_without_times_are_shown_at_the_rate_that_is_stated(tmp_path: Path) -> None:
+    kept, pixels = read(write(tmp_path / "raw.m4v", grey(48), codec="mpeg4"))
+    assert kept.native_fps == 16 and len(pixels) == 48 and not kept.truncated
+    assert max(abs(level - i) for i, level in enumerate(levels(pixels))) <= 3  # as coarse as the codec
+
+
+def test_of_two_frames_of_one_time_the_second_is_shown(tmp_path: Path) -> None:
+    times = [(i - (i == 24)) / 16 for i in range(48)]
+    kept, pixels = read(write(tmp_path / "t.mkv", grey(48), times=times, codec="ffv1"))
+    assert len(pixels) == 48 and levels(pixels)[22:26] == [22, 24, 24, 25] and "1 of its frames share" in said(kept)
+
+
+def test_a_frame_that_turns_is_turned_back_to_the_first_ones_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a phone is turned while it films, and its file says so frame by frame."""
+    path = write(tmp_path / "r.mp4", grey(24), options={"bf": "0"})
+    turned = iter([0] * 12 + [1] * 200)
+    seen: dict[int, int] = {}
+
+    def turns(frame: av.VideoFrame) -> int:
+        return seen.setdefault(frame.pts, next(turned))
+
+    monkeypatch.setattr("nas.data.reader._turns", turns)
+    kept, pixels = read(path)
+    assert pixels.shape == (24, 48, 64, 3) and in_order(levels(pixels), range(24))
+    assert "changes from 0 to 90 degrees" in said(kept)
+
+
 def test_a_video_in_which_nothing_moves_is_skipped_with_the_reason(tmp_path: Path) -> None:
     path = write(tmp_path / "s.mkv", grey(8), times=[10.0 * i for i in range(8)], options={"bf": "0"})
     with pytest.raises(DecodeError, match=r"shows 0.1 frames a second, so that nothing moves within a clip"):

@@ -24,7 +24,7 @@ from nas.training.engine import compile_parts
 from nas.training.log import read_best
 from nas.training.loop import Loop
 from search_spaces.families import build_backbone
-from search_spaces.families.unet import FAMILY
+from search_spaces.families.unet import FAMILY, cuts
 from search_spaces.network import recompute
 
 STAGES = pytest.mark.parametrize("stage", ["joint", "adversarial"])
@@ -201,7 +201,7 @@ def test_recovery_takes_micro_batches_and_computes_again(tmp_path: Path) -> None
         whole, unet = (build_backbone(mini().backbone) for _ in range(2))
         stills = Stills()
         settings = PruneConfig(steps=2, ramp_steps=0, checkpoint_every=2, **more)
-        stage = Recover(whole.requires_grad_(False), unet, stills, settings)
+        stage = Recover(whole.requires_grad_(False), unet, stills, settings, cuts)
         Loop(stage, tmp_path / name, {}, 0, print).run()
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         found[name] = [json.loads(line)["loss"] for line in lines]

@@ -129,5 +129,9 @@ def test_too_little_to_go_on_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["transfer", str(old), str(few), "--out", str(out)]) == 0
     assert "measure next" in capsys.readouterr().out
     before = out.read_bytes()
-    assert main(["transfer", str(old), str(few), "--out", str(out)]) == 2
+    assert main(["transfer", str(old), str(few), "--out", str(out)]) == 0, "the same command, killed before its end"
+    assert out.read_bytes() == before
+    capsys.readouterr()
+    more = some(6).save(tmp_path / "more.csv")
+    assert main(["transfer", str(old), str(more), "--out", str(out)]) == 2
     assert "give another --out" in capsys.readouterr().err and out.read_bytes() == before

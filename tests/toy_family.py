@@ -38,16 +38,21 @@ baseline:
 """
 
 
+SIZES = {"in_channels": 3, "dim": 32, "depth": 3, "patch": 2}
+
+
 class Toy:
     name = "toy"
     task = "denoise"
     presets: Mapping[str, Preset] = {
-        "toy_dit": Preset({"in_channels": 3, "dim": 32, "depth": 3, "patch": 2, "context_dim": 32}, 16, "a toy")
+        "toy_dit": Preset({**SIZES, "context_dim": 32}, 16, "a toy"),
+        "toy_plain": Preset({**SIZES, "context_dim": 0}, 0, "a toy that reads no text"),
     }
 
     def layout(self, config: Mapping[str, Any]) -> Layout:
         places = tuple(Place(f"block.{i}", config["dim"], config["patch"]) for i in range(config["depth"]))
-        return Layout({"x": config["in_channels"], "context": config["context_dim"]}, places, embedding=config["dim"])
+        text = {"context": config["context_dim"]} if config["context_dim"] else {}
+        return Layout({"x": config["in_channels"], **text}, places, embedding=config["dim"])
 
     def build(self, config: Mapping[str, Any]) -> nn.Module:
         from toy_modules import Frame
@@ -57,8 +62,8 @@ class Toy:
     def run(self, frame: Any, inputs: Mapping[str, Any], at: At, watch: Watch | None = None) -> Tensor:
         see = watch or (lambda name, x, skips: None)
         embedding = frame.time(inputs["timestep"][:, None] / 1000)
-        told = embedding + frame.text(inputs["context"]).mean(1)
-        beside = {"context": inputs["context"], "embedding": embedding}
+        told = embedding + frame.text(inputs["context"]).mean(1) if frame.text else embedding
+        beside = {name: inputs[name] for name in ("context",) if frame.text} | {"embedding": embedding}
         x = frame.enter(inputs["x"]) + told.repeat_interleave(inputs["frames"], 0)[:, :, None, None]
         see("enter", x, [])
         for index, mixer in enumerate(frame.mixers):
@@ -108,17 +113,30 @@ TRANSFORMER = BlockSpec(
 )
 
 
+POINTS = (
+    EntryPoint("toy", "toy_family:FAMILY", families.GROUP),
+    EntryPoint("Transformer", "toy_family:TRANSFORMER", blocks.GROUP),
+)
+
+
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a package with these entry points were installed."""
-    points = [
-        EntryPoint("toy", "toy_family:FAMILY", families.GROUP),
-        EntryPoint("Transformer", "toy_family:TRANSFORMER", blocks.GROUP),
-    ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in points if point.group == group])
+    """As if a package with these entry points were installed, in this process."""
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in POINTS if point.group == group])
 
 
-def write_space(folder: Path) -> Path:
-    """The toy's space as a YAML."""
-    path = folder / "toy.yaml"
-    path.write_text(SPACE)
+def write_package(folder: Path) -> Path:
+    """Entry points as an installed package leaves them: with ``folder`` on its path, any process finds the family."""
+    facts = folder / "toy-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+    lines = [f"[{point.group}]\n{point.name} = {point.value}\n" for point in POINTS]
+    (facts / "entry_points.txt").write_text("".join(lines))
+    return folder
+
+
+def write_space(folder: Path, plain: bool = False) -> Path:
+    """The toy's space as a YAML; ``plain``: of the toy that reads no text."""
+    path = folder / ("plain.yaml" if plain else "toy.yaml")
+    text = SPACE.replace("text: {tokens: 16}\n", "").replace("toy_dit", "toy_plain").replace("name: toy", "name: plain")
+    path.write_text(text if plain else SPACE)
     return path

@@ -14,7 +14,7 @@ class Frame(nn.Module):
         self.enter = nn.Conv2d(in_channels, dim, patch, stride=patch)
         self.leave = nn.ConvTranspose2d(dim, in_channels, patch, stride=patch)
         self.time = nn.Sequential(nn.Linear(1, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.text = nn.Linear(context_dim, dim)
+        self.text = nn.Linear(context_dim, dim) if context_dim else None
         self.mixers = nn.ModuleList(nn.Conv2d(dim, dim, 1) for _ in range(depth))
 
 

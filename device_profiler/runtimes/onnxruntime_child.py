@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from device_profiler.errors import Unsupported
 from device_profiler.lowering import Input, sample_error
 from device_profiler.waits import Watch
 
+TRACED = 4  # evaluations under the profiler; the first ones warm up
 LEVELS = {
     "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -43,7 +45,9 @@ class Loaded:
     threads = 1
 
 
-def _open(path: str, threads: int, provider: str, arena: bool, optimization: str = "all") -> Any:
+def _open(
+    path: str, threads: int, provider: str, arena: bool, optimization: str = "all", profile: str | None = None
+) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = LEVELS[optimization]
     options.intra_op_num_threads = threads
@@ -51,6 +55,8 @@ def _open(path: str, threads: int, provider: str, arena: bool, optimization: str
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     options.enable_cpu_mem_arena = options.enable_mem_pattern = options.enable_mem_reuse = arena
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     session = ort.InferenceSession(path, options, providers=[provider])
     used = session.get_providers()[0]
     if used != provider:  # ONNX Runtime falls back to the CPU without an error
@@ -75,13 +81,17 @@ def _bind(session: Any, inputs: list[Input], shape: list[int]) -> tuple[Any, Any
     return binding, output, arrays
 
 
-def load(folder: str, threads: int, provider: str, gpu: bool = False, optimization: str = "all") -> dict[str, Any]:
-    """Load, measure memory, check the output; gives the fields of ``Facts``."""
+def _read(folder: str) -> tuple[dict[str, Any], list[Input]]:
     manifest = json.loads((Path(folder) / "lowered.json").read_text("utf-8"))
-    inputs = [
+    return manifest, [
         Input(i["name"], tuple(i["shape"]), i["dtype"], None if i["values"] is None else tuple(i["values"]))
         for i in manifest["inputs"]
     ]
+
+
+def load(folder: str, threads: int, provider: str, gpu: bool = False, optimization: str = "all") -> dict[str, Any]:
+    """Load, measure memory, check the output; gives the fields of ``Facts``."""
+    manifest, inputs = _read(folder)
     if provider not in ort.get_available_providers():
         raise Unsupported(
             f"provider {provider} is not in this onnxruntime; it has {', '.join(ort.get_available_providers())}"
@@ -132,6 +142,18 @@ def run(repeats: int) -> list[tuple[float, float | None]]:
     return times
 
 
+def trace(folder: str, threads: int, provider: str, gpu: bool = False, optimization: str = "all") -> str:
+    """The file with ONNX Runtime's own profile of a few evaluations, in the artifact's folder; the last is warm."""
+    manifest, inputs = _read(folder)
+    path = str(Path(folder) / manifest["stats"]["file"])
+    session = _open(path, threads, provider, True, optimization, str(Path(folder) / f"profile-{os.getpid()}"))
+    binding, output, arrays = _bind(session, inputs, manifest["output_shape"])
+    for _ in range(TRACED):
+        session.run_with_iobinding(binding)
+    del output, arrays
+    return str(session.end_profiling())
+
+
 if __name__ == "__main__":
     gc.disable()
-    serve({"load": load, "run": run})
+    serve({"load": load, "run": run, "trace": trace})

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from device_profiler.threads import share_cores
-from nas.cli import costs, models, search, train
+from nas.cli import costs, decoder, models, search, train
 from nas.cli.options import (
     DONE,
     FAULT,
@@ -22,7 +22,8 @@ from nas.cli.options import (
 )
 from nas.errors import AnswerIsNo, NasError, explain
 
-__all__ = ["app", "costs", "explain", "main", "models", "search", "train"]  # importing the last four adds the commands
+#: Importing the rooms among them adds their commands.
+__all__ = ["app", "costs", "decoder", "explain", "main", "models", "search", "train"]
 
 # What typer is built on is click, under a name that depends on typer's version.
 USAGE_ERROR: Any = typer.BadParameter.__mro__[2]

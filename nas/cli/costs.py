@@ -80,26 +80,30 @@ def profile(
     scheduler: Annotated[
         str | None, typer.Option(help="Measure with all workers of this dask scheduler, e.g. tcp://host:8786.")
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Measure no table: write one evaluation of a network as a Perfetto trace, by operation."),
+    ] = None,
+    arrangement: Annotated[
+        Path | None, typer.Option(help="With --trace: the network's, a YAML; the space's baseline by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure what the table lacks of a space, or one operator; run again to go on after a stop."""
-    from nas.run.costs import audit_space, profile_operator, profile_space, render_parts
+    from nas.run.costs import profile_operator, profile_space, render_parts
 
+    if trace is not None or arrangement is not None:
+        alone = {"--networks": networks, "--block": block, "--scheduler": scheduler, "--lowering": lowering}
+        others = [name for name, value in {**alone, "--spatial": spatial, "--retry": retry}.items() if value]
+        _trace(space, device, trace, arrangement, table, others, as_json)
+        return
     if spatial and space is None:
         raise NasError("--spatial measures the parts of a SPACE's backbone; name one, or leave it out")
     if (space is None) == (block is None) or (block is None) != (shape is None):
         raise NasError("profile takes a SPACE, or --block and --shape of one operator; give the one or the other")
     if networks is not None:
-        if space is None:
-            raise NasError("--networks measures networks of a SPACE; name one, or leave it out")
-        if lowering:
-            raise NasError("--networks lowers whole networks in the device's own way; leave --lowering out")
-        for name, given in (("--retry", retry), ("--spatial", spatial), ("--scheduler", scheduler is not None)):
-            if given:
-                raise NasError(f"--networks measures a space's rows and whole networks here, anew; leave {name} out")
-        audited = audit_space(space, device, table, networks)
-        failed = audited["additivity"].get("failed", [])
-        emit(audited) if as_json else tell("\n".join([audited["message"], *(f"left out: {f}" for f in failed)]))
+        others = [n for n, given in (("--retry", retry), ("--spatial", spatial), ("--scheduler", scheduler)) if given]
+        _networks(space, device, table, networks, bool(lowering), others, as_json)
         return
     if scheduler is not None and space is None:
         raise NasError("--scheduler measures a whole SPACE; measure an operator without it")
@@ -119,6 +123,53 @@ def profile(
         )
         if summary.get("spatial"):
             tell(render_parts(summary["spatial"], summary["backbone_ms"]))
+
+
+def _networks(
+    space: str | None, device: str, table: Path, count: int, lowered: bool, others: list[str], as_json: bool
+) -> None:
+    """Measure whole networks, and say how far sums are off."""
+    from nas.run.costs import audit_space
+
+    if space is None:
+        raise NasError("--networks measures networks of a SPACE; name one, or leave it out")
+    if lowered:
+        raise NasError("--networks lowers whole networks in the device's own way; leave --lowering out")
+    for name in others:
+        raise NasError(f"--networks measures a space's rows and whole networks here, anew; leave {name} out")
+    audited = audit_space(space, device, table, count)
+    failed = audited["additivity"].get("failed", [])
+    emit(audited) if as_json else tell("\n".join([audited["message"], *(f"left out: {f}" for f in failed)]))
+
+
+def _trace(
+    space: str | None,
+    device: str,
+    out: Path | None,
+    arrangement: Path | None,
+    table: Path,
+    others: list[str],
+    as_json: bool,
+) -> None:
+    """Write one network's trace, and say where its time goes."""
+    if out is None:
+        raise NasError("--arrangement names the network of --trace; give both, or leave it out")
+    if space is None:
+        raise NasError("--trace evaluates one network of a SPACE; name one")
+    if others:
+        raise NasError(f"--trace evaluates one network of a SPACE; leave {', '.join(others)} out")
+    from device_profiler.device import Device
+    from device_profiler.profile import CACHE
+    from device_profiler.trace import trace_network
+    from search_spaces.arrangement import Arrangement
+
+    chosen = None if arrangement is None else Arrangement.load(arrangement)
+    told = trace_network(space, Device.load(device), out, arrangement=chosen, cache=table / CACHE)
+    longest = ", ".join(f"{name} {ms} ms" for name, ms in told["slowest"].items())
+    emit(told) if as_json else tell(
+        f"{told['trace']}: {told['operations']} operations, {told['ms']} ms; open it in ui.perfetto.dev; "
+        f"longest: {longest}"
+    )
 
 
 @app.command()

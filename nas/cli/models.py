@@ -43,7 +43,8 @@ def build(
     as_json: Json = False,
 ) -> None:
     """An arrangement as a plain diffusers model: a run's chosen one with its weights, or any over an image backbone."""
-    from nas.model.build import build_anew, build_model
+    from nas.model.build import build_anew
+    from nas.run.makers import build_run
 
     anew = {"--space": space, "--arrangement": arrangement, "--text": text}
     if run is None:
@@ -63,7 +64,7 @@ def build(
     given = [name for name, value in alone.items() if value is not None]
     if given:
         raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
-    summary = build_model(run, out or run / "model")
+    summary = build_run(run, out or run / "model")
     emit(summary) if as_json else tell(
         f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "
         f"{summary['difference']:.1e}"
@@ -100,6 +101,9 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
+    graph: Annotated[
+        bool, typer.Option("--graph", help="The network for Google's Model Explorer too, with ms of --device's table.")
+    ] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
     ] = "coreml",
@@ -107,9 +111,15 @@ def export(
 ) -> None:
     """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
+    from nas.decoder.export import export_decoder
+    from nas.decoder.folder import is_autoencoder
     from nas.export import export_model
     from nas.export.network import parse_shape
 
+    if is_autoencoder(model):
+        told = export_decoder(model, out or Path(os.path.normpath(model / ".." / "coreml")), clip, check=check)
+        emit(told) if as_json else _tell_halves(told)
+        return
     stats = export_model(
         model,
         out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
@@ -123,9 +133,19 @@ def export(
         device=device,
         tables=tables,
         format=format,
+        graph=graph,
         tell=(lambda line: None) if as_json else say,
     )
     emit(stats) if as_json else _tell_packages(stats)
+
+
+def _tell_halves(stats: Mapping[str, Any]) -> None:
+    """What the export of a decoder made, for people."""
+    for name, half in stats.items():
+        if isinstance(half, dict):
+            shape = "x".join(map(str, next(iter(half["inputs"].values()))))
+            tell(f"{name}.mlpackage: reads {shape}, {half['operations']} operations, {half['package_mb']:.2f} MB")
+    tell(f"in {stats['seconds']} s and {stats['peak_host_mb']:.0f} MB of memory here")
 
 
 def _tell_packages(stats: Mapping[str, Any]) -> None:
@@ -150,6 +170,8 @@ def _tell_packages(stats: Mapping[str, Any]) -> None:
             tell(f"{name}.mlpackage: {end['operations']} operations, {end['weights_mb']:.2f} MB of weights")
     for line in sentences(stats):
         tell(line)
+    if "graph" in stats:
+        tell(f"unet.graph: {', '.join(stats['graph'])}; open them in Google's Model Explorer")
     if stats["lowerings"]:
         layers = [f"{name} {'/'.join(wanted)}" for name, wanted in stats["lowerings"].items() if wanted]
         tell(f"lowered as predicted, which the table found fastest: {', '.join(layers)}")
@@ -201,12 +223,44 @@ def finetune(
 
 
 @app.command()
+def prefer(
+    model: ModelDir,
+    out: Annotated[
+        Path, typer.Option(callback=below_root, help="Folder of the preference set; one that is there is continued.")
+    ],
+    join: Annotated[list[Path] | None, typer.Option(help="Another set of the same making, taken over first.")] = None,
+    config: Yaml = None,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. clips=4 or kind=guided.")
+    ] = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Clips of the same prompts and which of them is better: what `finetune --stage preference` learns from."""
+    from nas.config import settle
+    from nas.console import progress
+    from nas.model.made_with import data_of
+    from nas.preferences.config import PreferConfig
+    from nas.preferences.making import make_set
+
+    settings = settle(PreferConfig, data_of(model), config, set_)
+    with progress("prefer") as shown:
+        summary = make_set(model, settings, out, join=join or (), progress=shown)
+    if as_json:
+        emit(summary)
+        return
+    left = f", {summary['left_out']} labels did not survive swapping the order" if summary["left_out"] else ""
+    tell(f"{summary['set']}: {summary['groups']} groups judged by {', '.join(summary['rewards'])}{left}")
+    tell(f"look at them: {summary['page']}")
+
+
+@app.command()
 def sample(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder, or the packages of nas export.")],
-    prompt: Annotated[list[str], typer.Option(help="What the video shows; several make a batch.")],
+    prompt: Annotated[list[str], typer.Option(help="What is shown; several make a batch, or one sheet of pictures.")],
     out: Annotated[
-        Path, typer.Option(callback=a_file, help="Video file; a contact sheet PNG is written beside it.")
-    ] = Path("out.mp4"),
+        Path | None,
+        typer.Option(callback=a_file, help="Video file, a contact sheet PNG beside it; of pictures, a PNG. [out.mp4]"),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, max=MOST_STEPS, help="Network evaluations; as the model was made for, or 25.")
     ] = None,
@@ -220,7 +274,7 @@ def sample(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that nas sample did not make.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A video file from a prompt."""
+    """A video file, or a sheet of pictures, from prompts."""
     from nas.console import progress, say
     from nas.model.sample import sample_video
 
@@ -242,7 +296,9 @@ def sample(
     if as_json:
         emit(summary)
         return
-    for made in summary["videos"]:
+    if "picture" in summary:
+        tell(summary["picture"])
+    for made in summary.get("videos", ()):
         tell(f"{made['video']} and {made['contact_sheet']}")
 
 

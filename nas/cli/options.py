@@ -67,7 +67,7 @@ Scoring = Annotated[
 # As ``nas --help`` lists them: the order in which a newcomer meets them.
 ORDER = (
     *("run", "doctor", "space", "profile", "worker", "table", "prune", "cache", "train", "rank"),
-    *("search", "dashboard", "build", "export", "finetune", "sample", "evaluate", "report"),
+    *("search", "dashboard", "build", "distil-decoder", "export", "finetune", "prefer", "sample", "evaluate", "report"),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,18 @@ from nas.cli.options import (
     only_once,
     tell,
 )
+
+LatencyMs = Annotated[float | None, typer.Option(callback=finite, help="Latency limit of one network evaluation.")]
+MemoryMb = Annotated[float | None, typer.Option(callback=finite, help="Limit of the peak memory.")]
+ParametersMin = Annotated[
+    float | None, typer.Option(callback=finite, help="Least parameters of the network, e.g. 550e6.")
+]
+ParametersMax = Annotated[float | None, typer.Option(callback=finite, help="Most parameters of the network.")]
+Ladder = Annotated[
+    str | None, typer.Option(help="Measure designs, each against the one before, instead: snapgen, or a YAML.")
+]
+LadderDevice = Annotated[str | None, typer.Option(help="With --ladder, of a space in place of a run: the device.")]
+LadderTable = Annotated[Path | None, typer.Option(help="With --ladder and --device: the folder of tables.")]
 
 
 @app.command(rich_help_panel=None)
@@ -51,16 +63,10 @@ def run(
 @app.command()
 def search(
     run: RunDir,
-    latency_ms: Annotated[
-        float | None, typer.Option(callback=finite, help="Latency limit of one network evaluation.")
-    ] = None,
-    memory_mb: Annotated[float | None, typer.Option(callback=finite, help="Limit of the peak memory.")] = None,
-    parameters_min: Annotated[
-        float | None, typer.Option(callback=finite, help="Least parameters of the network, e.g. 550e6.")
-    ] = None,
-    parameters_max: Annotated[
-        float | None, typer.Option(callback=finite, help="Most parameters of the network.")
-    ] = None,
+    latency_ms: LatencyMs = None,
+    memory_mb: MemoryMb = None,
+    parameters_min: ParametersMin = None,
+    parameters_max: ParametersMax = None,
     trials: Annotated[int | None, typer.Option(max=MANY, help="Search trials in all.")] = None,
     sampler: Annotated[str | None, typer.Option(help="surrogate, value, nsga2, tpe, gp or random.")] = None,
     workers: Workers = 1,
@@ -70,12 +76,9 @@ def search(
     set_: Annotated[
         list[str], typer.Option("--set", metavar="search.KEY=VALUE", help="Another setting, e.g. search.margin=0.")
     ] = [],  # noqa: B006
-    ladder: Annotated[
-        str | None,
-        typer.Option(help="Measure a list of designs instead, each against the one before: snapgen, or a YAML."),
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="With --ladder, of a space in place of a run: the device.")] = None,
-    table: Annotated[Path | None, typer.Option(help="With --ladder and --device: the folder of tables.")] = None,
+    ladder: Ladder = None,
+    device: LadderDevice = None,
+    table: LadderTable = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: positions, limits, designs by hand.")] = False,
     helper_of: Annotated[int | None, typer.Option(hidden=True)] = None,
     as_json: Json = False,
@@ -89,23 +92,11 @@ def search(
         measured = climb(run, ladder, device, table, set_)
         emit(measured.to_json()) if as_json else tell(measured.render())
         return
-    said: dict[str, object] = {"latency_ms": latency_ms, "memory_mb": memory_mb, "trials": trials, "sampler": sampler}
+    said: dict[str, Any] = {"latency_ms": latency_ms, "memory_mb": memory_mb, "trials": trials, "sampler": sampler}
     said |= {"parameters_min": parameters_min, "parameters_max": parameters_max, "scoring": scoring}
     only_once(set_, {f"search.{name}": _option(name) for name, value in said.items() if value is not None})
     answer = search_arrangement(
-        run,
-        latency_ms=latency_ms,
-        memory_mb=memory_mb,
-        parameters_min=parameters_min,
-        parameters_max=parameters_max,
-        trials=trials,
-        sampler=sampler,
-        workers=workers,
-        storage=storage,
-        study=study,
-        scoring=scoring,
-        sets=set_,
-        helper_of=helper_of,
+        run, **said, workers=workers, storage=storage, study=study, sets=set_, helper_of=helper_of
     )
     if helper_of is not None:
         return

@@ -58,9 +58,11 @@ def cache(
 
 @app.command()
 def prune(
-    source: Annotated[str, typer.Argument(metavar="UNET", help="diffusers UNet or pipeline: hub id or folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="NETWORK", help="diffusers model or pipeline: hub id or folder; or a run's folder.")
+    ],
     out: Annotated[
-        Path, typer.Option(callback=below_root, help="Folder of the pruned UNet; one that was begun is continued.")
+        Path, typer.Option(callback=below_root, help="Folder of the pruned network; one that was begun is continued.")
     ],
     space: Annotated[
         str, typer.Option(help="Latents, text and clips; without a target, the backbone too.")
@@ -68,6 +70,9 @@ def prune(
     parameters: Annotated[float | None, typer.Option(callback=finite, help="Target, e.g. 330e6.")] = None,
     latency_ms: Annotated[
         float | None, typer.Option(callback=finite, help="Target: latency of the backbone on --device.")
+    ] = None,
+    memory_mb: Annotated[
+        float | None, typer.Option(callback=finite, help="Target: peak memory of the whole network, for blocks.")
     ] = None,
     device: Annotated[str, typer.Option(help="Whose latency: a shipped device's name, or a YAML.")] = "host_cpu",
     table: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("tables"),
@@ -78,20 +83,21 @@ def prune(
     ] = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """A small backbone from a large UNet: cut what it misses least, then recover by distillation."""
+    """A small network from a large one: cut what it misses least, then recover by distillation."""
     from nas.config import settle
-    from nas.prune import prune_unet
+    from nas.prune import prune_network
     from nas.prune.config import PruneSettings
     from nas.prune.prune import render
 
     settings = settle(PruneSettings, {}, config, set_)
-    told = prune_unet(
+    told = prune_network(
         source,
         space,
         out,
         settings,
         parameters=parameters,
         latency_ms=latency_ms,
+        memory_mb=memory_mb,
         device=device,
         table=table,
         text=text,

@@ -75,5 +75,8 @@ def split_digest(data: Dataset) -> str:
         said = [(run.frames.digest, run.caption.text, run.caption.x, run.caption.y) for run in data.runs]
         made_of += [data.room, *zip(said, [(run.first, run.count) for run in data.runs], strict=True)]
     elif isinstance(data, MovingShapes):
-        made_of += [data.config.boundary, *(data.scene(i) for i in range(min(len(data), 64)))]
+        scenes = [data.scene(i) for i in range(min(len(data), 64))]
+        made_of += [data.config.boundary, *scenes]
+        turns = [(placed.turn, placed.approach) for scene in scenes for placed in scene]
+        made_of += turns if any(map(any, turns)) else []
     return hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nas.config import DataConfig
 from nas.data.cached import HEADER, INDEX, SCHEMA, read_header, read_index, text_name
-from nas.data.captions import Caption
+from nas.data.captions import IMAGES, Caption
 from nas.data.clip import ClipLike, Skip
 from nas.data.decoding import choose_bucket
 from nas.data.frames import DecodeError, Frames, FrameSpec, cached_frames
@@ -108,7 +108,7 @@ def build_cache(
         maker = _Maker(data, clips, config, autoencoder.to(device), text.to(device), writer.known_texts)
         files = Files(out)
         videos, gone = by_content(captions, files)
-        held = held_videos([video.digest for video in videos], data) if data.holdout == "video" else frozenset()
+        held = _held_whole(videos, clips, data)
         writer.forget_others(videos)
         jobs = [(video, key) for video in videos if not writer.has(video.digest, key := maker.key(video))]
         done, frames, started = len(videos) - len(jobs), 0, time.perf_counter()
@@ -261,6 +261,13 @@ def _ahead(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _held_whole(videos: Sequence[Video], clips: Sequence[ClipLike], data: DataConfig) -> frozenset[str]:
+    """Digests of the videos kept for validation as a whole; of pictures, where clips have one frame, always."""
+    by_video, pictures = data.holdout == "video", all(clip.frames == 1 for clip in clips)
+    whole = [v.digest for v in videos if by_video or (pictures and v.path.suffix.lower() in IMAGES)]
+    return held_videos(whole, data) if whole or by_video else frozenset()
+
+
 class _Maker:
     """Turns one video with its captions into named latents."""
 
@@ -339,7 +346,7 @@ class _Maker:
         if frames.shape[0] == 1:  # an image
             split = "validation" if frames.digest in held else "train"
             for caption in captions:
-                keep(frames.read(0, 1), caption, split, True)
+                keep(frames.read(0, 1), caption, split, clip.frames > 1)
             return
         span = frames.span(clip.frames)
         for split in ("train", "validation"):

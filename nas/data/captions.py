@@ -17,6 +17,7 @@ from typing import Any
 from nas.data.clip import Skip
 from nas.data.media import Media
 from nas.errors import NasError
+from search_spaces.reading import check_text
 
 SUFFIXES = frozenset(
     ".3gp .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .ts .vob .webm .wmv".split()
@@ -108,10 +109,8 @@ def texts_of(value: Any, where: str) -> list[str]:
                 f"{where}: the caption is {_kind(text)}: {str(text)[:60]}; write text, or a list of texts for several "
                 "captions of one clip"
             )
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise NasError(f"{where}: the caption holds half a character ({text!r}); write whole ones") from None
+        if (wrong := check_text(text)) is not None:  # what a prompt may not hold either
+            raise NasError(f"{where}: the caption {wrong} ({text[:60]!r}); write plain text")
     return [text.strip() for text in found]
 
 

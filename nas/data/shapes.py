@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -28,6 +28,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 }
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 BACKGROUND = 0.12
+NEAREST = 0.25  # depth of a shape, of 1 at time zero
 Boundary = Literal["wrap", "bounce", "inside"]
 PHRASE = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(KINDS)}) moving ({'|'.join(DIRECTIONS)})")
 
@@ -46,13 +47,32 @@ class Shape:
 
 @dataclass(frozen=True)
 class Placed:
-    """A shape in a scene: centre at time zero and radius in pixels, speed in pixels a frame."""
+    """A shape in a scene: centre and radius at time zero in pixels, speed in pixels a frame.
+
+    Attributes:
+        turn: how far it rotates a frame, in radians. approach: what its depth, 1 at time zero, grows by a frame; it
+            looks as large as its radius divided by its depth.
+    """
 
     shape: Shape
     x: float
     y: float
     radius: float
     speed: float
+    turn: float = field(default=0.0, repr=False)  # left out of what names a split where nothing turns
+    approach: float = field(default=0.0, repr=False)
+
+    def depth(self, frame: np.ndarray) -> np.ndarray:
+        """Its distance at each frame, never less than a quarter of where it began."""
+        return np.maximum(1 + self.approach * frame, NEAREST)
+
+    def centre(self, frame: np.ndarray, clip: ClipLike, boundary: Boundary) -> tuple[np.ndarray, np.ndarray]:
+        """(x, y) in pixels at each frame, where it does not wrap."""
+        step_x, step_y = DIRECTIONS[self.shape.direction]
+        x, y = self.x + step_x * self.speed * frame, self.y + step_y * self.speed * frame
+        if boundary == "wrap":
+            return x, y
+        return _bounce(x, self.radius, clip.width), _bounce(y, self.radius, clip.height)
 
 
 def parse_caption(caption: str) -> tuple[Shape, ...]:
@@ -83,9 +103,9 @@ class Cast:
     @classmethod
     def of(cls, config: DataConfig) -> Cast:
         """The cast that a configuration names."""
-        for field, (low, high) in (("radius", config.radius), ("speed", config.speed)):
+        for bounds, (low, high) in (("radius", config.radius), ("speed", config.speed)):
             if not 0 < low <= high:
-                raise NasError(f"data.{field} must run from above 0 upwards, but is {low} to {high}")
+                raise NasError(f"data.{bounds} must run from above 0 upwards, but is {low} to {high}")
         return cls(
             _some("kinds", config.kinds, KINDS),
             _some("colours", config.colours, tuple(COLOURS)),
@@ -186,7 +206,12 @@ class MovingShapes:
                 way = speed * steps * abs(sign)
                 starts.append(radius + share * (room - way) + (way if sign < 0 else 0.0))
             x, y = starts
-        return Placed(Shape(str(rng.choice(self.cast.kinds)), colour, direction), float(x), float(y), radius, speed)
+        shape = Shape(str(rng.choice(self.cast.kinds)), colour, direction)
+        turn, approach = (
+            float(rng.uniform(*range_)) / self.clip.fps if any(range_) else 0.0  # no draw: scenes stay as they were
+            for range_ in (self.config.rotation, self.config.approach)
+        )
+        return Placed(shape, float(x), float(y), radius, speed, 2 * math.pi * turn, approach)
 
 
 def render(scene: Sequence[Placed], clip: ClipLike, boundary: Boundary = "wrap") -> np.ndarray:
@@ -196,15 +221,17 @@ def render(scene: Sequence[Placed], clip: ClipLike, boundary: Boundary = "wrap")
     columns = np.arange(clip.width)[None, None, :] + 0.5
     rows = np.arange(clip.height)[None, :, None] + 0.5
     for placed in scene:
-        step_x, step_y = DIRECTIONS[placed.shape.direction]
-        x, y = placed.x + step_x * placed.speed * time, placed.y + step_y * placed.speed * time
+        x, y = placed.centre(time, clip, boundary)
         if boundary == "wrap":  # the nearest copy of the shape on the torus
             across = (columns - x + clip.width / 2) % clip.width - clip.width / 2
             down = (rows - y + clip.height / 2) % clip.height - clip.height / 2
         else:
-            across = columns - _bounce(x, placed.radius, clip.width)
-            down = rows - _bounce(y, placed.radius, clip.height)
-        cover = np.clip(0.5 - _distance(placed.shape.kind, across, down, placed.radius), 0, 1)[:, None]
+            across, down = columns - x, rows - y
+        radius: float | np.ndarray = placed.radius
+        if placed.turn or placed.approach:
+            across, down = turned(across, down, -placed.turn * time)
+            radius = placed.radius / placed.depth(time)
+        cover = np.clip(0.5 - distance(placed.shape.kind, across, down, radius), 0, 1)[:, None]
         colour = np.asarray(COLOURS[placed.shape.colour], dtype=np.float32)[None, :, None, None]
         video += (cover * (colour - video)).astype(np.float32)
     return video
@@ -217,7 +244,13 @@ def _bounce(centre: np.ndarray, radius: float, side: int) -> np.ndarray:
     return radius + np.where(phase > room, 2 * room - phase, phase)
 
 
-def _distance(kind: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+def turned(x: np.ndarray, y: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points rotated about the origin."""
+    cosine, sine = np.cos(angle), np.sin(angle)
+    return cosine * x - sine * y, sine * x + cosine * y
+
+
+def distance(kind: str, x: np.ndarray, y: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
     """Distance in pixels to a shape's edge, negative inside; half a pixel either side of it is blended."""
     if kind == "circle":
         return np.hypot(x, y) - radius

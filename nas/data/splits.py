@@ -36,7 +36,7 @@ def split_runs(
     split: Literal["train", "validation"],
 ) -> list[Run]:
     """Where clips of ``length`` frames may start in one video, for one split."""
-    if config.holdout == "video":
+    if config.holdout == "video" or frames.shape[0] == 1:  # a picture has no end to keep
         kept, gap = np.full(frames.shape[0], frames.digest in held), 0
     else:
         kept, gap = _held_frames(frames, segments, length, config.validation_share)
@@ -50,6 +50,8 @@ def held_videos(found: Sequence[str], config: DataConfig) -> frozenset[str]:
         raise NasError(
             f"data.holdout is 'video' but there are {len(digests)} different videos that decode; "
             "give two or more, or set data.holdout to time"
+            if config.holdout == "video"
+            else "pictures are held out whole, but only one of them decodes; give two or more"
         )
     return frozenset(digests[: min(len(digests) - 1, max(1, round(config.validation_share * len(digests))))])
 

@@ -136,7 +136,8 @@ def open_videos(
     ``holdout: time`` keeps the end of every captioned segment that is at least two clips long: ``validation_share`` of
     it, one clip or more. A training clip that touches a frame kept for any caption's validation is left out, and where
     frames are repeated (a rate above the video's own) the copies on both sides of the cut stay unused.
-    ``holdout: video`` keeps whole videos, chosen by content, so that copies stay on one side.
+    ``holdout: video`` keeps whole videos, chosen by content, so that copies stay on one side; and so are pictures held
+    out, where clips have one frame.
 
     With ``config.buckets`` each video goes to the clip that suits it; validation keeps to ``clip``, where any video is
     left for it, so that its clips can be scored together.
@@ -150,7 +151,8 @@ def open_videos(
     clips = clip_buckets(clip, config.buckets)
     usable, images, gone = _decoded(captions, clips, config)
     skipped = [*skipped, *gone]
-    held = held_videos([f.digest for f, *_ in usable], config) if config.holdout == "video" else frozenset()
+    whole = [f.digest for f, *_ in usable if config.holdout == "video" or f.shape[0] == 1]
+    held = held_videos(whole, config) if whole or config.holdout == "video" else frozenset()
     runs: dict[ClipLike, list[Run]] = {shape: [] for shape in clips}
     for frames, segments, shape in usable:
         mine = split_runs(frames, segments, shape.frames, config, held, split)
@@ -183,7 +185,7 @@ Kept = tuple[Frames, tuple[Caption, ...], ClipLike]  # of one video: its frames,
 def _decoded(
     captions: Sequence[Caption], clips: Sequence[ClipLike], config: DataConfig
 ) -> tuple[list[Kept], list[Kept], list[Skip]]:
-    """Videos that are as long as a clip, images, and what is no use."""
+    """Videos that are as long as a clip, images, and what is no use; where clips have one frame, images are clips."""
     usable: list[Kept] = []
     images: list[Kept] = []
     files = Files(config.cache)
@@ -192,7 +194,7 @@ def _decoded(
         frames, shape, path = found.frames, found.clip, found.video.path
         if isinstance(frames, DecodeError):
             skipped.append(Skip(path, str(frames)))
-        elif path.suffix.lower() in IMAGES:
+        elif path.suffix.lower() in IMAGES and shape.frames > 1:
             images.append((frames, found.video.captions, shape))
         elif frames.shape[0] < frames.span(shape.frames):
             seconds = f"{frames.shape[0] / frames.rate:.2f} s, a clip is {shape.frames / shape.fps:.2f} s"

@@ -73,8 +73,8 @@ def evaluate_model(model: Path, config: EvaluateConfig, progress: Progress | Non
         that it was sampled with.
 
     Raises:
-        NasError: if the model is none, a prompt does not fit it, or there are no real clips of three frames or more to
-            compare with.
+        NasError: if the model is none, a prompt does not fit it, or the clips have two frames: flicker needs three, and
+            pictures have one.
     """
     from nas.data import open_data
     from nas.evaluate.pixels import check_frames
@@ -125,14 +125,14 @@ def _shapes(
     from nas.data.shapes import Cast
     from nas.evaluate.classifier import accuracies, chance, classifier_features, prompts, trained_classifier
 
-    cast = Cast.of(config.data)
+    cast, still = Cast.of(config.data), clip.frames == 1
     classifier, told["classifier"] = trained_classifier(
         config.data, clip, config.classifiers, steps=config.classifier_steps, progress=progress
     )
 
     def read(objects: int, texts: Sequence[str], videos: NDArray[np.float32]) -> dict[str, float]:
         shown = classifier.read(torch.from_numpy(videos.transpose(0, 1, 4, 2, 3)).float() * 2 - 1)
-        return {**accuracies(shown, texts), "chance": chance(cast, objects)}
+        return {**accuracies(shown, texts, still=still), "chance": chance(cast, objects, still=still)}
 
     groups = {n: prompts(cast, n, config.clips, config.seed) for n in range(1, config.data.max_objects + 1)}
     return groups, read, classifier_features(classifier)
@@ -261,6 +261,8 @@ def vbench_folder(
     pipeline = load_pipeline(model)
     pipeline.check_prompts(list(texts))
     clip = pipeline.unet.space.clip("training")
+    if clip.frames == 1:
+        raise NasError(f"{model}: VBench judges videos, and this model makes pictures; leave VBench's options out")
     levels, guidance = pipeline.plan(config.steps, guidance_scale=config.guidance)
     made_with = {"weights": pipeline.fingerprint(), "steps": len(levels), "guidance": guidance, "seed": config.seed}
     made_with["protocol"] = PROTOCOL
@@ -302,10 +304,10 @@ def render(told: Mapping[str, Any]) -> str:
     """What was measured, in lines for people."""
     lines = []
     for objects, row in told.get("prompts", {}).items():
+        of = ", ".join(f"{name} {row[name]:.1%}" for name in ("kind", "colour", "direction") if name in row)
         lines.append(
             f"prompts of {objects} object{'s' * (objects != '1')}: {row['accuracy']:.1%} shown as asked "
-            f"(kind {row['kind']:.1%}, colour {row['colour']:.1%}, direction {row['direction']:.1%}; "
-            f"guessing {row['chance']:.2%})"
+            f"({of}; guessing {row['chance']:.2%})"
         )
     if "classifier" in told:
         lines.append(

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,9 @@ VERSION = 1  # of network and training; part of the key under which it is kept
 class ShapeClassifier(nn.Module):
     """For each colour: is there a shape of it, of which kind, moving where?
 
-    It reads pairs of neighbouring frames, so clips of any length from two and any size; the strongest answer over
-    places, the mean over pairs. Borders wrap, as the shapes do.
+    It reads pairs of neighbouring frames, so clips of any length and size; the strongest answer over places, the mean
+    over pairs. A picture is read as two equal frames, and then its directions mean nothing. Borders wrap, as the shapes
+    do.
 
     Args:
         cast: what may appear.
@@ -51,7 +52,8 @@ class ShapeClassifier(nn.Module):
 
     def features(self, video: Tensor) -> Tensor:
         """(B, T, 3, H, W) in [-1, 1] to (B, 128): the strongest and the mean response, averaged over frame pairs."""
-        pairs = torch.cat([video[:, :-1], video[:, 1:]], dim=2)
+        before, after = (video[:, :-1], video[:, 1:]) if video.shape[1] > 1 else (video, video)
+        pairs = torch.cat([before, after], dim=2)
         seen = self.body(pairs.flatten(0, 1))
         pooled = torch.cat([seen.amax((2, 3)), seen.mean((2, 3))], dim=1)
         return pooled.unflatten(0, pairs.shape[:2]).mean(1)
@@ -89,12 +91,17 @@ class ShapeClassifier(nn.Module):
         return kinds, directions
 
 
-def accuracies(found: Sequence[frozenset[Shape]], captions: Sequence[str]) -> dict[str, float]:
+def accuracies(found: Sequence[frozenset[Shape]], captions: Sequence[str], *, still: bool = False) -> dict[str, float]:
     """Shares of clips that show what their caption says: all of it, and by attribute (of its objects, by colour).
 
     A clip counts as right when it shows exactly the caption's shapes: right colours, kinds and directions, none more.
+    A ``still`` picture shows no direction, so none is asked for.
     """
-    right = [shapes == frozenset(parse_caption(text)) for shapes, text in zip(found, captions, strict=True)]
+
+    def told(shapes: Iterable[Shape]) -> frozenset[tuple[str, ...]]:
+        return frozenset((s.colour, s.kind) if still else (s.colour, s.kind, s.direction) for s in shapes)
+
+    right = [told(shapes) == told(parse_caption(text)) for shapes, text in zip(found, captions, strict=True)]
     colour = kind = direction = total = 0
     for shapes, text in zip(found, captions, strict=True):
         seen = {shape.colour: shape for shape in shapes}
@@ -108,13 +115,13 @@ def accuracies(found: Sequence[frozenset[Shape]], captions: Sequence[str]) -> di
         "accuracy": float(np.mean(right)),
         "colour": colour / total,
         "kind": kind / total,
-        "direction": direction / total,
+        **({} if still else {"direction": direction / total}),
     }
 
 
-def chance(cast: Cast, objects: int) -> float:
+def chance(cast: Cast, objects: int, *, still: bool = False) -> float:
     """The probability that a scene of as many objects, drawn at random, is the one asked for."""
-    each = len(cast.kinds) * len(cast.directions)
+    each = len(cast.kinds) * (1 if still else len(cast.directions))
     return 1 / (math.comb(len(cast.colours), objects) * each**objects)
 
 
@@ -154,6 +161,7 @@ def trained_classifier(
     """
     keys = ("max_objects", "boundary", "kinds", "colours", "directions", "radius", "speed")
     scene = {key: value for key, value in data.model_dump(mode="json").items() if key in keys}
+    scene |= {key: value for key in ("rotation", "approach") if any(value := getattr(data, key))}
     shape = {"frames": clip.frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
     facts = {"scene": scene, "clip": shape, "steps": steps, "seed": seed, "version": VERSION}
     classifier = ShapeClassifier(Cast.of(data))
@@ -190,7 +198,8 @@ def _trained(
             kinds, directions = classifier(video)
             kind, direction = classifier.targets([item["caption"] for item in items])
             loss = nn.functional.cross_entropy(kinds.flatten(0, 1), kind.flatten())
-            loss = loss + nn.functional.cross_entropy(directions.flatten(0, 1), direction.flatten())
+            if clip.frames > 1:
+                loss = loss + nn.functional.cross_entropy(directions.flatten(0, 1), direction.flatten())
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -206,10 +215,12 @@ def _held_out(classifier: ShapeClassifier, data: DataConfig, clip: ClipLike) -> 
     items = [held[i] for i in range(HELD_OUT)]
     found = classifier.read(torch.stack([item["video"] for item in items]))
     captions = [item["caption"] for item in items]
-    checked = accuracies(found, captions)
+    still = clip.frames == 1
+    checked = accuracies(found, captions, still=still)
     for objects in range(1, data.max_objects + 1):
         which = [i for i, text in enumerate(captions) if len(parse_caption(text)) == objects]
-        checked[f"accuracy_{objects}"] = accuracies([found[i] for i in which], [captions[i] for i in which])["accuracy"]
+        some = accuracies([found[i] for i in which], [captions[i] for i in which], still=still)
+        checked[f"accuracy_{objects}"] = some["accuracy"]
     return checked
 
 

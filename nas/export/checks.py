@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,13 +46,21 @@ def check_storable(module: nn.Module, what: str) -> None:
             )
 
 
-def check_functions(package: Path, functions: Sequence[Function], what: str, *, compressed: bool = False) -> Told:
+def check_functions(
+    package: Path,
+    functions: Sequence[Function],
+    what: str,
+    *,
+    compressed: bool = False,
+    seen: Callable[[Check], None] = lambda found: None,
+) -> Told:
     """Evaluate every function of a saved package in float32 and in float16 arithmetic against its module.
 
     Args:
         what: the part, for a sentence.
         compressed: weights in fewer bits answer otherwise by design: then float16 arithmetic is held to float32
             arithmetic on the same weights, and the distance to the module is stated, not bounded.
+        seen: told of each function's check, operation by operation.
 
     Returns:
         For each function ``error_fp32`` and ``error_fp16`` against the module, ``largest`` (the value nearest to
@@ -73,6 +81,7 @@ def check_functions(package: Path, functions: Sequence[Function], what: str, *, 
             problem = _compressed_problem(found) if compressed else found.problem(BOUND_FP32, BOUND_FP16)
             if problem is not None:
                 raise AnswerIsNo(f"{what}: {problem}; {remedy(found)}")
+            seen(found)
             told[one.name] = placed(found.told(), Places(one.module))
     except PackageError as error:
         raise NasError(f"{what}: {error}; --no-check writes it unchecked, and says so in it") from error

@@ -71,8 +71,12 @@ def put(partial: Path, out: Path, facts: Mapping[str, Any], before: Mapping[str,
     whole.
     """
     made = {package.stem for package in partial.iterdir() if package.suffix in SUFFIXES.values()}
+    drawn = {folder.name for folder in partial.glob("*.graph")}
     stays = {name: told for name, told in before.items() if (name if name in ENDS else FILES[NETWORK]) not in made}
     keep_rest(out, partial)
+    for name in made:  # the graph of a package that is no more
+        if f"{name}.graph" not in drawn:
+            shutil.rmtree(partial / f"{name}.graph", ignore_errors=True)
     write_whole(partial / FACTS, json.dumps({**facts, **stays}, indent=1))
     put_folder(partial, out)
     shutil.rmtree(partial, ignore_errors=True)

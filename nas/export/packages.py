@@ -6,10 +6,10 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,18 @@ from device_profiler import host
 from nas.errors import NasError
 from nas.export import compress, ends, forms, metadata
 from nas.export.audit import audit_network
-from nas.export.checks import UNCHECKED, Function, check_functions, check_storable
+from nas.export.checks import UNCHECKED, Function, Places, check_functions, check_storable
 from nas.export.folder import ENDS, PARTS, SUFFIXES, check_parts, exported, put, refuse_other_models
+from nas.export.graph import SUFFIX as GRAPH
+from nas.export.graph import Drawn, Row, rows_of
+from nas.export.graph import write as write_graph
 from nas.export.network import NAMES, TIMESTEP, Shape, bound_at, function_name
 from nas.files import folder_beside
 from nas.outputs import MADE_BY, restore, sole_writer_of
 from search_spaces.space import latent_shape
+
+if TYPE_CHECKING:
+    from device_profiler.evaluator.check import Check
 
 PACKAGE = "unet.mlpackage"
 PARITY = 0.05  # of the largest output, float16 against float32
@@ -38,11 +44,13 @@ class How:
         quantize: weights in fewer bits: one of ``compress.BITS``. Outputs then differ, and are held to no module.
         safe: normalisation and attention spelled so that float16 holds them, and the timestep in float32.
         check: evaluate what was saved, and refuse it over a bound; see ``nas.export.checks``.
+        graph: write the network as a graph, too; see ``nas.export.graph``.
     """
 
     quantize: str | None = None
     safe: bool = False
     check: bool = True
+    graph: bool = False
 
 
 def export_model(
@@ -59,6 +67,7 @@ def export_model(
     device: str | None = None,
     tables: Path = Path("tables"),
     format: str = "coreml",
+    graph: bool = False,
     tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Write ``out/unet.mlpackage`` (float16, iOS 18), those of its ends, and ``out/export.json`` beside them.
@@ -74,8 +83,9 @@ def export_model(
         quantize, safe, check: see ``How``. audit: a cache or folder of clips; see ``nas.export.audit``.
         device, tables: whose table predicts the costs that the package's metadata states, and says in which form each
             layer is written: the one that was fastest there.
+        graph: write ``unet.graph`` for Google's Model Explorer, with the device's milliseconds where one is named.
         format: ``coreml``, or ``coreai`` for ``.aimodel`` files (``nas.export.coreai``), which know none of quantize,
-            safe, audit and device.
+            safe, audit, graph and device.
         tell: called with a sentence before something long.
 
     Returns:
@@ -86,23 +96,29 @@ def export_model(
         NasError: if the folder holds no model, or Core ML cannot express a part. TableError: if the device has no table
             of the space.
     """
-    compress.check(quantize)
-    if audit is not None and "network" not in parts:
-        raise NasError("--audit is of the network, which --parts leaves out; add it, or leave --audit out")
-    check_parts(parts)
+    given = {"--quantize": quantize, "--safe": safe, "--audit": audit, "--device": device, "--graph": graph}
+    _check_asked(parts, format, quantize, [name for name, value in given.items() if value])
     out = Path(os.path.realpath(out))  # "." has no name to put something beside
     if format == "coreai":
-        given = {"--quantize": quantize, "--safe": safe, "--audit": audit, "--device": device}
-        alone = [name for name, value in given.items() if value]
-        if alone:
-            raise NasError(f"{', '.join(alone)}: of Core ML's packages alone; leave it out with --format coreai")
         from nas.export.coreai import export_coreai
 
         return export_coreai(model, out, clip, shapes=shapes, parts=parts, check=check, tell=tell)
+    with sole_writer_of(out):
+        how = How(quantize, safe, check, graph)
+        return _export(model, out, clip, shapes, parts, how, audit, device, tables, tell)
+
+
+def _check_asked(parts: Sequence[str], format: str, quantize: str | None, given: Sequence[str]) -> None:
+    """Refuse what does not go together, before anything is read; ``given`` are the options that were."""
+    compress.check(quantize)
+    check_parts(parts)
     if format not in SUFFIXES:
         raise NasError(f"--format {format}: must be one of {', '.join(SUFFIXES)}")
-    with sole_writer_of(out):
-        return _export(model, out, clip, shapes, parts, How(quantize, safe, check), audit, device, tables, tell)
+    if format == "coreai" and given:
+        raise NasError(f"{', '.join(given)}: of Core ML's packages alone; leave it out with --format coreai")
+    for name in ("--audit", "--graph"):
+        if name in given and "network" not in parts:
+            raise NasError(f"{name} is of the network, which --parts leaves out; add it, or leave {name} out")
 
 
 def _export(
@@ -142,7 +158,8 @@ def _export(
         facts: dict[str, Any] = {"package": str(out / PACKAGE), "weights": weights, "clip": clip}
         facts |= {"quantize": how.quantize, "made_by": MADE_BY}
         if "network" in parts:
-            facts |= _network(model, unet, wanted, how, partial, tell)
+            rows = {} if device is None or not how.graph else rows_of(unet, device, tables)
+            facts |= _network(model, unet, wanted, how, partial, rows, tell)
             told = metadata.facts_of(unet, predicted, facts["check"])
             metadata.write(partial / PACKAGE, told | metadata.network_app(pipeline, weights, _functions_of(wanted)))
             if audit is not None:
@@ -164,7 +181,13 @@ def _export(
 
 
 def _network(
-    model: Path, unet: Any, shapes: Sequence[Shape], how: How, folder: Path, tell: Callable[[str], None]
+    model: Path,
+    unet: Any,
+    shapes: Sequence[Shape],
+    how: How,
+    folder: Path,
+    rows: Mapping[str, Row],
+    tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """``unet.mlpackage`` in the folder, of one shape or of several functions; what is in it."""
     sizes = [p.numel() for p in unet.parameters()]
@@ -174,7 +197,10 @@ def _network(
         tell(f"{how.quantize}: {plain:.2f} MB of weights should become {expected:.2f} MB")
     functions = _bound(unet, shapes, how)
     tell(f"lowering the network at {', '.join('x'.join(map(str, shape)) for shape in shapes)}")
-    written = _written(f"{model}: the network", functions, how, folder / PACKAGE)
+    checks: list[Check] = []
+    written = write_package(f"{model}: the network", functions, how, folder / PACKAGE, checks.append)
+    if how.graph:
+        written["graph"] = _drawn(folder / PACKAGE, functions, checks, rows)
     return {
         "functions": [one.name for one in functions] if len(shapes) > 1 else [],
         "shapes": ["x".join(map(str, shape)) for shape in shapes],
@@ -185,6 +211,15 @@ def _network(
         **written,
         "weights_mb_expected": round(expected, 3),
     }
+
+
+def _drawn(package: Path, functions: Sequence[Function], checks: Sequence[Check], rows: Mapping[str, Row]) -> list[str]:
+    """Write the package's graph beside it; the names of its files."""
+    from device_profiler.evaluator.package import Package
+
+    opened, found = Package(package), {check.function: check for check in checks}
+    drawn = [Drawn(opened.function(one.name), Places(one.module), found.get(one.name)) for one in functions]
+    return write_graph(package.with_suffix(GRAPH), package.name, drawn, rows)
 
 
 def _functions_of(shapes: Sequence[Shape]) -> dict[str, Shape]:
@@ -203,7 +238,7 @@ def _part(pipeline: Any, name: str, latents: tuple[int, int, int]) -> ends.Part 
 def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dict[str, Any]:
     module, inputs, names = part
     functions = [Function(MAIN, module, inputs, names)]
-    written = _written(f"{model}: the {name.replace('_', ' ')}", functions, how, folder / f"{name}.mlpackage")
+    written = write_package(f"{model}: the {name.replace('_', ' ')}", functions, how, folder / f"{name}.mlpackage")
     kept = ("operations", "weights_mb", "package_mb", "parity", "check")
     return {
         "inputs": {key: list(x.shape) for key, x in zip(names, inputs, strict=True)},
@@ -212,7 +247,13 @@ def _end(model: Path, name: str, part: ends.Part, how: How, folder: Path) -> dic
     }
 
 
-def _written(what: str, functions: Sequence[Function], how: How, target: Path) -> dict[str, Any]:
+def write_package(
+    what: str,
+    functions: Sequence[Function],
+    how: How,
+    target: Path,
+    seen: Callable[[Check], None] = lambda found: None,
+) -> dict[str, Any]:
     """Lower, compress, join and check the functions of one package; what the first is made of, and the check."""
     places, stats, told = [], [], []
     for one in functions:
@@ -235,7 +276,7 @@ def _written(what: str, functions: Sequence[Function], how: How, target: Path) -
         shutil.rmtree(package.parent)
     checked: Any = UNCHECKED
     if how.check:
-        checked = check_functions(target, functions, what, compressed=how.quantize is not None)
+        checked = check_functions(target, functions, what, compressed=how.quantize is not None, seen=seen)
     sizes = {"weights_mb": weights_mb(target), "package_mb": package_mb(target)}
     return {**stats[0], **sizes, "parity": told[0], "check": checked}
 

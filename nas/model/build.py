@@ -37,6 +37,8 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
 
     check_replaceable(out, is_model, "model")
     space = Space.load(load(run).space)
+    if not space.text:
+        raise NasError(f"{run}: space {space.name} reads no text, and what is built is sampled by prompts")
     chosen = run / "arrangement.yaml"
     if not chosen.is_file():
         raise NasError(f"{run}: no arrangement.yaml there; choose one with nas search {run}")
@@ -47,7 +49,7 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     if not difference <= TOLERANCE:  # not a number is a difference too
         raise NasError(f"{out}: the built model differs from the supernet's path by {difference:.1e}, over {TOLERANCE}")
     vae = load_autoencoder(text.cache.header).model if isinstance(text, CachedText) else None
-    _save(model, text.model, text.tokenizer, vae, out)
+    save_model(model, text.model, text.tokenizer, vae, out)
     return {**_facts(model, out), "difference": difference, "supernet_step": step}
 
 
@@ -109,7 +111,7 @@ def build_anew(
         torch.manual_seed(seed)
         model = VideoUNet(loaded.to_json(), chosen.to_json(), prediction).eval()
     told = init_network(loaded.backbone.family, model.network, init).sentence() if init is not None else ""
-    _save(model, words.model, words.tokenizer, vae, out)
+    save_model(model, words.model, words.tokenizer, vae, out)
     return {**_facts(model, out), "init": told}
 
 
@@ -118,7 +120,8 @@ def _facts(model: VideoUNet, out: Path) -> dict[str, Any]:
     return {"model": str(out), "arrangement": model.arrangement.key, "parameters": parameters}
 
 
-def _save(model: VideoUNet, text: Any, tokenizer: Any, vae: Any, out: Path) -> None:
+def save_model(model: VideoUNet, text: Any, tokenizer: Any, vae: Any, out: Path) -> None:
+    """Write a pipeline of the parts, whole or not at all."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     check_replaceable(out, is_model, "model")

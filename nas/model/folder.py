@@ -78,7 +78,7 @@ def _check_classes(model: Path, index: Index) -> None:
         "text_encoder": (("transformers",), ("CLIPTextModel",)),
         "tokenizer": (("transformers",), None),  # which of transformers' own, its configuration says
         "scheduler": (("diffusers",), ("FlowMatchEulerDiscreteScheduler",)),
-        "vae": (("diffusers",), tuple(KINDS)),
+        "vae": (("diffusers", "nas", "nas.pretrained.searched"), tuple(KINDS)),
     }
     for part, (modules, classes) in known.items():
         module, name = getattr(index, part)

@@ -1,4 +1,4 @@
-"""Text to video with a built model, as a diffusers pipeline that loads from one folder."""
+"""Text to video, or to pictures, with a built model, as a diffusers pipeline that loads from one folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nas.errors import NasError
 from nas.finite import check_finite
+from nas.media import to_uint8
 from nas.model.folder import INDEX, Index, _damaged, read_index
 from nas.model.levels import plan_levels
 from nas.model.network import VideoUNet
@@ -36,6 +37,13 @@ class VideoOutput(BaseOutput):
     steps: int
     sigmas: list[float]
     guidance: float
+
+    @property
+    def images(self) -> list[Any]:
+        """Pictures of ``PIL``, as diffusers' text-to-image pipelines give them: the first frame of each."""
+        from PIL import Image
+
+        return [Image.fromarray(to_uint8(video[0].numpy())) for video in self.frames]
 
 
 class TextToVideoPipeline(DiffusionPipeline):

@@ -1,4 +1,4 @@
-"""A video file from a prompt, and a contact sheet beside it."""
+"""A video file from a prompt, and a contact sheet beside it; or a sheet of pictures."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Model:
 def sample_video(
     model: Path,
     prompts: Sequence[str],
-    out: Path,
+    out: Path | None = None,
     *,
     steps: int | None = None,
     guidance: float | None = None,
@@ -110,10 +110,13 @@ def sample_video(
 ) -> dict[str, Any]:
     """Sample ``model`` (what ``nas build`` or ``nas export`` wrote) and write ``out`` and ``out`` with ``.png``.
 
+    Pictures, which are videos of one frame, go on one sheet, a ``.png``, in the prompts' order.
+
     Several prompts are sampled as one batch and written as ``NAME-0.mp4``, ``NAME-1.mp4`` and so on. The noise of a
     video depends on the seed and its place alone, so a video does not change with what stands after it.
 
     Args:
+        out: by default ``out.mp4``, or ``out.png`` for pictures.
         steps, guidance: by default what the model was made for; see ``TextToVideoPipeline``.
         frames, height, width: in pixels; by default the training clip's. Other sizes are sampled too, and `warn` is
             told that the model has not seen them.
@@ -130,11 +133,11 @@ def sample_video(
     import torch
 
     _check_options(prompts, out, steps, guidance)
-    names = [out if len(prompts) == 1 else out.with_stem(f"{out.stem}-{i}") for i in range(len(prompts))]
-    if not overwrite:
-        check_outputs([file for name in names for file in (name, name.with_suffix(".png"))])
     opened: Sampler = Packages(model) if is_packages(model) else Model(model)
     shape, known = opened.shape(frames, height, width)
+    names = _names(out, len(prompts), pictures=shape[0] == 1)
+    if not overwrite:
+        check_outputs([file for name in names for file in dict.fromkeys((name, name.with_suffix(".png")))])
     if not known:
         warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
     for prompt in prompts:
@@ -149,19 +152,31 @@ def sample_video(
         guidance,
         lambda done, total: progress(done, total, "steps" if done < total else "decoding"),
     )
-    files = _write(names, output.frames, prompts, opened.fps)
     size = dict(zip(("frames", "height", "width"), shape, strict=True))
     made_with = {"steps": output.steps, "sigmas": output.sigmas, "guidance": output.guidance, "seed": seed}
+    if shape[0] == 1:
+        return {**_write_pictures(names[0], output.frames, prompts), **size, **made_with}
+    files = _write(names, output.frames, prompts, opened.fps)
     return {**files[0], "videos": files, **size, **made_with}
 
 
-def _check_options(prompts: Sequence[str], out: Path, steps: int | None, guidance: float | None) -> None:
+def _names(out: Path | None, count: int, *, pictures: bool) -> list[Path]:
+    """The files that samples are written to: a sheet of pictures, or a video each."""
+    out = out or Path("out.png" if pictures else "out.mp4")
+    if pictures and out.suffix.lower() != ".png":
+        raise NasError(f"--out must end in .png, but is {out}; of one frame each, samples are pictures on one sheet")
+    if not pictures and out.suffix.lower() != ".mp4":
+        raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
+    return [out] if pictures or count == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(count)]
+
+
+def _check_options(prompts: Sequence[str], out: Path | None, steps: int | None, guidance: float | None) -> None:
     if steps is not None and steps < 1:
         raise NasError(f"--steps must be 1 or more, but is {steps}")
     if not prompts:
         raise NasError("nothing to sample; give --prompt, once or several times")
-    if out.suffix.lower() != ".mp4":
-        raise NasError(f"--out must end in .mp4, but is {out}; the contact sheet is written beside it as .png")
+    if out is not None and out.suffix.lower() not in (".mp4", ".png"):
+        raise NasError(f"--out must end in .mp4, or in .png for pictures, but is {out}")
     for prompt in prompts:
         if (wrong := check_text(prompt)) is not None:
             raise NasError(f"--prompt {prompt!r} {wrong}; write plain text")
@@ -179,6 +194,13 @@ def _write(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: floa
         write_contact_sheet(name.with_suffix(".png"), pixels)
         files.append({"video": str(name), "contact_sheet": str(name.with_suffix(".png")), "prompt": prompt})
     return files
+
+
+def _write_pictures(sheet: Path, videos: Any, prompts: Sequence[str]) -> dict[str, Any]:
+    """Pictures (N, 1, H, W, 3) in 0..1 on one sheet, in reading order."""
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    write_contact_sheet(sheet, enlarge(to_uint8(videos[:, 0].numpy())))
+    return {"picture": str(sheet), "prompts": list(prompts)}
 
 
 def check_outputs(files: Sequence[Path]) -> None:

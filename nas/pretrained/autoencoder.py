@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nas.errors import NasError
 from nas.pretrained.hub import model_digest
-from nas.pretrained.kinds import KINDS, OVERLAP, SIDE_OVERLAP, WINDOW
+from nas.pretrained.kinds import KINDS, OVERLAP, SIDE_OVERLAP, WINDOW, model_class
 from nas.pretrained.loading import load_weights, loading, open_part
 from nas.pretrained.tiles import tiled
 from search_spaces.space import Autoencoder, Space
@@ -45,13 +45,19 @@ class VideoAutoencoder:
             raise NasError(_unknown(source, self.kind))
         self._how = KINDS[self.kind]
         self.time, self.space, self.channels = self._how.factors(model)
-        self.causal = self._how.causal
+        how = self._how.causal
+        self.causal = how if isinstance(how, bool) else how(model)
         self.offset, self.gain = _statistics(model, self.channels, source)
         self.tile = self._how.tile or int(model.config.sample_size)
 
     @cached_property
     def digest(self) -> str:
-        """16 hex characters of its configuration and weights, wherever they lie."""
+        """16 hex characters of its configuration and weights, wherever they lie: whose latents they are.
+
+        A searched decoder behind a given encoder has that autoencoder's.
+        """
+        if self.model.config.get("encoder_digest"):
+            return str(self.model.config["encoder_digest"])
         return model_digest(self.model)
 
     @property
@@ -104,6 +110,12 @@ class VideoAutoencoder:
         Raises:
             NasError: if T, H or W does not divide, or the model divides otherwise than its configuration says.
         """
+        latents = self.encode_raw(video)
+        return ((latents - self.offset.to(latents)) * self.gain.to(latents)).cpu()
+
+    @torch.no_grad()
+    def encode_raw(self, video: Tensor) -> Tensor:
+        """``encode``, as the model itself gives its latents: not scaled, and where the model is."""
         if video.shape[0] == 1 and not self.causal:
             video = video.expand(self.time, -1, -1, -1)
         frames, _, height, width = video.shape
@@ -123,7 +135,7 @@ class VideoAutoencoder:
             (self.time, self.space),
             self.causal,
         )
-        return ((latents.transpose(0, 1) - self.offset.to(latents)) * self.gain.to(latents)).cpu()
+        return latents.transpose(0, 1)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -173,12 +185,10 @@ def load_model(folder: Path, source: str, config: dict[str, Any]) -> Any:
     Raises:
         NasError: if its class is unknown, or its weights do not fill it.
     """
-    import diffusers
-
     kind = config.get("_class_name")
     if kind not in KINDS:
         raise NasError(_unknown(source, kind))
-    return load_weights(getattr(diffusers, kind), folder, source).eval()
+    return load_weights(model_class(kind), folder, source).eval()
 
 
 def _unknown(source: str, kind: Any) -> str:

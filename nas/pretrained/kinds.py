@@ -1,10 +1,11 @@
-"""What each of diffusers' autoencoders needs to be asked: its factors, and how a clip goes in and comes out.
+"""What each autoencoder of diffusers, and ours, needs to be asked: its factors, and how a clip goes in and out.
 
 | class | time | first frame alone | a clip goes |
 |---|---|---|---|
 | AutoencoderKL, AutoencoderTiny, AutoencoderDC | 1 | no | frame by frame |
 | AutoencoderKLTemporalDecoder (SVD) | 1 | no | in frame by frame, out in windows along time |
 | AutoencoderKLAllegro | 4 | no | in windows along time |
+| SearchedAutoencoder, ours | as its space | as its space | whole along time |
 | AutoencoderKLLTXVideo, -Wan, -CogVideoX, -HunyuanVideo, -Mochi | 8, 4, 4, 4, 6 | yes | whole along time |
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -30,16 +32,33 @@ class Kind:
     Attributes:
         factors: model to (time, space, channels of a latent).
         encode: model, (3, T, H, W) to (C, t, h, w), the posterior's mean; unscaled. decode: the way back.
-        causal: whether the first frame becomes a latent of its own. windows: whether time goes in ``WINDOW`` frames.
+        causal: whether the first frame becomes a latent of its own, or what says so of a model.
+        windows: whether time goes in ``WINDOW`` frames.
         tile: largest side in one piece, in pixels; 0 takes the model's ``sample_size``.
+        path: ``module:Class`` of one that is ours; empty for diffusers' own.
     """
 
     factors: Callable[[Any], tuple[int, int, int]]
     encode: Callable[[Any, Tensor], Tensor]
     decode: Callable[[Any, Tensor], Tensor]
-    causal: bool = False
+    causal: bool | Callable[[Any], bool] = False
     windows: bool = False
     tile: int = LARGE
+    path: str = ""
+
+
+def model_class(kind: str) -> Any:
+    """The class of a kind: diffusers', or ours.
+
+    Raises:
+        KeyError: if the kind is not known here.
+    """
+    if not KINDS[kind].path:
+        import diffusers
+
+        return getattr(diffusers, kind)
+    module, _, name = KINDS[kind].path.partition(":")
+    return getattr(import_module(module), name)
 
 
 def _by_frames(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -128,6 +147,14 @@ KINDS: dict[str, Kind] = {
     "AutoencoderKLTemporalDecoder": Kind(_image_factors, _encode_images, _decode_svd, windows=True),
     "AutoencoderDC": Kind(
         _encoder_factors, lambda model, x: _by_frames(lambda part: model.encode(part).latent, x), _decode_images
+    ),
+    "SearchedAutoencoder": Kind(
+        lambda model: model.factors,
+        _encode_video,
+        _decode_video,
+        causal=lambda model: model.space.autoencoder.causal,
+        tile=4 * LARGE,
+        path="nas.pretrained.searched:SearchedAutoencoder",
     ),
     "AutoencoderTiny": Kind(
         _encoder_factors, lambda model, x: _by_frames(lambda part: model.encode(part).latents, x), _decode_images

@@ -1,5 +1,5 @@
-"""A large UNet cut to a small backbone, which recovers by distillation."""
+"""A large network cut to a small one by what it misses least; what is left recovers by distillation."""
 
-from nas.prune.prune import prune_unet
+from nas.prune.prune import prune_network
 
-__all__ = ["prune_unet"]
+__all__ = ["prune_network"]

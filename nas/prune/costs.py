@@ -1,8 +1,8 @@
-"""What a UNet costs: its parameters, or its latency on a device, kept in a table like every other."""
+"""What a frame costs: its parameters, or its latency on a device, kept in a table like every other."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,17 @@ from typing import Any
 import yaml
 
 from nas.errors import NasError
+from search_spaces.families.contract import Pruning
 from search_spaces.space import Space
 
 
 class Parameters:
-    """Cost: parameters of the UNet."""
+    """Cost: parameters of the frame."""
 
     name = "parameters"
 
-    def __call__(self, unet: Any) -> float:
-        return float(sum(parameter.numel() for parameter in unet.parameters()))
+    def __call__(self, frame: Any) -> float:
+        return float(sum(parameter.numel() for parameter in frame.parameters()))
 
     def tell(self, value: float) -> str:
         return f"{value:,.0f}"
@@ -27,11 +28,11 @@ class Parameters:
 
 @dataclass
 class Latency:
-    """Cost: latency of the UNet as a backbone of the space, in ms; a row of the device's table, measured once.
+    """Cost: latency of the frame as a backbone of the space, in ms; a row of the device's table, measured once.
 
     Args:
         space: at whose deployment clip it is measured. device: name or YAML. table: folder of the tables.
-        spaces: folder where each UNet is kept as a space of its own, for who measures.
+        spaces: folder where each frame is kept as a space of its own, for who measures.
     """
 
     space: Space
@@ -41,11 +42,11 @@ class Latency:
     known: dict[str, float] = field(default_factory=dict)
     name = "latency_ms"
 
-    def __call__(self, unet: Any) -> float:
+    def __call__(self, frame: Any) -> float:
         """Raises: NasError: if the device could not run it."""
         from device_profiler.profile import profile_backbone
 
-        made = space_with(self.space, unet)
+        made = space_with(self.space, frame)
         if made.backbone_id not in self.known:
             self.spaces.mkdir(parents=True, exist_ok=True)
             path = self.spaces / f"{made.backbone_id}.yaml"
@@ -60,15 +61,15 @@ class Latency:
         return f"{value:,.4g} ms"
 
 
-def space_with(space: Space, unet: Any) -> Space:
-    """The space with another UNet as its backbone; what a position offers comes from the nearest one of the old space.
+def space_with(space: Space, frame: Any) -> Space:
+    """The space with another frame; what a position offers comes from the nearest one of the old space.
 
     Raises:
-        NasError: if the space's backbone cannot be configured to be that UNet.
+        NasError: if the space's backbone cannot be configured to be that frame.
     """
     usual = space.backbone.preset.config
-    config = {key: _plain(unet.config.get(key, usual[key])) for key in usual}
-    widths = dict(unet.config.get("widths") or {})
+    config = {key: _plain(frame.config.get(key, usual[key])) for key in usual}
+    widths = dict(frame.config.get("widths") or {})
     if widths:
         config["widths"] = widths
     positions = []
@@ -79,7 +80,7 @@ def space_with(space: Space, unet: Any) -> Space:
             like = (named or twins)[0]
             positions.append({**like.to_json(), "name": place.name})
     if not positions:
-        raise NasError(f"{space.name}: none of its positions is left in the pruned UNet; give a space of its kind")
+        raise NasError(f"{space.name}: none of its positions is left in the pruned network; give a space of its kind")
     told = space.to_json()
     return Space.from_json(
         {**told, "backbone": {"name": space.backbone.name, "config": config}, "positions": positions}
@@ -117,30 +118,13 @@ def space_text(space: Space) -> str:
     return str(yaml.safe_dump(dict(fields), sort_keys=False, width=120))
 
 
-def check_unet(space: Space, unet: Any, source: str) -> list[str]:
-    """Whether a UNet can be a backbone of the space; gives what the space's backbone has otherwise.
+def check_given(space: Space, pruning: Pruning, given: Any, source: str) -> list[str]:
+    """Whether a network can be a frame of the space; gives what the space's frame has otherwise.
 
     Raises:
         NasError: if it reads other latents or text.
     """
-    wanted = {"in_channels": space.latent_channels, "cross_attention_dim": space.text.dim}
-    wrong = [
-        f"{key} is {unet.config[key]} there, {value} in the space"
-        for key, value in wanted.items()
-        if unet.config[key] != value
-    ]
+    wrong, notes = pruning.misfits(given.config, space.latent_channels, space.text.dim)
     if wrong:
         raise NasError(f"{source}: does not fit space {space.name}: {', '.join(wrong)}; give a space of its kind")
-    known: Sequence[str] = ("act_fn", "norm_eps", "flip_sin_to_cos", "freq_shift", "use_linear_projection")
-    usual = {
-        "act_fn": "silu",
-        "norm_eps": 1e-5,
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "use_linear_projection": False,
-    }
-    return [
-        f"{key} is {unet.config.get(key)}, {usual[key]} in the space"
-        for key in known
-        if unet.config.get(key, usual[key]) != usual[key]
-    ]
+    return list(notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from nas.tasks.noise import Diffusion
 from nas.training.draws import Draws
 from nas.training.engine import Engine
 from nas.training.loop import Row, Stage, warmed_rate
+from search_spaces.families.contract import Pruning
 
 if TYPE_CHECKING:
     from nas.prune.images import Images
@@ -35,8 +36,9 @@ class Recover(Stage):
     window = 1
     config: PruneConfig
 
-    def __init__(self, whole: Any, unet: Any, images: Images, config: PruneConfig) -> None:
+    def __init__(self, whole: Any, unet: Any, images: Images, config: PruneConfig, pruning: Pruning) -> None:
         self.whole, self.unet, self.images, self.config = whole.eval(), unet.train(), images, config
+        self.pruning = pruning
         self.engine, self.loaders = Engine(config, images.world), images.loaders
         self.diffusion = Diffusion(config.prediction)
         self.modules: dict[str, nn.Module] = {"unet": unet}
@@ -45,7 +47,7 @@ class Recover(Stage):
         self.optimizer = torch.optim.AdamW(unet.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
         self.optimizers = {"unet": self.optimizer}
         self._features: dict[str, dict[str, Tensor]] = {"whole": {}, "pruned": {}}
-        self._watched = matching_stages(whole, unet)
+        self._watched = pruning.matching(whole, unet)
         for mine, theirs in self._watched.items():
             unet.get_submodule(mine).register_forward_hook(self._keep("pruned", mine))
             whole.get_submodule(theirs).register_forward_hook(self._keep("whole", mine))
@@ -78,12 +80,12 @@ class Recover(Stage):
         level = self.diffusion.levels(len(clean), 0.0, 1.0, draws.generator).to(clean.device)
         inputs = self.diffusion.noised(clean, noise, level), self.diffusion.timestep(level), text
         with self.engine.autocast():
-            out = self.unet(*inputs).sample.float()
+            out = self.pruning.answer(self.unet, *inputs).float()
             task = nn.functional.mse_loss(out, self.diffusion.target(clean, noise, level))
             followed = features = torch.zeros((), device=clean.device)
             if config.distillation:
                 with torch.no_grad():
-                    wanted = self.whole(*inputs).sample.float()
+                    wanted = self.pruning.answer(self.whole, *inputs).float()
                 followed, features = share_missed(out, wanted), self._feature_loss()
         loss = (1 - config.distillation) * task + config.distillation * (followed + config.feature_weight * features)
         self.engine.back(loss)
@@ -99,22 +101,3 @@ class Recover(Stage):
 def share_missed(mine: Tensor, wanted: Tensor) -> Tensor:
     """Squared difference as a share of the wanted square."""
     return (mine - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
-
-
-def matching_stages(whole: Any, pruned: Any) -> Mapping[str, str]:
-    """Stage of the pruned UNet -> the uncut one's of the same resolution, where both give the same channels."""
-    found = {}
-    ups = len(whole.up_blocks) - len(pruned.up_blocks)
-    for index, block in enumerate(pruned.down_blocks):
-        # The lowest stage that is left does not halve any more, so its output is of another resolution.
-        same = bool(block.downsamplers) == bool(whole.down_blocks[index].downsamplers)
-        if same and _channels(block) == _channels(whole.down_blocks[index]):
-            found[f"down_blocks.{index}"] = f"down_blocks.{index}"
-    for index, block in enumerate(pruned.up_blocks):
-        if _channels(block) == _channels(whole.up_blocks[index + ups]):
-            found[f"up_blocks.{index}"] = f"up_blocks.{index + ups}"
-    return found
-
-
-def _channels(block: Any) -> int:
-    return int(block.resnets[-1].out_channels)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nas.tasks.noise import Diffusion
-from search_spaces.families.contract import Narrowable
+from search_spaces.families.contract import Narrowable, Pruning
 
 Noisy = tuple[Tensor, Tensor, Tensor]  # (B, C, H, W) samples, (B,) timesteps, (B, L, D) texts
 
@@ -19,13 +19,13 @@ class Sensitivity:
     """Compares UNets with the uncut one on the same noisy images.
 
     Args:
-        whole: the uncut UNet, in evaluation mode. batches: what both are shown.
+        whole: the uncut UNet, in evaluation mode. batches: what both are shown. pruning: of their family.
     """
 
-    def __init__(self, whole: Any, batches: Sequence[Noisy]) -> None:
-        self.batches = tuple(batches)
+    def __init__(self, whole: Any, batches: Sequence[Noisy], pruning: Pruning) -> None:
+        self.batches, self.pruning = tuple(batches), pruning
         with torch.no_grad():
-            self._answers = [answer(whole, *batch) for batch in self.batches]
+            self._answers = [pruning.answer(whole, *batch) for batch in self.batches]
         self._size = sum(float(one.double().square().sum()) for one in self._answers)
 
     @torch.no_grad()
@@ -33,7 +33,7 @@ class Sensitivity:
         """Squared difference of the answers, as a share of the uncut UNet's own squared answer: 0 misses nothing."""
         missed = 0.0
         for batch, wanted in zip(self.batches, self._answers, strict=True):
-            missed += float((answer(unet, *batch) - wanted).double().square().sum())
+            missed += float((self.pruning.answer(unet, *batch) - wanted).double().square().sum())
         return missed / self._size
 
     def widths(
@@ -51,7 +51,7 @@ class Sensitivity:
                 hooks.callback(one.last.register_forward_pre_hook(_masking(masks[one.name], one.each)).remove)
             found = {name: torch.zeros(len(mask)) for name, mask in masks.items()}
             for batch in self.batches:
-                out = answer(unet, *batch)
+                out = self.pruning.answer(unet, *batch)
                 for turn in range(draws):
                     signs = torch.randint(0, 2, out.shape, generator=generator).to(out) * 2 - 1
                     slopes = torch.autograd.grad(
@@ -67,12 +67,6 @@ def _masking(mask: Tensor, each: int) -> Callable[[Any, tuple[Tensor, ...]], tup
         return (inputs[0] * mask.repeat_interleave(each), *inputs[1:])
 
     return hook
-
-
-def answer(unet: Any, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-    """What a UNet predicts."""
-    found: Tensor = unet(noisy, timestep, text).sample
-    return found
 
 
 def noisy_batches(

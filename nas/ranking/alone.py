@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from nas.config import TrainConfig
 from nas.data import Dataset
@@ -12,6 +13,7 @@ from nas.pretrained.text import TextEncoder
 from nas.supernet.stage import begin
 from nas.supernet.supernet import Supernet
 from nas.training.log import Step
+from nas.training.loop import Loop
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
@@ -55,18 +57,23 @@ def train_alone(
             temporal=inherit,
             held=start[0].held if inherit else None,
         )
-        loop.save()  # to go back to, should a step go wrong
-        try:
-            while loop.step < steps:
-                row = loop.advance()
-                if row is not None and progress is not None:
-                    progress(Step.of(row))
-        finally:
-            loop.close()
-        loop.load_average()
+        _run(loop, progress)
         for module in (loop.stage.supernet, loop.stage.text):
             module.eval().requires_grad_(False)
         return loop.stage.supernet, loop.stage.text
+
+
+def _run(loop: Loop[Any], progress: Callable[[Step], None] | None) -> None:
+    """All steps; the averaged weights stand in the loop's modules then."""
+    loop.save()  # to go back to, should a step go wrong
+    try:
+        while loop.step < loop.stage.config.steps:
+            row = loop.advance()
+            if row is not None and progress is not None:
+                progress(Step.of(row))
+    finally:
+        loop.close()
+    loop.load_average()
 
 
 def _alone(config: TrainConfig, steps: int) -> TrainConfig:

@@ -116,13 +116,11 @@ def _finetune(
 
 
 def _facts(pipeline: Any, recipe: Recipe, config: FinetuneConfig) -> dict[str, Any]:
-    """What a checkpoint must share with the fine-tuning that continues it."""
-    return {
-        "stage": recipe.name,
-        "model": pipeline.fingerprint(),
-        "seed": config.seed,
-        "data": config.data.model_dump(mode="json", exclude={"cache", "outside"}),
-    }
+    """What a checkpoint must share with the fine-tuning that continues it; keys that came later count once used."""
+    data = config.data.model_dump(mode="json", exclude={"cache", "outside"})
+    later = [name for name in ("rotation", "approach") if not any(data[name])]
+    data = {name: value for name, value in data.items() if name not in later}
+    return {"stage": recipe.name, "model": pipeline.fingerprint(), "seed": config.seed, "data": data}
 
 
 def _source(recipe: Recipe, pipeline: Any, config: FinetuneConfig, settings: StageConfig, world: World) -> Source:
@@ -136,7 +134,7 @@ def _source(recipe: Recipe, pipeline: Any, config: FinetuneConfig, settings: Sta
         source = recipe.source(Opening(pipeline, config.data, config.seed, world), settings)
     else:
         check = fits(pipeline.tokenizer, pipeline.text_encoder.config.max_position_embeddings)
-        source = Batches(pipeline.unet.space, config.data, settings, config.seed, world, check)
+        source = Batches(pipeline.unet.space, config.data, settings, config.seed, world, check, recipe.needs)
     pipeline.check_prompts(source.captions)
     return source
 

@@ -7,10 +7,10 @@ import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -28,6 +28,20 @@ FLAT = 1e-3  # difference between answers to real and generated clips below whic
 
 
 Count = Callable[[str, float, Tensor], None]  # a loss's name, its share, and it
+
+
+def check_levels(levels: tuple[float, ...]) -> tuple[float, ...]:
+    """Noise levels of a generator: from pure noise downwards.
+
+    Raises:
+        ValueError: if they do not start at 1 and fall.
+    """
+    if not levels or levels[0] != 1 or not all(a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True)):
+        raise ValueError("must start at 1 and fall, staying above 0")
+    return levels
+
+
+Levels = Annotated[tuple[float, ...], AfterValidator(check_levels)]
 
 
 class AdversarialConfig(StageConfig):
@@ -57,7 +71,7 @@ class AdversarialConfig(StageConfig):
     learning_rate: float = Field(5e-5, gt=0.0)
     gradient_clip: float = Field(1.0, gt=0.0)
     ema_decay: float = Field(0.95, ge=0.0, lt=1.0)
-    levels: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25)
+    levels: Levels = (1.0, 0.75, 0.5, 0.25)
     heads: Literal["unified", "separate", "spatial", "temporal"] = "unified"
     head_stages: tuple[int, ...] = ()
     head_width: int = Field(64, ge=8, multiple_of=8)
@@ -74,17 +88,6 @@ class AdversarialConfig(StageConfig):
     renoise: bool = True
     collapse_window: int = Field(100, ge=2)
     collapse_low: float = Field(0.02, ge=0.0)
-
-    @field_validator("levels")
-    @classmethod
-    def _falling(cls, levels: tuple[float, ...]) -> tuple[float, ...]:
-        if (
-            not levels
-            or levels[0] != 1
-            or not all(a > b > 0 for a, b in zip(levels, [*levels[1:], 1e-12], strict=True))
-        ):
-            raise ValueError("must start at 1 and fall, staying above 0")
-        return levels
 
 
 @dataclass(frozen=True)

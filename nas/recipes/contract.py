@@ -28,6 +28,9 @@ GROUP = "temporal_nas.recipes"
 RECIPES = {
     "joint": "nas.recipes.joint:RECIPE",
     "adversarial": "nas.recipes.adversarial:RECIPE",
+    "distribution_matching": "nas.recipes.distribution_matching:RECIPE",
+    "points": "nas.recipes.points:RECIPE",
+    "preference": "nas.recipes.preference:RECIPE",
 }
 
 

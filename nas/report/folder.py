@@ -23,7 +23,7 @@ from search_spaces.words import Words
 
 Part = TypeVar("Part")
 
-KINDS = ("real", "noised", "one_step", "sampled")
+KINDS = ("real", "noised", "one_step", "sampled", "rebuilt")
 NUMBERS = ("loss", "loss_stderr", "latency_ms", "peak_mb", "weights_mb", "parameters")
 PART = "_loss"  # ends the column of a part of the loss
 SEEN = "clips_seen"  # of a row whose scoring was stopped early

@@ -38,7 +38,13 @@ from nas.report.tuned import tuned_rows
 HERE = Path(__file__).parent
 FILE = "report.html"
 
-KIND_NAMES = {"real": "real", "noised": "noised", "one_step": "one step", "sampled": "sampled"}
+KIND_NAMES = {
+    "real": "real",
+    "noised": "noised",
+    "one_step": "one step",
+    "sampled": "sampled",
+    "rebuilt": "encoded and decoded",
+}
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -103,7 +109,7 @@ def render(run: RunFolder) -> str:
         run=run,
         metrics=run.metrics,
         chosen=chosen,
-        title=f"{run.metrics.get('space', run.path.name)} on {_device(run)}",
+        title=f"{run.plan.space if run.plan else run.metrics.get('space', run.path.name)} on {_device(run)}",
         verdict=verdict(run),
         tiles=_tiles(run),
         source=run.sources.word,
@@ -120,6 +126,7 @@ def render(run: RunFolder) -> str:
         drift=_drift(run),
         disturbed=disturbed_sentence(as_mapping(run.metrics.get("chosen"))),
         clips=_clips(run),
+        rebuilt=bool(run.samples and "rebuilt" in run.samples.clips),
         kinds=[KIND_NAMES[kind] for kind in KINDS if run.samples and kind in run.samples.clips],
         provenance=_provenance(run),
         timings=_timings(run),

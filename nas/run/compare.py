@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +129,12 @@ def _take(
     from device_profiler.samples import Limits, RunLog
 
     log, drift = RunLog(), Limits().drift
-    network, backbone = measure_workloads(
-        [space.network_workload(arrangement, device.precision), space.backbone_workload(device.precision)],
+    wholes, bare = (
+        space.network_workloads(arrangement, device.precision),
+        space.frame_workloads(device.precision),
+    )
+    records = measure_workloads(
+        [workload for workload, _ in (*wholes, *bare)],
         device,
         space=config.space,
         arrangements={arrangement.key: arrangement},
@@ -139,9 +143,43 @@ def _take(
         progress=lambda p: report(p.done, p.total, p.stage),
         log=log,
     )
+    network, backbone = (
+        in_one(rows, [calls for _, calls in several], held_mb(space, device.precision))
+        for rows, several in ((records[: len(wholes)], wholes), (records[len(wholes) :], bare))
+    )
     all_of_them = "visits were disturbed" in network.reason
     now = log.reference_ms(math.inf if all_of_them else drift)
     return Taken(network, backbone, now, _reference_of_table(out, device, backbone, log), drift)
+
+
+def in_one(rows: Sequence[Record], calls: Sequence[int], held_mb: float) -> Record:
+    """What the parts of a network cost together: the first that has no number, where one has none.
+
+    Args:
+        calls: of each part. held_mb: what is alive beside a part that runs more than once.
+    """
+    if len(rows) == 1 or not all(row.ok for row in rows):
+        return next((row for row in rows if not row.ok), rows[0])
+    latency = [(row.latency_ms_median or 0.0) * times for row, times in zip(rows, calls, strict=True)]
+    beside = [held_mb if times > 1 else 0.0 for times in calls]
+    peaks = [(row.activation_peak_mb or 0.0) + mb for row, mb in zip(rows, beside, strict=True)]
+    unstable = next((row for row in rows if "unstable:" in row.reason), rows[0])
+    return replace(
+        unstable,
+        key=rows[0].key,
+        latency_ms_median=sum(latency),
+        weights_mb=sum(row.weights_mb or 0.0 for row in rows),
+        activation_peak_mb=max(peaks),
+    )
+
+
+def held_mb(space: Space, precision: str) -> float:
+    """What stays alive while a network of this space runs frame by frame."""
+    from search_spaces.planning import load_plan
+    from search_spaces.workload import BYTES_PER_ELEMENT
+
+    elements = max((part.live for part in load_plan(space).backbone_rest), default=0)
+    return elements * BYTES_PER_ELEMENT[precision] / 1e6
 
 
 def _reference_of_table(out: Path, device: Device, backbone: Record, log: RunLog) -> float | None:

@@ -302,19 +302,21 @@ def make_budget(
 
     wanted = config.search
     asked = {name: getattr(wanted, name) if limits.get(name) is None else limits[name] for name in LIMITS}
+    margin = costs.audit.margin if wanted.margin is None else wanted.margin
     if asked["latency_ms"] is None:
-        asked["latency_ms"] = default_latency_ms(costs, wanted.latency_ratio)
+        asked["latency_ms"] = default_latency_ms(costs, wanted.latency_ratio, margin)
     if asked["memory_mb"] is None:
         asked["memory_mb"] = device_memory_mb
-    return Budget(**asked, margin=costs.audit.margin if wanted.margin is None else wanted.margin)
+    return Budget(**asked, margin=margin)
 
 
-def default_latency_ms(costs: CostModel, ratio: float) -> float:
+def default_latency_ms(costs: CostModel, ratio: float, margin: float = 0.0) -> float:
     """A limit that leaves a search something to choose.
 
     Where layers are additions to an empty baseline, ``ratio`` times its latency. Where the baseline has layers that
     others may stand for, as much above the cheapest arrangement as the baseline is, divided by ``ratio``; ``ratio``
-    times the cheapest, if the baseline is no dearer or cannot be run.
+    times the cheapest, if the baseline is no dearer or cannot be run. Then it is wider by the ``margin`` that
+    predictions are held to.
     """
     import numpy as np
 
@@ -328,7 +330,7 @@ def default_latency_ms(costs: CostModel, ratio: float) -> float:
         raise NasError(f"{costs.plan.space}: no arrangement can be run; measure the failed rows again")
     least, usual = costs.cost(np.stack([cheapest, costs.encode(baseline.labels())])).latency_ms.tolist()
     between = least < usual < float("inf")
-    return round(least + (usual - least) / ratio if between else least * ratio, 3)
+    return round((1 + margin) * (least + (usual - least) / ratio if between else least * ratio), 3)
 
 
 def problem_or_refuse(config: RunConfig, out: Path) -> Problem:

@@ -15,6 +15,7 @@ from nas.errors import AnswerIsNo, NasError
 from nas.run.answer import Answer, search_arrangement
 from nas.run.costs import draw_within, problem_or_refuse, profile_space
 from nas.run.folder import EXPLAIN, note, provenance, read_metrics
+from nas.run.makers import build_run, maker
 
 if TYPE_CHECKING:
     pass
@@ -98,7 +99,11 @@ def _run_stages(config: RunConfig, out: Path, workers: int, storage: str | None)
                 lambda: compare(config, out),
             ),
             of.Stage(
-                "export", [arrangement, last], lambda: of.has_packages(packages), lambda: export(out), of.check_export
+                "export",
+                [arrangement, last],
+                lambda: of.has_packages(packages),
+                lambda: export(config, out),
+                of.check_export,
             ),
             of.Stage(
                 "samples",
@@ -177,6 +182,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
         def told(step: Step) -> None:
             report(step.step, config.train.steps, step.sentence)
 
+        report(0, config.train.steps, "the first batch is made")  # which may take its time
         within = draw_within(config, out) if config.train.paths == "within_budget" else None
         train(
             space,
@@ -205,26 +211,24 @@ def say_answer(answer: Answer) -> None:
 
 def build(out: Path) -> None:
     """The chosen arrangement as a model folder."""
-    from nas.model.build import build_model
-
-    built = build_model(out, out / "model")
+    built = build_run(out, out / "model")
     say(f"build      {built['model']}: {built['parameters']:,} parameters")
 
 
-def export(out: Path) -> None:
-    """The model folder as a Core ML package."""
-    from nas.export import export_model
-
-    facts = export_model(out / "model", out / "coreml", "deployment")
+def export(config: RunConfig, out: Path) -> None:
+    """The model folder as Core ML packages."""
+    facts = maker(config.space, "export")(out / "model", out / "coreml", "deployment")
     note(out, coreml=facts)
-    say(f"export     {facts['package']}: {facts['operations']} operations in {facts['seconds']} s")
+    parts = {out / "coreml" / name: part for name, part in facts.items() if isinstance(part, dict)}
+    told = {facts["package"]: facts} if "package" in facts else parts
+    for package, part in told.items():
+        say(f"export     {package}: {part['operations']} operations")
+    say(f"export     in {facts['seconds']} s")
 
 
 def show(config: RunConfig, out: Path) -> None:
     """The frames of the report."""
-    from nas.model.showcase import write_samples
-
-    write_samples(config, out)
+    maker(config.space, "show")(config, out)
 
 
 def compare(config: RunConfig, out: Path) -> None:

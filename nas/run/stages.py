@@ -126,7 +126,12 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def has_model(folder: Path) -> bool:
-    """Whether every part that ``model_index.json`` names is there with its configuration and its weights."""
+    """Whether every part that ``model_index.json`` names is there with its configuration and its weights.
+
+    Without an index, the folder is one part.
+    """
+    if not (folder / "model_index.json").is_file():
+        return _has_part(folder)
     parts = {name: kind for name, kind in _mapping(folder / "model_index.json").items() if not name.startswith("_")}
     named = [folder / name for name, kind in parts.items() if isinstance(kind, list) and None not in kind]
     return bool(named) and all(_has_part(part) for part in named)

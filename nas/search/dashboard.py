@@ -155,12 +155,20 @@ def _refused(start: Any, status: str, why: str) -> list[bytes]:
 
 
 def serve(where: Path | str, host: str, port: int, ready: Callable[[str], None]) -> None:
-    """Show the dashboard until stopped; ``ready`` is called with its address."""
+    """Show the dashboard until stopped; ``ready`` is called with its address.
+
+    Raises:
+        NasError: if the address is none of this machine's, or is in use.
+    """
+    if not host.strip():
+        raise NasError("--host is empty, which would be every address of this machine; give 127.0.0.1, or 0.0.0.0")
     app = make_app(where)
     try:
         server = make_server(host, port, guarded(app, host), server_class=_Server, handler_class=_Quiet)
     except OSError as error:
-        raise NasError(f"port {port} of {host} cannot be used ({error.strerror}); give another --port") from None
+        raise NasError(
+            f"port {port} of {host} cannot be used ({error.strerror}); give another --port or --host"
+        ) from None
     with server:
         ready(f"http://{host}:{server.server_port}/")
         server.serve_forever()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from search_spaces.arrangement import Arrangement
+from search_spaces.parts import SLICED
 from search_spaces.space import Space
 from search_spaces.variant import Variant
 
@@ -48,10 +49,15 @@ def fair(space: Space, seed: int, step: int) -> list[Arrangement]:
 def sandwich(space: Space, seed: int, step: int) -> list[Arrangement]:
     """Three arrangements: the deepest first (every slot filled, variants at random), the emptiest one, and a fair one.
 
-    The first teaches the others in place. Source: the sandwich rule of Yu and Huang (arXiv 1903.05134, section 3.1).
-    The widest path of their slimmable networks has no counterpart among exclusive variants; the deepest stands in.
+    The first teaches the others in place. Where variants are slices of the largest, the uncut network teaches, and a
+    random path stands for the emptiest: a transformer without a block learns nothing that the others need.
+
+    Source: the sandwich rule of Yu and Huang (arXiv 1903.05134, section 3.1). The widest path of their slimmable
+    networks has no counterpart among exclusive variants; the deepest stands in.
     """
     rng = np.random.default_rng([seed, step, 1])
+    if any(position.shelf == SLICED for position in space.positions):
+        return [space.baseline(), space.sample(rng), *fair(space, seed, step)]
     deepest = tuple(
         (
             position.name,

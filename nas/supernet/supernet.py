@@ -115,13 +115,19 @@ class Supernet(nn.Module):
         inputs = {"noisy": x.unflatten(0, (-1, num_frames)), "level": timestep / TIMESTEPS, "context": context}
         return self.task.answer(lambda given: self.predict(given, arrangement), Question(inputs, {})).flatten(0, 1)
 
-    def predict(self, inputs: Mapping[str, Any], arrangement: Arrangement | Sequence[Arrangement]) -> Tensor:
+    def predict(
+        self,
+        inputs: Mapping[str, Any],
+        arrangement: Arrangement | Sequence[Arrangement],
+        seen: dict[str, Tensor] | None = None,
+    ) -> Tensor:
         """One evaluation of the network itself along one path, or along several.
 
         Args:
             inputs: what the family reads, clips folded: ``x (B*T, C, H, W)``, ``frames`` and what else it has.
             arrangement: of this space. Of several, each gets an equal part of the batch, one after the other: the
                 frame runs once for all of them.
+            seen: is given the running tensor behind every place, by its name.
         """
         arrangements = [arrangement] if isinstance(arrangement, Arrangement) else arrangement
         paths = [(self.path(a), dict(a.layers)) for a in arrangements]
@@ -135,9 +141,11 @@ class Supernet(nn.Module):
             return x
 
         def at(place: str, x: Tensor, beside: Mapping[str, Tensor]) -> Tensor:
-            if len(paths) == 1:
-                return along(0, place, x, beside)
-            return torch.cat([along(i, place, part, beside) for i, part in enumerate(x.chunk(len(paths)))])
+            parts = [along(i, place, part, beside) for i, part in enumerate(x.chunk(len(paths)))]
+            x = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if seen is not None:
+                seen[place] = x
+            return x
 
         return self._family.run(self.unet, inputs, at)
 

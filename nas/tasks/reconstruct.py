@@ -31,8 +31,8 @@ class ReconstructConfig(Settings):
         reconstruction: error of a pixel, ``l1`` or ``mse``; its weight is 1. differences: of the same error of
             frame-to-frame differences. kl: of the divergence of the latents from unit size.
         consistency: of latent consistency: a clip that is decoded and encoded again should have its own latents. The
-            encoder is frozen in that second pass, so that the decoder learns through it, and the gradient is divided by
-            its running root mean square: 1 is as much as the reconstruction by ``l1`` pulls. 0 is off.
+            encoder is frozen in that second pass, so that what made the clip learns through it, and the gradient is
+            divided by its running root mean square: 1 is as much as the reconstruction by ``l1`` pulls. 0 is off.
         consistent_in: what is compared: the latents' ``means``, by mean squared error, or the ``gaussians``, by their
             KL divergence.
 
@@ -108,9 +108,9 @@ class Reconstruct:
         return Losses(total, out.detach(), {name: term.detach() for name, term in terms.items()})
 
     def _consistent(self, predict: Predict, out: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for the decoder.
+        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for it.
 
-        The gradient is taken with respect to the decoded clip alone, so the encoder gets none of it.
+        The gradient is taken with respect to that clip alone, so the encoder gets none of its second pass.
         """
         shown = out.detach().requires_grad_()
         again, (mean, spread) = _parted(_moments(predict, shown)), _parted(moments)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from nas.data import open_data
 from nas.data.cached import check_data, check_source
 from nas.data.clip import ClipLike, images_of
 from nas.data.lengths import Check
+from nas.data.tracks import with_tracks
 from nas.data.videos import clip_buckets
 from nas.errors import NasError
 from nas.training.config import StageConfig
@@ -28,10 +29,11 @@ VALIDATED, TURNS = 8, 2  # clips of a batch of a validation, and batches
 
 @dataclass(frozen=True)
 class Batch:
-    """video: (B, C, T, H, W) in [-1, 1], or latents; T = 1 for images; one caption a clip."""
+    """video: (B, C, T, H, W) in [-1, 1], or latents; T = 1 for images; one caption a clip; further tensors by name."""
 
     video: Tensor
     captions: list[str]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Batches:
@@ -41,6 +43,7 @@ class Batches:
         space: of the model; every bucket must divide by its autoencoder and its lowest stage.
         data: where the clips come from; a cache of latents for a space that works in them. config: how many a step.
         world: the processes that share a step's clips. check: refuses captions before anything is decoded.
+        needs: what an item must hold beside a video and its caption; see ``nas.data.tracks``.
 
     Raises:
         NasError: if a bucket or the data does not fit the space, or the clips do not divide by the processes.
@@ -54,6 +57,7 @@ class Batches:
         seed: int,
         world: World,
         check: Check | None = None,
+        needs: Collection[str] = (),
     ) -> None:
         check_source(space, data.source)
         self.world = world
@@ -68,12 +72,15 @@ class Batches:
                 raise NasError(f"data.buckets: {clip.frames}x{clip.height}x{clip.width}: {error}") from None
         self.data = open_data(data, space.clip("training"), "train", seed, check)
         check_data(space, self.data)
+        if needs:
+            self.data = with_tracks(self.data, needs)
         self._videos = Loader(self.data, config.clips, world.share, config.workers)
         self._images = Loader(images_of(self.data, seed + 1), config.images, world.share, config.workers)
         self.loaders = (self._videos, self._images)
         self._held: Loader | None = None
         if config.validate_every:  # every process takes all of them, so that all agree on the best
             held = open_data(data, space.clip("training"), "validation", seed, check)
+            held = with_tracks(held, needs) if needs else held
             self._held = Loader(held, min(VALIDATED, len(held)), range)
 
     @property
@@ -93,7 +100,9 @@ class Batches:
 
     def _take(self, loader: Loader, step: int) -> Batch:
         batch = loader(step)
-        return Batch(batch.video.transpose(1, 2).to(self.world.device), batch.captions)
+        device = self.world.device
+        extras = {name: tensor.to(device) for name, tensor in batch.extras.items()}
+        return Batch(batch.video.transpose(1, 2).to(device), batch.captions, extras)
 
 
 def validated(batches: Batches, loss: Callable[[Batch, Draws], Tensor]) -> float | None:

@@ -27,6 +27,10 @@ class Draws:
         drawn = whole(count * self.world.size)
         return drawn[self.world.rank * count : (self.world.rank + 1) * count].to(self.world.device)
 
+    def each(self, count: int, make: Callable[[int, torch.Generator], Tensor]) -> Tensor:
+        """This process's ``count`` of what ``make`` draws for the whole batch."""
+        return self._mine(count, lambda whole: make(whole, self.generator))
+
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, of the shape of this process's clips."""
         shape = like.shape[1:]

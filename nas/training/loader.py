@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ AHEAD = 2  # batches
 
 @dataclass(frozen=True)
 class Batch:
-    """video: (B, T, C, H, W) in [-1, 1], or latents; one caption a clip."""
+    """video: (B, T, C, H, W) in [-1, 1], or latents; one caption a clip; what else the items hold, by name."""
 
     video: Tensor
     captions: list[str]
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def frames(self) -> int:
@@ -76,10 +78,15 @@ class Loader:
         if isinstance(data, Buckets):
             data = data.bucket(turn)
         items = [data[(first + i) % len(data)] for i in self.share(self.count)]
-        batch = Batch(torch.stack([item["video"] for item in items]), [item["caption"] for item in items])
+        batch = _stacked(items)
         return batch, time.perf_counter() - started
 
     def close(self) -> None:
         """Stop reading ahead."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _stacked(items: Sequence[Mapping[str, Any]]) -> Batch:
+    more = {name: torch.stack([item[name] for item in items]) for name in items[0] if name not in ("video", "caption")}
+    return Batch(torch.stack([item["video"] for item in items]), [item["caption"] for item in items], more)

@@ -94,6 +94,11 @@ class Layout:
         return self.inputs.get("context", 0)
 
     @property
+    def timed(self) -> bool:
+        """Whether the network reads a ``timestep``: it embeds one, or answers a text."""
+        return bool(self.embedding or self.context_dim)
+
+    @property
     def told_dim(self) -> int:
         """Width of the text that layers read."""
         return self.projected or self.context_dim
@@ -225,6 +230,16 @@ class Pruning(Protocol):
     def stages(self, config: Mapping[str, Any]) -> str:
         """A configuration in one phrase, for people."""
 
+    def answer(self, frame: Any, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """What a frame predicts of noisy images (B, C, H, W), timesteps (B,) and texts (B, L, D)."""
+
+    def misfits(self, config: Mapping[str, Any], channels: int, text: int) -> tuple[Sequence[str], Sequence[str]]:
+        """What rules a configuration out for latents of so many channels and texts of that width; and what is only
+        otherwise than in a space's own frame."""
+
+    def matching(self, whole: Any, pruned: Any) -> Mapping[str, str]:
+        """Modules of a pruned frame -> those of the uncut one whose outputs should be as theirs."""
+
 
 @runtime_checkable
 class Family(Protocol):
@@ -256,7 +271,8 @@ class Family(Protocol):
         """One evaluation that hands ``at`` the running tensor at every place, in the layout's order.
 
         Args:
-            inputs: ``x (B*T, C, H, W)``, ``frames``, the T of all of them, and what else the family's task gives: a
+            inputs: ``x (B*T, C, H, W)``, ``frames``, the T of all of them, where the layout is ``in_parts`` perhaps the
+                name of a ``part`` that alone is to run with its layers, and what else the family's task gives: a
                 denoiser ``timestep (B,)`` in 0..1000, and ``context (B, L, D)`` if it reads a text.
             at: besides the tensor it is handed what layers may read: ``context``, ``embedding (B, E)`` where the
                 layout has one, and ``frames`` where their number is another than the input's divided by the place's.

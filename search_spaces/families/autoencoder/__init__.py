@@ -39,12 +39,17 @@ class VideoAutoencoder:
     def run(self, frame: nn.Module, inputs: Mapping[str, Any], at: At, watch: Watch | None = None) -> Tensor:
         """Latents ``x`` to frames; or, of a ``video (B*T, 3, H, W)`` in [-1, 1], the encoder's moments.
 
-        The moments are ``(B*t, 2*z, h, w)``: the mean of every latent, then the logarithm of its variance.
+        The moments are ``(B*t, 2*z, h, w)``: the mean of every latent, then the logarithm of its variance. Of part
+        ``whole`` latents go only as far as all frames are held; of ``frame`` held frames go on from there.
         """
-        from search_spaces.families.autoencoder.frame import run_decoder, run_encoder
+        from search_spaces.families.autoencoder.frame import run_decoder, run_each, run_encoder, run_whole
 
         if "video" in inputs:
             return run_encoder(frame, inputs["video"], inputs["frames"])
+        if inputs.get("part") == "whole":
+            return run_whole(frame, inputs["x"], inputs["frames"], at, watch)
+        if inputs.get("part") == "frame":
+            return run_each(frame, inputs["x"], at, watch)
         return run_decoder(frame, inputs["x"], inputs["frames"], at, watch)
 
     def part(self, frame: nn.Module, name: str) -> nn.Module:

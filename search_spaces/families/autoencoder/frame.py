@@ -182,28 +182,41 @@ class Frame(nn.Module):
 
 
 def run_decoder(frame: nn.Module, x: Tensor, frames: int, at: At, watch: Watch | None) -> Tensor:
-    """Latents ``(B*t, z, h, w)`` to frames ``(B*T, 3, H, W)``; ``at`` is told the frames beside the running tensor.
-
-    Past the whole stages each frame could be run without the others: what is alive then is told to ``watch`` as one
-    skip, ``held``, of all frames.
-    """
+    """Latents ``(B*t, z, h, w)`` to frames ``(B*T, 3, H, W)``; ``at`` is told the frames beside the running tensor."""
     assert isinstance(frame, Frame)
-    told: list[tuple[str, Tensor]] = []
+    out = run_whole(frame, x, frames, at, watch)
+    return run_each(frame, out, at, watch) if frame.whole < frame.stages else out
 
-    def moment(name: str, x: Tensor) -> None:
-        if watch is not None:
-            watch(name, x, told)
 
-    moment("enter", x)
+def run_whole(frame: nn.Module, x: Tensor, frames: int, at: At, watch: Watch | None) -> Tensor:
+    """Latents ``(B*t, z, h, w)`` as far as all frames are held: ``(B*T, C, h', w')``."""
+    assert isinstance(frame, Frame)
+    if watch is not None:
+        watch("enter", x, ())
     x = frame.enter(x)
-    for i in range(frame.stages):
-        moment(f"stage.{i}", x)
+    for i in range(frame.whole):
+        if watch is not None:
+            watch(f"stage.{i}", x, ())
         x = at(f"stage.{i}", x, {"frames": frames})  # type: ignore[dict-item]
         x, frames = frame.later(i, x, frames)
-        if i == frame.whole - 1 and frame.whole < frame.stages:
-            told.append(("held", x))
-        x = frame.larger(i, x)
-    moment("leave", x)
+        x = frame.larger(i, x) if i < frame.whole - 1 else x
+    return x if frame.whole < frame.stages else run_each(frame, x, at, watch)
+
+
+def run_each(frame: nn.Module, held: Tensor, at: At, watch: Watch | None) -> Tensor:
+    """Held frames ``(N, C, h', w')``, any of them, to frames ``(N, 3, H, W)``: none depends on another.
+
+    What is alive meanwhile is told to ``watch`` as one skip, ``held``, of all of them.
+    """
+    assert isinstance(frame, Frame)
+    told = [("held", held)] if frame.whole < frame.stages else []
+    x = frame.larger(frame.whole - 1, held)
+    for i in range(frame.whole, frame.stages):
+        if watch is not None:
+            watch(f"stage.{i}", x, told)
+        x = frame.larger(i, at(f"stage.{i}", x, {"frames": len(x)}))  # type: ignore[dict-item]
+    if watch is not None:
+        watch("leave", x, told)
     return frame.leave(x)
 
 

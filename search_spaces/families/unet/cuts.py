@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import nn
+from torch import Tensor, nn
 
 from search_spaces.families.contract import Cut, Narrowable, Scores
 from search_spaces.families.unet.inherit import pairs
@@ -153,3 +153,45 @@ def stages(config: Mapping[str, Any]) -> str:
     """A configuration's stages, for people: channels and layers of each."""
     depths = _a_stage(config, "layers_per_block")
     return ", ".join(f"{n}x{depth}" for n, depth in zip(config["block_out_channels"], depths, strict=True))
+
+
+def answer(unet: Any, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    """What a UNet predicts of noisy images."""
+    found: Tensor = unet(noisy, timestep, text).sample
+    return found
+
+
+def misfits(config: Mapping[str, Any], channels: int, text: int) -> tuple[list[str], list[str]]:
+    """What of a UNet's configuration rules out latents of so many channels and a text of that width, and what a space's
+    own UNet has otherwise."""
+    wanted = {"in_channels": channels, "cross_attention_dim": text}
+    usual = {"act_fn": "silu", "norm_eps": 1e-5, "flip_sin_to_cos": True, "freq_shift": 0}
+    usual |= {"use_linear_projection": False}
+    wrong = [
+        f"{key} is {config[key]} there, {value} in the space" for key, value in wanted.items() if config[key] != value
+    ]
+    notes = [
+        f"{key} is {config.get(key)}, {value} in the space"
+        for key, value in usual.items()
+        if config.get(key, value) != value
+    ]
+    return wrong, notes
+
+
+def matching(whole: Any, pruned: Any) -> Mapping[str, str]:
+    """Stage of the pruned UNet -> the uncut one's of the same resolution, where both give the same channels."""
+    found = {}
+    ups = len(whole.up_blocks) - len(pruned.up_blocks)
+    for index, block in enumerate(pruned.down_blocks):
+        # The lowest stage that is left does not halve any more, so its output is of another resolution.
+        same = bool(block.downsamplers) == bool(whole.down_blocks[index].downsamplers)
+        if same and _channels(block) == _channels(whole.down_blocks[index]):
+            found[f"down_blocks.{index}"] = f"down_blocks.{index}"
+    for index, block in enumerate(pruned.up_blocks):
+        if _channels(block) == _channels(whole.up_blocks[index + ups]):
+            found[f"up_blocks.{index}"] = f"up_blocks.{index + ups}"
+    return found
+
+
+def _channels(block: Any) -> int:
+    return int(block.resnets[-1].out_channels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,14 +95,20 @@ def units(unet: Any) -> Iterator[nn.Module]:
             yield from getattr(stage, "attentions", ())
 
 
+@dataclass(frozen=True)
+class _Evaluation:
+    """What every step of one evaluation is told."""
+
+    embedded: Tensor  # (B*T, E)
+    context: Tensor  # (B*T, L, D)
+    beside: Mapping[str, Tensor]
+    at: At
+    see: Watch
+    uneven: bool
+
+
 def run_unet(
-    unet: Any,
-    x: Tensor,
-    timestep: Tensor,
-    context: Tensor,
-    num_frames: int,
-    at: At,
-    watch: Watch | None = None,
+    unet: Any, x: Tensor, timestep: Tensor, context: Tensor, num_frames: int, at: At, watch: Watch | None = None
 ) -> Tensor:
     """One evaluation of the UNet that hands the running tensor to ``at`` after every resnet(+attention) pair.
 
@@ -122,57 +129,73 @@ def run_unet(
     Returns:
         ``(B*T, C_out, H, W)``.
     """
-    see = watch or (lambda name, x, skips: None)
     embedded = unet.time_embedding(unet.get_time_embed(x, per_frame(timestep, num_frames)))
     beside = {"context": context, "embedding": embedded[::num_frames]}
-    context = per_frame(context, num_frames)
     # An odd height or width comes out of down and up one larger than it went in; the skip knows the right size.
     uneven = any(side % 2**unet.num_upsamplers for side in x.shape[-2:])
+    see = watch or (lambda name, x, skips: None)
+    told = _Evaluation(embedded, per_frame(context, num_frames), beside, at, see, uneven)
 
-    x = unet.conv_in(x)
-    see("conv_in", x, [])
-    skips = [("conv_in", x)]
+    alive = [("conv_in", unet.conv_in(x))]
+    see(*alive[0], [])
+    _down(unet, alive, told)
+    x = _up(unet, alive, told)
+    if unet.conv_norm_out is not None:
+        x = unet.conv_act(unet.conv_norm_out(x))
+    x = unet.conv_out(x)
+    see("conv_out", x, [])
+    return x
 
-    def attention(block: Any, index: int, x: Tensor) -> Tensor:
-        if not getattr(block, "has_cross_attention", False):
-            return x
-        return block.attentions[index](x, encoder_hidden_states=context, return_dict=False)[0]
 
-    # One step a line, each into the same name: a name that is still in use keeps its tensor in memory.
+Alive = list[tuple[str, Tensor]]  # tensors that are still to be read, by the names of their points
+
+# Below, one step a line, each into the same name: a name that is still in use keeps its tensor in memory.
+
+
+def _down(unet: Any, skips: Alive, told: _Evaluation) -> None:
+    """The way down and the mid block: adds the skips, and behind them the running tensor."""
+    x = skips[-1][1]
     for stage, block in enumerate(unet.down_blocks):
         for index in range(len(block.resnets)):
             name = f"down.{stage}.{index}"
-            x = block.resnets[index](x, embedded)
-            x = attention(block, index, x)
-            see(name, x, skips)
-            x = at(name, x, beside)
+            x = block.resnets[index](x, told.embedded)
+            x = _attention(block, index, x, told.context)
+            told.see(name, x, skips)
+            x = told.at(name, x, told.beside)
             skips.append((name, x))
         for downsampler in block.downsamplers or ():
             x = downsampler(x)
-            see(f"down.{stage}.downsample", x, skips)
+            told.see(f"down.{stage}.downsample", x, skips)
             skips.append((f"down.{stage}.downsample", x))
-
     if unet.mid_block is not None:
-        if getattr(unet.mid_block, "has_cross_attention", False):
-            x = unet.mid_block(x, embedded, encoder_hidden_states=context)
-        else:
-            x = unet.mid_block(x, embedded)
-        see("mid", x, skips)
+        text = {"encoder_hidden_states": told.context} if _reads_text(unet.mid_block) else {}
+        x = unet.mid_block(x, told.embedded, **text)
+        told.see("mid", x, skips)
+    skips.append(("", x))
 
+
+def _up(unet: Any, skips: Alive, told: _Evaluation) -> Tensor:
+    """The way up, which empties the skips and the running tensor behind them."""
+    x = skips.pop()[1]
     for stage, block in enumerate(unet.up_blocks):
         for index in range(len(block.resnets)):
             name = f"up.{stage}.{index}"
             x = torch.cat([x, skips.pop()[1]], dim=1)
-            x = block.resnets[index](x, embedded)
-            x = attention(block, index, x)
-            see(name, x, skips)
-            x = at(name, x, beside)
+            x = block.resnets[index](x, told.embedded)
+            x = _attention(block, index, x, told.context)
+            told.see(name, x, skips)
+            x = told.at(name, x, told.beside)
         for upsampler in block.upsamplers or ():
-            x = upsampler(x, skips[-1][1].shape[2:] if uneven else None)
-            see(f"up.{stage}.upsample", x, skips)
-
-    if unet.conv_norm_out is not None:
-        x = unet.conv_act(unet.conv_norm_out(x))
-    x = unet.conv_out(x)
-    see("conv_out", x, skips)
+            x = upsampler(x, skips[-1][1].shape[2:] if told.uneven else None)
+            told.see(f"up.{stage}.upsample", x, skips)
     return x
+
+
+def _attention(block: Any, index: int, x: Tensor, context: Tensor) -> Tensor:
+    if not _reads_text(block):
+        return x
+    return block.attentions[index](x, encoder_hidden_states=context, return_dict=False)[0]
+
+
+def _reads_text(block: Any) -> bool:
+    return bool(getattr(block, "has_cross_attention", False))
