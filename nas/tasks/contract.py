@@ -13,7 +13,6 @@ from nas.errors import NasError
 from search_spaces.errors import unknown
 
 if TYPE_CHECKING:
-    from nas.data.clip import Dataset
     from search_spaces.space import Space
 
 #: A network along one path: what its family reads, by name, to what it answers. Clips are folded: ``x (B*T, C, H, W)``.
@@ -65,6 +64,15 @@ class Frames:
 
     videos: Tensor
     captions: list[str]
+
+
+class Footage(Protocol):
+    """What a task reads of a data set: its captions, and clips as mappings that hold ``video (T, C, H, W)``."""
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
 class Clips(Protocol):
@@ -145,7 +153,7 @@ class Task(Protocol):
     def errors(self, answer: Tensor, question: Question) -> dict[str, Tensor]:
         """Named parts of an answer's error, (B,) each, lower is better; the names are those of ``weights``."""
 
-    def samples(self, predict: Predict, encode: Encode, data: Dataset, space: Space, device: torch.device) -> Frames:
+    def samples(self, predict: Predict, encode: Encode, data: Footage, space: Space, device: torch.device) -> Frames:
         """A few clips for whoever watches, from the same random numbers each time."""
 
 

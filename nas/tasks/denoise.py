@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from nas.settings import Settings, parse_as
 from nas.tasks import USUAL
-from nas.tasks.contract import Clips, Encode, Frames, Losses, Predict, Question, Random
+from nas.tasks.contract import Clips, Encode, Footage, Frames, Losses, Predict, Question, Random
 from nas.tasks.noise import TIMESTEPS, Diffusion, mix, velocity
 
 if TYPE_CHECKING:
-    from nas.data.clip import Dataset
     from search_spaces.space import Space
 
 SAMPLED, STEPS = 3, 20  # captions that are sampled for whoever watches, and evaluations a sample
@@ -125,7 +124,7 @@ class Denoise:
             "motion": error.diff(dim=1).square().flatten(1).mean(1) / 2 if moving else plain,
         }
 
-    def samples(self, predict: Predict, encode: Encode, data: Dataset, space: Space, device: torch.device) -> Frames:
+    def samples(self, predict: Predict, encode: Encode, data: Footage, space: Space, device: torch.device) -> Frames:
         """Clips made of noise for a few captions, by Euler steps."""
         captions = list(data.captions)[:: max(1, len(data.captions) // SAMPLED)][:SAMPLED]
         frames, channels, height, width = space.latent_shape("training")

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.settings import Settings, parse_as
-from nas.tasks.contract import Clips, Encode, Frames, Losses, Predict, Question, Random
+from nas.tasks.contract import Clips, Encode, Footage, Frames, Losses, Predict, Question, Random
 from nas.tasks.likeness import psnr, psnr_of_changes, ssim
 
 if TYPE_CHECKING:
-    from nas.data.clip import Dataset
     from search_spaces.space import Space
 
 SHOWN = 3  # clips for whoever watches
@@ -160,7 +159,7 @@ class Reconstruct:
             "ssim": 1 - ssim(found, truth),
         }
 
-    def samples(self, predict: Predict, encode: Encode, data: Dataset, space: Space, device: torch.device) -> Frames:
+    def samples(self, predict: Predict, encode: Encode, data: Footage, space: Space, device: torch.device) -> Frames:
         """Clips, each with its reconstruction on the right."""
         items = [data[i] for i in range(min(SHOWN, len(data)))]
         video = torch.stack([item["video"] for item in items]).to(device)
