@@ -286,7 +286,7 @@ def held_problem(problem: Problem, out: Path) -> Problem:
                     trained = begun_state(out / SUPERNET).get("paths drawn from", "a narrower one")
                     raise NasError(
                         f"the budget allows {variant.label} at {name}, which the supernet does not hold: it was "
-                        f"trained for {trained}; search within that, or train another run for this one"
+                        f"trained within {trained}, margins taken off; search within that, or train another run"
                     )
     return dataclasses.replace(problem, held=held)
 
