@@ -87,7 +87,7 @@ def positions_figure(rows: Sequence[Row]) -> Figure:
     losses = [row["loss"] or 0.0 for row in best]
     blocks = {label.partition("(")[0] for row in best for _, text in row.layers for label in text.split(" + ") if label}
     same = blocks.pop() if len(blocks) == 1 else ""  # need not be said at every tick
-    dimensions = []
+    dimensions: list[dict[str, Any]] = []
     for place, (name, _) in enumerate(best[0].layers):
         values = [row.layers[place][1] for row in best]
         # Ordered by how good they are on average, so that lines of good arrangements run along one side.
@@ -104,7 +104,7 @@ def positions_figure(rows: Sequence[Row]) -> Figure:
                 "range": [-0.5, max(0.5, len(order) - 0.5)],
             }
         )
-    widest = max(len(text) for text in dimensions[0]["ticktext"])
+    widest = max((len(text) for row in dimensions[:1] for text in row["ticktext"]), default=0)
     left = min(220, max(90, 20 + 6 * widest))  # pixels; the first axis has its labels to the left
     dimensions.append({"label": "loss", "values": losses, "tickformat": ".4f"})
     line = {
