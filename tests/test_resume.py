@@ -27,6 +27,7 @@ class Stop(Exception):
     """The process ends here."""
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12, of any fork
 def test_killed_in_the_middle_and_started_again_the_losses_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
     run(tmp_path / "whole", short(steps=10))
 
