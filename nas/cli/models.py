@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,7 +104,7 @@ def export(
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
     graph: Annotated[
-        bool, typer.Option("--graph", help="The network for Google's Model Explorer too, with ms of --device's table.")
+        bool, typer.Option("--graph", help="For Google's Model Explorer too, with --device's ms.")
     ] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
@@ -112,54 +112,49 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
+    from nas.console import say
+    from nas.decoder.folder import is_autoencoder
     from nas.export import export_model
     from nas.export.network import parse_shape
 
-    if _exports_halves(model, out, clip, check, as_json):
+    place = out or Path(os.path.normpath(model / ".." / format))
+    more: dict[str, Any] = {"quantize": quantize, "safe": safe, "audit": audit, "device": device, "graph": graph}
+    if is_autoencoder(model):
+        asked = [f"--{name}" for name, value in {**more, "shape": shape}.items() if value]
+        _export_decoder(model, place, clip, check, asked + ["--format"] * (format != "coreml"), as_json)
         return
     stats = export_model(
         model,
-        out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
+        place,
         clip,
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
-        quantize=quantize,
-        safe=safe,
         check=check,
-        audit=audit,
-        device=device,
         tables=tables,
         format=format,
-        graph=graph,
-        tell=_teller(as_json),
+        tell=(lambda line: None) if as_json else say,
+        **more,
     )
     emit(stats) if as_json else _tell_packages(stats)
 
 
-def _teller(as_json: bool) -> Callable[[str], None]:
-    """Who is told of something long: nobody, where a program reads."""
-    from nas.console import say
-
-    return (lambda line: None) if as_json else say
-
-
-def _exports_halves(model: Path, out: Path | None, clip: str, check: bool, as_json: bool) -> bool:
-    """Whether the model is a searched decoder: its halves are then written as packages, and told of."""
+def _export_decoder(model: Path, out: Path, clip: str, check: bool, asked: list[str], as_json: bool) -> None:
+    """Export an autoencoder's decoder alone."""
     from nas.decoder.export import export_decoder
-    from nas.decoder.folder import is_autoencoder
 
-    if not is_autoencoder(model):
-        return False
-    stats = export_decoder(model, out or Path(os.path.normpath(model / ".." / "coreml")), clip, check=check)
-    if as_json:
-        emit(stats)
-        return True
+    if asked:
+        raise NasError(f"{model} is an autoencoder, which is exported as it is; leave {', '.join(asked)} out")
+    told = export_decoder(model, out, clip, check=check)
+    emit(told) if as_json else _tell_halves(told)
+
+
+def _tell_halves(stats: Mapping[str, Any]) -> None:
+    """What the export of a decoder made, for people."""
     for name, half in stats.items():
         if isinstance(half, dict):
             shape = "x".join(map(str, next(iter(half["inputs"].values()))))
             tell(f"{name}.mlpackage: reads {shape}, {half['operations']} operations, {half['package_mb']:.2f} MB")
     tell(f"in {stats['seconds']} s and {stats['peak_host_mb']:.0f} MB of memory here")
-    return True
 
 
 def _tell_packages(stats: Mapping[str, Any]) -> None:

@@ -180,7 +180,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             report(step.step, config.train.steps, step.sentence)
 
         report(0, config.train.steps, "the first batch is made")  # which may take its time
-        draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
+        within = draw_within(config, out) if config.train.paths == "within_budget" else None
         train(
             space,
             data,
@@ -191,8 +191,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             warn=say,
             tell=say,
             validation=validation,
-            draw=draw,
-            drawn_from=drawn_from,
+            **(within.told if within is not None else {}),
             weights=config.quality.weights,
         )
     best = read_best(out / "supernet")
