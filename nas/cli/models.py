@@ -103,9 +103,7 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
-    graph: Annotated[
-        bool, typer.Option("--graph", help="For Google's Model Explorer too, with --device's ms.")
-    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="For Model Explorer too, with --device's ms.")] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
     ] = "coreml",
