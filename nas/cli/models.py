@@ -34,7 +34,9 @@ def build(
     space: Annotated[str | None, typer.Option(help="Without a run: a shipped space's name, or a YAML.")] = None,
     arrangement: Annotated[Path | None, typer.Option(help="Without a run: the arrangement's YAML.")] = None,
     text: Annotated[str | None, typer.Option(help="Without a run: CLIP text model, hub id or folder.")] = None,
-    autoencoder: Annotated[str | None, typer.Option(help="Without a run, for latents: hub id or folder.")] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Of the latents, hub id or folder; of a run, by default the cache's own.")
+    ] = None,
     init: Annotated[str | None, typer.Option(help="Without a run: the UNet that the backbone starts from.")] = None,
     prediction: Annotated[
         str | None,
@@ -60,11 +62,11 @@ def build(
             + (f"\n{summary['init']}" if summary["init"] else "")
         )
         return
-    alone = {**anew, "--autoencoder": autoencoder, "--init": init, "--prediction": prediction}
+    alone = {**anew, "--init": init, "--prediction": prediction}
     given = [name for name, value in alone.items() if value is not None]
     if given:
         raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
-    summary = build_run(run, out or run / "model")
+    summary = build_run(run, out or run / "model", autoencoder)
     emit(summary) if as_json else tell(
         f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "
         f"{summary['difference']:.1e}"
@@ -99,9 +101,7 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
-    graph: Annotated[
-        bool, typer.Option("--graph", help="For Google's Model Explorer too, with --device's ms.")
-    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="For Model Explorer too, with --device's ms.")] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
     ] = "coreml",
