@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -106,7 +106,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Measure what the table lacks of a space, or one operator; run again to go on after a stop."""
-    from nas.run.costs import profile_operator, profile_space, render_parts
+    from nas.run.costs import profile_operator, profile_space
 
     if trace is not None or arrangement is not None:
         alone = {"--networks": networks, "--block": block, "--scheduler": scheduler, "--lowering": lowering}
@@ -129,16 +129,19 @@ def profile(
         summary = profile_space(
             str(space), device, table, retry=retry, scheduler=scheduler, lowerings=lowering or (), spatial=spatial
         )
-    if as_json:
-        emit(summary)
-    else:
-        tell(
-            f"{summary['table']}: {summary['rows']} rows ({summary['source']}), {summary['new']} of them new, "
-            f"{summary['not_ok']} without a number"
-            + (f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else "")
-        )
-        if summary.get("spatial"):
-            tell(render_parts(summary["spatial"], summary["backbone_ms"]))
+    emit(summary) if as_json else tell("\n".join(_profiled(summary)))
+
+
+def _profiled(summary: dict[str, Any]) -> list[str]:
+    """What a profile gave, for people."""
+    from nas.run.costs import render_parts
+
+    costs = f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else ""
+    said = (
+        f"{summary['table']}: {summary['rows']} rows ({summary['source']}), {summary['new']} of them new, "
+        f"{summary['not_ok']} without a number{costs}"
+    )
+    return [said, render_parts(summary["spatial"], summary["backbone_ms"])] if summary.get("spatial") else [said]
 
 
 def _networks(
