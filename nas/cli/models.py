@@ -102,7 +102,7 @@ def export(
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
     graph: Annotated[
-        bool, typer.Option("--graph", help="The network for Google's Model Explorer too, with ms of --device's table.")
+        bool, typer.Option("--graph", help="For Google's Model Explorer too, with --device's ms.")
     ] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
