@@ -45,7 +45,6 @@ def fix(space: Space, arrangement: Arrangement, name: str | None = None) -> Spac
 
 def write_space(space: Space, path: Path) -> Path:
     """The space as a YAML that ``Space.load`` reads to the same definition; written whole or not at all."""
-    text: dict[str, Any] = {"tokens": space.text.tokens, "encoder": space.text.encoder}
     definition: dict[str, Any] = {
         "name": space.name,
         "description": space.description,
@@ -54,8 +53,8 @@ def write_space(space: Space, path: Path) -> Path:
         "clips": {name: dict(vars(clip)) for name, clip in space.clips.items()},
         "positions": {p.name: _position(p.to_json()) for p in space.positions},
     }
-    if space.text.tokens:
-        definition["text"] = text
+    if space.text is not None:
+        definition["text"] = {"tokens": space.text.tokens, "encoder": space.text.encoder}
     if space.stated_baseline is not None:
         definition["baseline"] = space.stated_baseline.labels()
     plain = yaml.safe_dump(_plain(definition), sort_keys=False, width=120)

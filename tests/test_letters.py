@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from image_fixtures import TRANSFORMER, image_space
 from table_fixtures import small_table
 
+from latency_tables import Table
 from nas.run.costs import cost_model
 from nas.search.letters import find
 from search_spaces.errors import SpaceError
@@ -52,6 +55,13 @@ def test_the_front_over_all_strings_is_exact() -> None:
         ahead = [o for o in rivals if o.loss < row.loss or (o.latency_ms < row.latency_ms and o.loss == row.loss)]
         assert row.on_front == (not ahead)
         assert row.beaten_by == sum(o.loss < row.loss for o in rivals) / len(rivals)
+    table = small_table(compute(space))  # type: ignore[arg-type]
+    rows = [
+        replace(row, status="failed", latency_ms_median=None) if "FullConv/c16" in row.key else row for row in table
+    ]
+    some = find(space, cost_model(space, Table(table.header, rows)), lambda arrangement: 1.0)
+    assert len(some.rows) == 2 and "2 more strings hold a block" in some.render()
     told = found.to_json()
     assert told["strings"] == 4 and told["sorted"] == 3 and told["front_letters"][-1] == "C-T"
+    assert told["without_number"] == 0 and "no number" not in found.render()
     assert "3 of 4 strings have every C before every T" in found.render()

@@ -65,7 +65,9 @@ def given_text(source: str, space: Space, captions: Sequence[str], warn: Callabl
     from nas.pretrained.text import TextEncoder
 
     with loading(source, "network", "give a hub id or a folder with its config.json and weights"):
-        if not has_part(source, "text_encoder") or open_part(source, "unet")[1].get("_class_name") != BUILT:
+        if space.text is None or not has_part(source, "text_encoder"):
+            return None
+        if open_part(source, "unet")[1].get("_class_name") != BUILT:
             return None
     text = TextEncoder.pretrained(source)
     if (text.max_tokens, text.width) != (space.text.tokens, space.text.dim):

@@ -42,6 +42,8 @@ def climb(where: Path, ladder: str, device: str | None, tables: Path | None, set
     else:
         if device is None:
             raise NasError(f"--ladder of the space {where} needs --device; or give a run folder")
+        if sets:
+            raise NasError(f"--set {sets[0]}: of a space, a ladder has no settings; give a run folder, or leave it out")
         space, target, folder, trained = Space.load(str(where)), Device.load(device), tables or Path("tables"), False
     costs = cost_model(space, load_table(target, folder), allow_mixed=True)
     scorer = None
