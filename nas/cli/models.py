@@ -82,7 +82,7 @@ def export(
     clip: Annotated[str, typer.Option(help="The space's clip whose shape the package has.")] = "deployment",
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="FRAMESxHEIGHTxWIDTH", help="In place of a clip; several: functions of one package."),
+        typer.Option(metavar="FRAMESxHEIGHTxWIDTH", help="In place of a clip; several are functions of one package."),
     ] = None,
     parts: Annotated[str, typer.Option(help="Of network, text_encoder and decoder.")] = "network,text_encoder,decoder",
     quantize: Annotated[
