@@ -102,7 +102,7 @@ def export(
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
     graph: Annotated[
-        bool, typer.Option("--graph", help="The network for Google's Model Explorer too, with ms of --device's table.")
+        bool, typer.Option("--graph", help="For Google's Model Explorer too, with --device's ms.")
     ] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
@@ -111,32 +111,39 @@ def export(
 ) -> None:
     """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
-    from nas.decoder.export import export_decoder
     from nas.decoder.folder import is_autoencoder
     from nas.export import export_model
     from nas.export.network import parse_shape
 
+    place = out or Path(os.path.normpath(model / ".." / format))
+    more: dict[str, Any] = {"quantize": quantize, "safe": safe, "audit": audit, "device": device, "graph": graph}
     if is_autoencoder(model):
-        told = export_decoder(model, out or Path(os.path.normpath(model / ".." / "coreml")), clip, check=check)
-        emit(told) if as_json else _tell_halves(told)
+        asked = [f"--{name}" for name, value in {**more, "shape": shape}.items() if value]
+        _export_decoder(model, place, clip, check, asked + ["--format"] * (format != "coreml"), as_json)
         return
     stats = export_model(
         model,
-        out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
+        place,
         clip,
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
-        quantize=quantize,
-        safe=safe,
         check=check,
-        audit=audit,
-        device=device,
         tables=tables,
         format=format,
-        graph=graph,
         tell=(lambda line: None) if as_json else say,
+        **more,
     )
     emit(stats) if as_json else _tell_packages(stats)
+
+
+def _export_decoder(model: Path, out: Path, clip: str, check: bool, asked: list[str], as_json: bool) -> None:
+    """Export an autoencoder's decoder alone."""
+    from nas.decoder.export import export_decoder
+
+    if asked:
+        raise NasError(f"{model} is an autoencoder, which is exported as it is; leave {', '.join(asked)} out")
+    told = export_decoder(model, out, clip, check=check)
+    emit(told) if as_json else _tell_halves(told)
 
 
 def _tell_halves(stats: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ ParametersMax = Annotated[float | None, typer.Option(callback=finite, help="Most
 Ladder = Annotated[
     str | None, typer.Option(help="Measure designs, each against the one before, instead: snapgen, or a YAML.")
 ]
+Letters = Annotated[bool, typer.Option("--letters", help="Rank all strings of C and T, the sorted ones among them.")]
 LadderDevice = Annotated[str | None, typer.Option(help="With --ladder, of a space in place of a run: the device.")]
 LadderTable = Annotated[Path | None, typer.Option(help="With --ladder and --device: the folder of tables.")]
 
@@ -77,6 +78,7 @@ def search(
         list[str], typer.Option("--set", metavar="search.KEY=VALUE", help="Another setting, e.g. search.margin=0.")
     ] = [],  # noqa: B006
     ladder: Ladder = None,
+    letters: Letters = False,
     device: LadderDevice = None,
     table: LadderTable = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: positions, limits, designs by hand.")] = False,
@@ -86,6 +88,12 @@ def search(
     """Choose the arrangement under the budget; exit code 1 when nothing can meet it."""
     from nas.run.answer import search_arrangement
 
+    if letters:
+        from nas.run.ladder import rank_letters
+
+        finding = rank_letters(run)
+        emit(finding.to_json()) if as_json else tell(finding.render())
+        return
     if ladder is not None:
         from nas.run.ladder import climb
 

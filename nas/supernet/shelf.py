@@ -44,7 +44,8 @@ class Shelf(nn.ModuleDict, ABC):
 
     @abstractmethod
     def take(self, slot: int, given: Layer) -> int:
-        """Fill what is held of a given block's kind with its weights, in place; the parameters that were filled.
+        """Fill what is held of a given block's kind, all but its widths being the same, with its weights, in place; the
+        parameters that were filled.
 
         Raises:
             SpaceError: if something of its kind is wider than the given block.
@@ -70,7 +71,7 @@ class Apart(Shelf):
         return self.of(slot, variant).state_dict()
 
     def take(self, slot: int, given: Layer) -> int:
-        alike = [variant for variant in self.variants if variant.block == given.variant.block]
+        alike = [variant for variant in self.variants if fixed(variant) == fixed(given.variant)]
         held = [variant for variant in alike if slot_name(slot, variant) in self]
         return sum(fill(self.of(slot, variant), variant, self.channels, given) for variant in held)
 
@@ -119,7 +120,7 @@ class Sliced(Shelf):
         return sliced(held.whole.state_dict(), held.indices(variant.label))
 
     def take(self, slot: int, given: Layer) -> int:
-        alike = {name for variant, name in self._names.items() if variant.block == given.variant.block}
+        alike = {name for variant, name in self._names.items() if fixed(variant) == fixed(given.variant)}
         helds: list[Any] = [self[key] for name in sorted(alike) if (key := f"{slot}:{name}") in self]
         return sum(fill(held.whole, held.variant, held.channels, given) for held in helds)
 

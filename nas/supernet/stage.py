@@ -187,7 +187,7 @@ class SupernetStage(Stage):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.supernet = Supernet(space, config.prediction, held)
-            self.text = text_encoder_of(space, data)
+            self.text = self._text(space, data)
         if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
             check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and new:
@@ -212,6 +212,15 @@ class SupernetStage(Stage):
         )
         self._room: AtOnce | None = None
         self.step = self.salt = 0  # of the step that is made; all random numbers come of them
+
+    def _text(self, space: Space, data: Dataset) -> Any:
+        """The text side: of a small encoder, that of the built model to start from, if it is one."""
+        from nas.pretrained.given import given_text
+
+        text = text_encoder_of(space, data)
+        if self.config.init is None or not isinstance(text, TextEncoder):
+            return text
+        return given_text(self.config.init, space, data.captions, self.warn) or text
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -320,7 +329,8 @@ class SupernetStage(Stage):
         paths = self.draw(self.step)
         if everything:
             return paths
-        return [path for path in paths if any(variants for _, variants in path.layers)] or paths[:1]
+        chosen = {position.name for position in self.space.positions if position.size > 1}
+        return [path for path in paths if any(vs for name, vs in path.layers if name in chosen)] or paths[:1]
 
     def _learning_rate(self) -> float:
         """Linear ramp, then a cosine to a tenth; a second ramp where temporal paths begin."""

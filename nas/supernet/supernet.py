@@ -167,5 +167,7 @@ class Supernet(nn.Module):
         return network.train(self.training)
 
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that the search chooses among."""
-        return self.layers.parameters()
+        """Everything that the search chooses among; what stands alone at its position trains with the frame."""
+        for position in self.space.positions:
+            if position.size > 1:
+                yield from self.shelf(position.name).parameters()
