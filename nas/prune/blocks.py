@@ -94,7 +94,7 @@ def _recover(asked: Asked, given: Given, network: VideoNetwork) -> None:
     world = World.open(config.device, "prune.device")
     work = RecoverBlocks(given.supernet, network.requires_grad_(True), given.text, given.training, config, world)
     facts = {"arrangement": network.arrangement.key, **asked.facts()}
-    loop = Loop(work, asked.out / RECOVERY, facts, seed, say)
+    loop = Loop(work, asked.out / RECOVERY, facts, seed, say, say)
     with progress("recover") as report:
         loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
     loop.load_average()
