@@ -23,7 +23,7 @@ run: $(STAMP)  ## the main job on `tiny`: profile, train, search, build, export,
 	@echo "Open $(RUN)/report.html"
 
 test: $(STAMP)  ## the test suite
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 check: $(STAMP)  ## lint, types, import order
 	$(BIN)/ruff check .

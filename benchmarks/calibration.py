@@ -108,7 +108,21 @@ def choice_of(seen: Sampled) -> tuple[list[int], int, int]:
     """(the rescored ones, the chosen one, the one that an anchor at the search's own lowest score would choose)."""
     losses = seen.coarse.mean(1)
     found = [
-        Evaluation(i, (i,), _Named(str(i)), "", loss, 0.0, 0.0, 0.0, ms, 0.0, 0.0, 0, True, (ms,))  # type: ignore[arg-type]
+        Evaluation(
+            trial=i,
+            choice=(i,),
+            arrangement=_Named(str(i)),  # type: ignore[arg-type]
+            origin="",
+            loss=loss,
+            loss_stderr=0.0,
+            parts={},
+            latency_ms=ms,
+            peak_mb=0.0,
+            weights_mb=0.0,
+            parameters=0,
+            feasible=True,
+            objectives=(ms,),
+        )
         for i, (loss, ms) in enumerate(zip(losses.tolist(), seen.latency.tolist(), strict=True))
     ]
     few = sorted(sorted(pareto_front(found), key=lambda e: e.loss)[:RESCORED], key=lambda e: e.latency_ms)

@@ -33,7 +33,7 @@ from nas.data import open_data
 from nas.data.shapes import Cast
 from nas.errors import AnswerIsNo
 from nas.evaluate import EvaluateConfig, measure, sample_many
-from nas.evaluate.classifier import accuracies, chance, classifier_features, prompts, trained_classifier
+from nas.evaluate.classifier import STEPS, accuracies, chance, classifier_features, prompts, trained_classifier
 from nas.media import to_uint8, write_contact_sheet
 from nas.model.network import VideoUNet
 from nas.model.pipeline import TextToVideoPipeline, load_pipeline, save_pipeline
@@ -95,17 +95,17 @@ FEW = AdversarialConfig(
 )
 
 
-def space() -> Space:
-    return Space.load(HERE / "four_steps.yaml")
+def space(name: str = "four_steps") -> Space:
+    return Space.load(HERE / f"{name}.yaml")
 
 
-def fresh_model(out: Path, data: DataConfig, seed: int) -> Path:
+def fresh_model(out: Path, data: DataConfig, seed: int, name: str = "four_steps") -> Path:
     """A model folder with random weights, every position full."""
     if (out / "model_index.json").is_file():
         return out
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    chosen = space()
+    chosen = space(name)
     layers = {p.name: p.variants[: p.most] for p in chosen.positions}
     torch.manual_seed(seed)
     arrangement = chosen.arrange(layers)
@@ -137,11 +137,13 @@ def tuned(model: Path, stage: Any, config: FinetuneConfig, out: Path) -> Path:
 class Judge:
     """Classifier, real clips and their features: the same for all."""
 
-    def __init__(self, work: Path, data: DataConfig = DATA) -> None:
-        clip = space().clip("training")
+    def __init__(self, work: Path, data: DataConfig = DATA, name: str = "four_steps", steps: int = STEPS) -> None:
+        clip = space(name).clip("training")
         self.data, self.cast = data, Cast.of(data)
         with progress("classifier") as report:
-            self.classifier, self.held_out = trained_classifier(data, clip, work / "classifiers", progress=report)
+            self.classifier, self.held_out = trained_classifier(
+                data, clip, work / "classifiers", steps=steps, progress=report
+            )
         real = open_data(data.model_copy(update={"validation_clips": 2 * CLIPS}), clip, "validation")
         self.real = np.stack([(item["video"].permute(0, 2, 3, 1).numpy() + 1) / 2 for item in real])  # type: ignore[attr-defined]
 
@@ -152,7 +154,8 @@ class Judge:
         seconds = time.perf_counter() - started
         read = self.classifier.read(torch.from_numpy(videos.transpose(0, 1, 4, 2, 3)) * 2 - 1)
         told = measure(self.real, videos, classifier_features(self.classifier))
-        return {**accuracies(read, texts), "frechet": told["frechet"], **told["pixels"], "seconds": seconds / clips}
+        apart = {key: value for key, value in told.items() if key.startswith("frechet")}
+        return {**accuracies(read, texts), **apart, **told["pixels"], "seconds": seconds / clips}
 
 
 def cached(path: Path, make: Any) -> dict[str, Any]:

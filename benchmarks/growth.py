@@ -110,7 +110,7 @@ def large_space(times: int, folder: Path, seed: int = 0) -> CostModel:
                 workload = layer.workload.replace("/b1", f"/b1r{repetition}")
                 if workload not in rows:
                     ms, alive = float(np.exp(rng.normal(1.5, 0.8))), float(np.exp(rng.normal(5.0, 0.5)))
-                    add(workload, ms, layer.parameters * 2e-6, alive, layer.block)
+                    add(workload, ms, layer.parameters * 2e-6, alive, layer.variant.block)
                 layers.append(dataclasses.replace(layer, workload=workload))
             positions.append(dataclasses.replace(position, name=name, layers=tuple(layers)))
             point = next(point for point in plan.points if point.name == position.name and point.kind == "position")

@@ -68,6 +68,9 @@ def main() -> int:
     wrong = {name: missed(told) for name, told in kept.items()}
     for name, told in kept.items():
         print(f"{name}: {told}" + (f"; MISSED: {', '.join(wrong[name])}" if wrong[name] else ""))
+    for name in PARTS if args.stored else ():
+        if name not in kept:
+            print(f"{name}: nothing kept; python benchmarks/packages.py --only {name}")
     flat = {key: told[key] for told in kept.values() for key in told if key == "psnr_db" or key.startswith("coreai_")}
     print(json.dumps({"quick": args.quick, **kept, **flat}))
     return 1 if any(wrong.values()) else 0

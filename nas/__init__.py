@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NasError",
-    "TextToVideoPipeline",
     "SearchedAutoencoder",
+    "TextToVideoPipeline",
     "VideoUNet",
     "build_model",
     "evaluate_model",

@@ -302,7 +302,7 @@ def with_search(config: RunConfig, sets: Sequence[str]) -> RunConfig:
 
 
 def check_warmup(train: TrainConfig) -> None:
-    """Refuse a training that is over before any temporal layer is trained.
+    """Refuse a training that is over before any path is trained.
 
     No rule of ``TrainConfig``: a backbone trained alone is a start that other trainings can share.
 
@@ -311,7 +311,7 @@ def check_warmup(train: TrainConfig) -> None:
     """
     if train.warmup_steps >= train.steps:
         raise NasError(
-            f"train.warmup_steps must be less than train.steps, or no temporal layer is trained, but is "
+            f"train.warmup_steps must be less than train.steps, or no path is trained, but is "
             f"{train.warmup_steps} of {train.steps}; add --set train.warmup_steps={train.steps // 3}"
         )
 

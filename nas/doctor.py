@@ -28,6 +28,7 @@ OPTIONAL = {
     "peft": ("peft", "lora", "few trained matrices in place of all weights: preference.lora_rank"),
     "distributed": ("distributed", "distributed", "a fleet of devices measures one table"),
     "psycopg": ("psycopg", "postgres", "many machines search one study in PostgreSQL"),
+    "coreai-torch": ("coreai_torch", "coreai", "Core AI's files: nas export --format coreai"),
     "optuna-dashboard": ("optuna_dashboard", "dashboard", "a run's studies in a browser"),
     "pymobiledevice3": ("pymobiledevice3", "iphone", "memory on an attached phone; a program of its own, GPL"),
 }

@@ -46,7 +46,7 @@ def parse_definition(data: Any) -> tuple[dict[str, Any], dict[str, list[Variant]
 def _parse_text(fields: Mapping[str, Any], layout: Layout) -> Text:
     """What the network reads of a prompt: stated where it reads one, and only there."""
     if layout.context_dim and "text" not in fields:
-        raise SpaceError("the file lacks text, which its backbone reads; add it")
+        raise SpaceError("the file lacks text; add it")
     if not layout.context_dim:
         if "text" in fields:
             raise SpaceError("text is stated, but the backbone reads none; leave it out")

@@ -178,6 +178,26 @@ def text_model(name: str, tokens: int, dim: int, vocabulary: int = 0, **marks: i
     return CLIPTextModel(config)
 
 
+def check_decoder(autoencoder: Any, channels: int) -> None:
+    """Whether the decoder that a space names is one for its autoencoder, whose latents have so many channels.
+
+    Raises:
+        SpaceError: naming what differs.
+    """
+    decoder = decoder_spec(autoencoder.decoder)
+    stated = (autoencoder.time, autoencoder.space, channels)
+    if autoencoder.causal:
+        raise SpaceError(
+            f"autoencoder.decoder {autoencoder.decoder} makes {decoder.time} frames of every latent, but the space "
+            "says causal: the first frame alone; leave one of the two out"
+        )
+    if stated != (decoder.time, decoder.space, decoder.channels):
+        raise SpaceError(
+            f"autoencoder.decoder {autoencoder.decoder} multiplies time by {decoder.time} and space by "
+            f"{decoder.space} and reads {decoder.channels} channels, but the space states {stated}"
+        )
+
+
 def build_text_encoder(name: str, tokens: int, dim: int) -> tuple[nn.Module, int]:
     """A module from token numbers (B, L) to states (B, L, D), with random weights; and its vocabulary's size."""
     import torch

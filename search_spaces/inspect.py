@@ -75,8 +75,8 @@ class SpaceSummary:
             "clip": f"{self.clip}; the network reads {frames} frames of {height}x{width}, {channels} channels",
             "arrangements": f"{self.size:,} ({_power(self.size)})",
             "workloads": f"{self.workloads} distinct, the backbone included",
-            "parameter range": f"{self.parameters_smallest:,} ({_millions(self.parameters_smallest)}, fewest layers) "
-            f"to {self.parameters_largest:,} ({_millions(self.parameters_largest)}, all positions full)",
+            "parameter range": f"{self.parameters_smallest:,} ({_millions(self.parameters_smallest)}) "
+            f"to {self.parameters_largest:,} ({_millions(self.parameters_largest)})",
             **{name.replace("_", " "): end.line() for name, end in self._ends.items() if end is not None},
             "definition": self.fingerprint,
         }

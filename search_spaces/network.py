@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, build_block
-from search_spaces.blocks.slicing import fill
+from search_spaces.blocks.slicing import fill, fixed
 from search_spaces.ends import build_decoder, build_text_encoder
 from search_spaces.errors import SpaceError
 from search_spaces.families import build_backbone, build_part
@@ -86,7 +86,7 @@ class VideoNetwork(nn.Module):
             SpaceError: if the layer is wider than the given block.
         """
         chosen = self.arrangement.at(place)[:1] if place in self.arrangement.positions else ()
-        if not chosen or chosen[0].block != given.variant.block:
+        if not chosen or fixed(chosen[0]) != fixed(given.variant):
             return 0
         layers: Any = self.temporal[module_name(place)]
         return fill(layers[0], chosen[0], self._channels[place], given)

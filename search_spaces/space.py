@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from search_spaces.arrangement import Arrangement
 from search_spaces.blocks import block_spec, complete
 from search_spaces.definition import parse_definition
-from search_spaces.ends import decoder_spec, text_encoder_spec
+from search_spaces.ends import check_decoder, decoder_spec, text_encoder_spec
 from search_spaces.errors import MAX_OPTIONS, SpaceError, unknown
 from search_spaces.families import Backbone
 from search_spaces.families.contract import Layout
@@ -117,18 +117,7 @@ class Space:
                 f"space has {self.text.tokens} of width {self.text.dim}; correct text.tokens or name another encoder"
             )
         if self.autoencoder.decoder:
-            decoder = decoder_spec(self.autoencoder.decoder)
-            stated = (self.autoencoder.time, self.autoencoder.space, self.latent_channels)
-            if self.autoencoder.causal:
-                raise SpaceError(
-                    f"autoencoder.decoder {self.autoencoder.decoder} makes {decoder.time} frames of every latent, but "
-                    "the space says causal: the first frame alone; leave one of the two out"
-                )
-            if stated != (decoder.time, decoder.space, decoder.channels):
-                raise SpaceError(
-                    f"autoencoder.decoder {self.autoencoder.decoder} multiplies time by {decoder.time} and space by "
-                    f"{decoder.space} and reads {decoder.channels} channels, but the space states {stated}"
-                )
+            check_decoder(self.autoencoder, self.latent_channels)
 
     @classmethod
     def load(cls, name_or_path: str | Path | Space) -> Space:

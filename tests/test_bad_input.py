@@ -179,7 +179,7 @@ def test_a_full_disk(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_warm_up_that_leaves_no_step_for_the_temporal_layers(shell: Shell, run: Path, tmp_path: Path) -> None:
     for command in ("train", "run"):
         line = shell.refused(command, "tiny", "--out", tmp_path / "new", *SETTINGS, "--set", "train.steps=200")
-        assert "no temporal layer is trained, but is 400 of 200; add --set train.warmup_steps=66" in line
+        assert "no path is trained, but is 400 of 200; add --set train.warmup_steps=66" in line
     assert not (tmp_path / "new").exists()
 
 

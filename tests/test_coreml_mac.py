@@ -30,7 +30,7 @@ class Mac:
 
     def behave(self, **how: bool | str) -> None:
         (self.root / "behaviour.json").write_text(
-            json.dumps({"lie": False, "lie_on": "", "refuse": False, "die": False, **how})
+            json.dumps({"lie": False, "lie_on": "", "refuse_on": "", "refuse": False, "die": False, **how})
         )
 
     def teach(self, lowered: Lowered) -> None:

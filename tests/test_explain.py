@@ -103,7 +103,7 @@ def _evaluation(problem: Problem, quality: KnownQuality, row: np.ndarray) -> Eva
     ms, peak, weights = (float(column[0]) for column in values)
     loss = quality.loss(arrangement)
     choice = tuple(int(i) for i in row)
-    return Evaluation(0, choice, arrangement, "random", loss, 0.001, 0.0, 0.0, ms, peak, weights, 0, True)
+    return Evaluation(0, choice, arrangement, "random", loss, 0.001, {}, ms, peak, weights, 0, True)
 
 
 def test_designs_by_hand_stand_beside_it(searched) -> None:

@@ -20,7 +20,7 @@ from nas.errors import NasError
 from nas.export.audit import LEVELS, audit_network, real_clips
 from nas.export.checks import Function
 from nas.export.network import NAMES
-from nas.export.packages import How, _written
+from nas.export.packages import How, write_package
 from nas.export.telling import audit_sentences
 from nas.model.pipeline import load_pipeline
 
@@ -46,7 +46,7 @@ def audited(safe: bool, exported_model: Path, clips: Path, folder: Path) -> dict
     torch.manual_seed(0)
     inputs = (torch.zeros(4, 3, 16, 16), torch.tensor([500.0]), torch.zeros(1, 16, 32))
     one = [Function("main", Large().eval(), inputs, NAMES)]
-    _written("net", one, How(safe=safe), folder / "unet.mlpackage")
+    write_package("net", one, How(safe=safe), folder / "unet.mlpackage")
     return audit_network(folder / "unet.mlpackage", one, [SMALL], load_pipeline(exported_model), clips)
 
 

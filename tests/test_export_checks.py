@@ -16,7 +16,7 @@ from device_profiler.evaluator.package import Package
 from nas.cli import main
 from nas.errors import AnswerIsNo
 from nas.export.checks import UNCHECKED, Function, Places, check_functions
-from nas.export.packages import How, _written
+from nas.export.packages import How, write_package
 from nas.export.telling import sentences
 from nas.model.packages import PREFIX
 
@@ -89,14 +89,14 @@ def functions(*heights: int, size: float = 300.0) -> list[Function]:
 def test_what_float16_cannot_hold_is_refused_and_written_safely(tmp_path: Path) -> None:
     unsafe = [Function("main", one.module, one.inputs, one.names) for one in functions(8)]
     with pytest.raises(AnswerIsNo, match=r"net: x.mlpackage, function main: float16 .* not finite; --safe spells"):
-        _written("net", unsafe, How(), tmp_path / "x.mlpackage")
-    told = _written("net", unsafe, How(safe=True), tmp_path / "safe.mlpackage")["check"]["main"]
+        write_package("net", unsafe, How(), tmp_path / "x.mlpackage")
+    told = write_package("net", unsafe, How(safe=True), tmp_path / "safe.mlpackage")["check"]["main"]
     assert told["error_fp16"] < 5e-3 and told["not_finite"] == []
 
 
 def test_every_function_of_a_package_is_checked(tmp_path: Path) -> None:
     both = functions(4, 8, size=1.0)
-    written = _written("net", both, How(), tmp_path / "two.mlpackage")
+    written = write_package("net", both, How(), tmp_path / "two.mlpackage")
     assert list(written["check"]) == ["f4", "f8"] and [path.name for path in tmp_path.iterdir()] == ["two.mlpackage"]
     other = functions(4, 8, size=1.0)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_every_function_of_a_package_is_checked(tmp_path: Path) -> None:
 def test_weights_in_fewer_bits_are_held_to_themselves(tmp_path: Path) -> None:
     torch.manual_seed(0)
     one = [Function("main", nn.Linear(64, 64).eval(), (torch.randn(2, 64),), ("x",))]
-    told = _written("net", one, How(quantize="int8"), tmp_path / "x.mlpackage")["check"]["main"]
+    told = write_package("net", one, How(quantize="int8"), tmp_path / "x.mlpackage")["check"]["main"]
     assert 1e-3 < told["error_fp32"] < 0.1 and math.isfinite(told["error_fp16"])
     huge = [Function("main", one[0].module, (torch.full((2, 64), 60_000.0),), ("x",))]
     with pytest.raises(AnswerIsNo, match="off by inf of float32's largest output on the same weights"):

@@ -1,11 +1,14 @@
 """``nas export --graph``: the network for Google's Model Explorer, and what is known of its nodes."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from export_fixtures import SMALL
+from torch import nn
 
 from device_profiler.evaluator.check import check_package
 from device_profiler.evaluator.package import Package
@@ -13,8 +16,9 @@ from latency_tables.lookup import load_table
 from nas.errors import NasError
 from nas.export import export_model
 from nas.export.checks import Places
+from nas.export.compress import compress
 from nas.export.folder import put
-from nas.export.graph import Drawn, Row, rows_of, write
+from nas.export.graph import Drawn, Row, rows_of, values_of, write
 from nas.export.network import NAMES, bound_at
 from nas.model.pipeline import load_pipeline
 
@@ -56,6 +60,7 @@ def test_every_operation_is_a_node_that_leads_to_the_output(drawn: dict[str, Any
             waiting.extend(edge["sourceNodeId"] for edge in nodes[name].get("incomingEdges", ()))
     assert reached == set(nodes), "no edge is missing"
     spaces = {node["namespace"] for node in nodes.values()}
+    assert {space.partition("/")[0] for space in spaces} == {"", "unet", "temporal"}, "no group of a constant"
     assert any(space.startswith(drawn["layers"][0].replace(".", "/")) for space in spaces)
 
 
@@ -80,6 +85,26 @@ def test_bytes_and_errors_are_the_program_s_own(drawn: dict[str, Any]) -> None:
     assert 0 < sizes[convolution.name]["value"] < stored
     assert errors[drawn["function"].outputs[0]]["value"] == pytest.approx(2e-3, abs=3e-3)
     assert drawn["error.json"]["main"]["gradient"][0]["stop"] == 0
+
+
+def test_weights_in_fewer_bits_count_as_the_bytes_that_are_stored(tmp_path: Path) -> None:
+    from device_profiler.lowering.coreml import lower
+
+    module = nn.Conv2d(64, 64, 3).eval()
+    lower(module, (torch.randn(1, 64, 4, 4),), ("x",), "plain", "fp16", tmp_path, check=False)
+    plain, small = tmp_path / "model.mlpackage", tmp_path / "small.mlpackage"
+    shutil.copytree(plain, small)
+    compress(small, "int8")
+    sizes = [
+        next(
+            size for name, size in values_of(Drawn(function, Places(module), None), {})["bytes"].items() if name in made
+        )
+        for function in (Package(path).function() for path in (plain, small))
+        for made in [{one.name for one in function.operations if one.kind == "conv"}]
+    ]
+    weights = 64 * 64 * 9
+    assert sizes[0] == 2 * weights + 2 * 64 + 2 * 64 * 2 * 2
+    assert sizes[1] == pytest.approx(sizes[0] - weights, rel=0.01), "a byte less for each weight, and the scales"
 
 
 def test_a_device_s_rows_are_those_that_its_prediction_adds_up(exported_model: Path) -> None:

@@ -7,8 +7,10 @@ from xml.etree import ElementTree
 
 import pytest
 from table_fixtures import small_table
+from typer.testing import CliRunner
 
 from latency_tables import CostModel, Plan
+from nas.cli.options import app
 from nas.errors import NasError
 from nas.report.ladder import ladder_svg
 from nas.search.ladder import designs, measure, read_ladder
@@ -78,3 +80,15 @@ def test_a_wrong_step_is_one_line(tmp_path: Path, change: str, message: str) -> 
 def test_a_ladder_that_does_not_exist_is_named() -> None:
     with pytest.raises(NasError, match=r"unknown ladder 'snapgem'. Did you mean 'snapgen'\?"):
         read_ladder("snapgem")
+
+
+def test_options_of_a_search_are_refused_beside_a_ladder(tmp_path: Path) -> None:
+    runner = CliRunner()
+    for words, message in (
+        (["tiny_image", "--ladder", "snapgen", "--latency-ms", "3"], "leave --latency-ms out"),
+        (["tiny_image", "--ladder", "snapgen"], "needs --device"),
+        (["tiny_image", "--ladder", "snapgen", "--device", "host_cpu", "--set", "search.margin=0"], "has no settings"),
+        (["tiny_image", "--device", "host_cpu"], "belong to --ladder"),
+    ):
+        found = runner.invoke(app, ["search", *words])
+        assert isinstance(found.exception, NasError) and message in str(found.exception), words

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from decoder_fixtures import save_space
 from latent_fixtures import save_allegro, save_text, small_space, video_folder
 from training_fixtures import short
 
@@ -15,6 +16,9 @@ from nas.cli import main
 from nas.config import DataConfig, QualityConfig, RunConfig, SamplesConfig, store
 from nas.data import open_data
 from nas.data.caching import CacheConfig, build_cache
+from nas.decoder.config import DistilSettings
+from nas.decoder.distil import distil_decoder
+from nas.errors import NasError
 from nas.model.build import build_anew, build_model
 from nas.model.network import VideoUNet
 from nas.model.pipeline import load_pipeline
@@ -57,6 +61,23 @@ def test_a_supernet_trained_on_a_cache_is_scored_built_and_sampled(prediction: A
     write_samples(config, run)
     shown = np.load(run / "samples" / "samples.npz")
     assert all(shown[name].shape == (2, 8, 32, 32, 3) for name in ("real", "noised", "one_step", "sampled"))
+    if prediction == "velocity":
+        _sample_through_a_distilled_decoder(run, models.autoencoder, tmp_path)
+
+
+def _sample_through_a_distilled_decoder(run: Path, autoencoder: str, folder: Path) -> None:
+    """It stands in the model folder in place of the one it was distilled from; another encoder's is refused."""
+    few = {"steps": 1, "clips": 1, "checkpoint_every": 1, "validate_every": 0}
+    settings = DistilSettings.model_validate({"data": {"source": "moving_shapes"}, "distil": few})
+    decoder = folder / "decoder"
+    distil_decoder(autoencoder, save_space(folder), decoder, settings)
+    build_model(run, folder / "with", str(decoder))
+    pipeline = load_pipeline(folder / "with")
+    assert type(pipeline.vae).__name__ == "SearchedAutoencoder"
+    frames = pipeline("a red ball falls", num_inference_steps=1, generator=torch.Generator().manual_seed(0)).frames
+    assert frames.shape == (1, 8, 32, 32, 3)
+    with pytest.raises(NasError, match="decodes latents of encoder .*, but the run was trained on those of"):
+        build_model(run, folder / "other", save_allegro(folder / "stranger", seed=1))
 
 
 def test_a_model_is_built_without_a_run_over_an_image_unet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

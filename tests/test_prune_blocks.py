@@ -17,6 +17,7 @@ from training_fixtures import clips
 
 from nas.cli import main
 from nas.errors import NasError
+from nas.model.made_with import data_of
 from nas.model.network import VideoUNet
 from nas.pretrained.text import TextEncoder
 from nas.prune import prune_network
@@ -110,6 +111,7 @@ def test_what_is_left_meets_the_target_and_is_a_model(
     assert told["saved"]["blocks"] + told["saved"]["widths"] == told["parameters_before"] - told["parameters"]
     rows = list(csv.DictReader((tmp_path / "out" / "sensitivity.csv").read_text().splitlines()))
     assert len(rows) == told["trials"] and {"arrangement", "cut", "missed", "parameters"} == set(rows[0])
+    assert data_of(tmp_path / "out" / "model")["data"]["source"] == "moving_shapes"  # what a fine-tuning goes on with
     # Nothing more fits: the last step gave back what did, as long as less was missed by it.
     assert json.loads((tmp_path / "out" / "cuts.json").read_text())["cuts"] == told["cuts"]
     if how.get("score") == "magnitude":

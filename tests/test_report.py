@@ -25,7 +25,7 @@ from nas.report.drawing import brief, network_svg, skips
 from nas.report.figures import curve_figure, front_figure, running_mean
 from nas.report.folder import read_run
 from nas.report.report import verdict
-from nas.report.searching import growth_figure, hypervolume, positions_figure
+from nas.report.searching import growth_figure, hypervolume, positions_figure, short_option
 from nas.report.strips import animated_strip, sheet
 from search_spaces.planning import load_plan
 from search_spaces.space import Space
@@ -271,7 +271,7 @@ def test_the_verdict_says_where_what_and_how_much(fake_run: Path) -> None:
 def test_a_gain_that_may_be_chance_is_called_so(tmp_path: Path) -> None:
     run = write_fake_run(tmp_path / "synthetic", trials=40)
     metrics = json.loads((run / "metrics.json").read_text())
-    for gain, chance in ((0.004, True), (0.04, False)):
+    for gain, chance in ((0.004, True), (0.04, False), (-0.04, False)):
         metrics["empty"] |= {"gain": gain, "gain_stderr": 0.003}
         metrics["search"] = {"sentence": "chosen because it is cheap <b>"}
         (run / "metrics.json").write_text(json.dumps(metrics))
@@ -431,3 +431,9 @@ def test_a_machine_whose_speed_changed_is_not_taken_for_an_error_of_the_sum() ->
     said = _drift(cast(RunFolder, SimpleNamespace(metrics={"chosen": chosen})))
     assert said is not None and "(-10.0%)" in said and "off by +0.0%" in said
     assert _drift(cast(RunFolder, SimpleNamespace(metrics={"chosen": {"latency_ms_predicted": 100.0}}))) is None
+
+
+def test_a_block_that_every_option_shares_is_not_said_at_every_tick() -> None:
+    assert short_option("LTXBlock(ffn=64,heads=1)", "LTXBlock") == "f64 h1"
+    assert short_option("FullConv", "FullConv") == "FullConv" and short_option("", "FullConv") == "none"
+    assert short_option("Conv1D(kernel_size=3) + SelfAttention3D(heads=4)") == "C1 k3 + S3 h4"

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,33 +22,27 @@ from nas.supernet.trained import load_supernet
 from nas.training.checkpoint import list_checkpoints, load_checkpoint
 from nas.training.log import Step, cut_metrics
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[2])
-from training_fixtures import clips, short, tiny
-from nas.supernet.stage import train
-train(tiny(), clips(), short(steps=10), Path(sys.argv[1]), seed=5, progress=lambda s: print(s.step, flush=True))
-"""
-
 
 class Stop(Exception):
     """The process ends here."""
 
 
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of Python 3.12, of any fork
 def test_killed_in_the_middle_and_started_again_the_losses_are_those_of_an_uninterrupted_run(tmp_path: Path) -> None:
     run(tmp_path / "whole", short(steps=10))
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(tmp_path / "killed"), str(Path(__file__).parent)]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert started.stdout is not None
-    for line in started.stdout:
-        if int(line) == 5:  # between two checkpoints
-            started.send_signal(signal.SIGKILL)
-            break
-    started.wait()
-    assert started.returncode == -signal.SIGKILL
-    started.stdout.close()
-    assert len(losses(tmp_path / "killed")) >= 5
+
+    def killed() -> None:  # forked, so that the libraries are there
+        run(
+            tmp_path / "killed",
+            short(steps=10),
+            progress=lambda s: s.step == 5 and os.kill(os.getpid(), signal.SIGKILL),
+        )
+
+    started = multiprocessing.get_context("fork").Process(target=killed)
+    started.start()
+    started.join()
+    assert started.exitcode == -signal.SIGKILL  # between two checkpoints
+    assert len(losses(tmp_path / "killed")) == 5
     run(tmp_path / "killed", short(steps=10))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert [step for step, _, _ in losses(tmp_path / "killed")] == list(range(1, 11))

@@ -14,7 +14,7 @@ from device_profiler.lowering import Lowered
 from device_profiler.measure import check_answers
 from device_profiler.profile import missing_rows
 from device_profiler.runtimes.contract import Facts
-from device_profiler.runtimes.units import UNITS, output_errors
+from device_profiler.runtimes.units import UNITS, evaluated, output_errors
 from device_profiler.wanted import Wanted
 from latency_tables import Table
 from latency_tables.cost import CostModel
@@ -51,8 +51,11 @@ def test_a_unit_that_is_not_asked_for_alone_is_asked_all_the_same(mac: Mac, arti
     mac.behave(lie_on="CPU_AND_GPU")
     (row,) = mac.measure(artifacts[:1], "ALL")  # which the stand-in answers rightly
     assert row.status == "wrong" and "wrong on gpu off by 1" in row.reason and "right on cpu, ane" in row.reason
+    mac.behave(lie_on="CPU_AND_GPU", refuse_on="CPU_ONLY")
     (row,) = mac.measure(artifacts[:1], "CPU_AND_NE")
-    assert row.status == "ok" and "output_error_gpu" not in dict(row.extra)
+    assert row.status == "ok" and set(dict(row.extra)) >= {"output_error_ane"}
+    assert not {"output_error_gpu", "output_error_cpu"} & set(dict(row.extra))
+    assert "cpu could not be asked alone: Error computing NN outputs." in row.reason
 
 
 def test_a_unit_that_cannot_be_asked_is_said_so_and_left_unknown() -> None:
@@ -66,6 +69,13 @@ def test_a_unit_that_cannot_be_asked_is_said_so_and_left_unknown() -> None:
     asked: list[str] = []
     found, _ = output_errors("ALL", 0.0, lambda setting: float(asked.append(setting) is None))
     assert asked == ["CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"] and tuple(found) == UNITS["ALL"]
+
+
+def test_what_the_evaluator_could_not_say_is_said() -> None:
+    assert evaluated({"fp32": 1e-4, "fp16": None}) == ({"fp32": 1e-4}, ("not finite in fp16 by the evaluator",))
+    unknown = {"fp32": None, "fp16": None, "reason": "the operation 'warp' is not known"}
+    assert evaluated(unknown) == ({}, ("not evaluated: the operation 'warp' is not known",))
+    assert evaluated(None) == ({}, ())
 
 
 def test_an_error_that_is_not_finite_has_no_column_and_is_said() -> None:

@@ -72,6 +72,10 @@ class Function:
         """
         return self.package.constant(self.constants[name])
 
+    def declared(self, name: str) -> TensorType:
+        """What a constant is declared as; its value is not read."""
+        return _type(self.constants[name].type, self.package.path)
+
     def is_stored(self, name: str) -> bool:
         """Whether it is a constant that lies in the weight file."""
         return name in self.constants and self.constants[name].WhichOneof("value") == "blobFileValue"

@@ -21,7 +21,7 @@ from device_profiler.runtimes.contract import Execution, Facts, Session
 from device_profiler.runtimes.mac import MacRuntime
 from device_profiler.runtimes.phone import Phone
 from device_profiler.runtimes.phone_memory import INSTALL, Growth, MemoryWatch
-from device_profiler.runtimes.units import UNITS, finite, output_errors
+from device_profiler.runtimes.units import UNITS, evaluated, output_errors
 from device_profiler.subject import package_version
 
 COMPILE_TIMEOUT_S = 600.0
@@ -55,6 +55,7 @@ class CoreMLSession:
     def _facts(self, cold: float, warm: float, lowered: Lowered, memory: MemoryWatch | None) -> Facts:
         grown = memory.growth(lambda: self._predict(self._timeout_s)) if memory is not None else Growth()
         output, _ = self._predict(self._timeout_s)
+        numeric, notes = evaluated(lowered.stats.get("numeric_error"))
         return Facts(
             load_cold_ms=cold,
             load_warm_ms=warm,
@@ -62,9 +63,9 @@ class CoreMLSession:
             activation_peak_mb=grown.app_mb,
             system_peak_mb=grown.system_mb,
             static_peak_mb=lowered.stats["static_peak_mb"],
-            notes=grown.reason,
+            notes="; ".join(part for part in (grown.reason, *notes) if part),
             max_error=lowered.device_error_of(output),
-            numeric_error=finite(lowered.stats.get("numeric_error")),
+            numeric_error=numeric,
             **self._placement(),  # type: ignore[arg-type]  # three shares by name
         )
 

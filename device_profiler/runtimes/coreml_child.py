@@ -15,7 +15,7 @@ from device_profiler.child import serve
 from device_profiler.errors import Unsupported, WorkloadError, one_line
 from device_profiler.lowering import Input, expected_of_device, sample_error
 from device_profiler.quiet import quiet
-from device_profiler.runtimes.units import finite, output_errors
+from device_profiler.runtimes.units import evaluated, output_errors
 
 SHARES = {
     "MLCPUComputeDevice": "placement_cpu",
@@ -68,11 +68,12 @@ def load(folder: str, unit: str) -> dict[str, Any]:
         try:
             with quiet():
                 other = ct.models.CompiledMLModel(compiled, compute_units=ct.ComputeUnit[setting])
+                return _error_of(other, manifest)
         except Exception as problem:  # of any class: Core ML's own, or Python's from within
             raise WorkloadError(one_line(problem)) from None
-        return _error_of(other, manifest)
 
     errors, notes = output_errors(unit, error, error_under)
+    numeric, more = evaluated(manifest["stats"].get("numeric_error"))
     return {
         "load_cold_ms": model.load_duration_in_nano_seconds / 1e6,
         "load_warm_ms": warm,
@@ -80,8 +81,8 @@ def load(folder: str, unit: str) -> dict[str, Any]:
         "static_peak_mb": manifest["stats"]["static_peak_mb"],
         "max_error": error,
         "output_error": errors,
-        "numeric_error": finite(manifest["stats"].get("numeric_error")),
-        "notes": "; ".join(notes),
+        "numeric_error": numeric,
+        "notes": "; ".join((*more, *notes)),
         **shares,
     }
 

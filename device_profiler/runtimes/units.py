@@ -35,6 +35,11 @@ def output_errors(
     return found, tuple(notes)
 
 
-def finite(errors: Mapping[str, float | str | None] | None) -> dict[str, float]:
-    """The evaluator's errors of a lowered package that are numbers."""
-    return {name: error for name, error in (errors or {}).items() if isinstance(error, (int, float))}
+def evaluated(errors: Mapping[str, float | str | None] | None) -> tuple[dict[str, float], tuple[str, ...]]:
+    """The evaluator's errors of a lowered package that are numbers; and what to say of those that are not."""
+    told = dict(errors or {})
+    reason = told.pop("reason", None)
+    found = {name: error for name, error in told.items() if isinstance(error, (int, float))}
+    if reason is not None:
+        return found, (f"not evaluated: {one_line(reason, 80)}",)
+    return found, tuple(f"not finite in {name} by the evaluator" for name in told if name not in found)

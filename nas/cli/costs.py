@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from nas.cli.options import DONE, NO, Json, app, emit, tell
+from nas.cli.options import DONE, NO, Json, a_file, app, emit, tell
 from nas.errors import NasError
 
 space_app = typer.Typer(help="Positions, variants, size of a space.", no_args_is_help=True, rich_markup_mode=None)
@@ -58,6 +58,22 @@ def space_check(space: str, as_json: Json = False) -> None:
     raise typer.Exit(NO if problems else DONE)
 
 
+@space_app.command("fix")
+def space_fix(
+    space: str,
+    arrangement: Annotated[Path, typer.Argument(help="Choices that are made, such as RUN/arrangement.yaml.")],
+    out: Annotated[Path, typer.Option(callback=a_file, help="The new space's YAML.")],
+) -> None:
+    """Write a space in which an arrangement's choices are made: temporal layers over a network that a search found."""
+    from search_spaces.arrangement import Arrangement
+    from search_spaces.fixing import fix, write_space
+    from search_spaces.space import Space
+
+    if out.exists():
+        raise NasError(f"{out} is there already; give another --out, or remove it")
+    tell(write_space(fix(Space.load(space), Arrangement.load(arrangement), out.stem), out))
+
+
 @app.command()
 def profile(
     space: Annotated[str | None, typer.Argument(help="A shipped space's name, or a YAML.")] = None,
@@ -90,7 +106,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Measure what the table lacks of a space, or one operator; run again to go on after a stop."""
-    from nas.run.costs import profile_operator, profile_space, render_parts
+    from nas.run.costs import profile_operator, profile_space
 
     if trace is not None or arrangement is not None:
         alone = {"--networks": networks, "--block": block, "--scheduler": scheduler, "--lowering": lowering}
@@ -113,16 +129,19 @@ def profile(
         summary = profile_space(
             str(space), device, table, retry=retry, scheduler=scheduler, lowerings=lowering or (), spatial=spatial
         )
-    if as_json:
-        emit(summary)
-    else:
-        tell(
-            f"{summary['table']}: {summary['rows']} rows ({summary['source']}), {summary['new']} of them new, "
-            f"{summary['not_ok']} without a number"
-            + (f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else "")
-        )
-        if summary.get("spatial"):
-            tell(render_parts(summary["spatial"], summary["backbone_ms"]))
+    emit(summary) if as_json else tell("\n".join(_profiled(summary)))
+
+
+def _profiled(summary: dict[str, Any]) -> list[str]:
+    """What a profile gave, for people."""
+    from nas.run.costs import render_parts
+
+    costs = f"; {summary['latency_ms']:.3f} ms, {summary['peak_mb']:.1f} MB" if summary.get("latency_ms") else ""
+    said = (
+        f"{summary['table']}: {summary['rows']} rows ({summary['source']}), {summary['new']} of them new, "
+        f"{summary['not_ok']} without a number{costs}"
+    )
+    return [said, render_parts(summary["spatial"], summary["backbone_ms"])] if summary.get("spatial") else [said]
 
 
 def _networks(

@@ -34,7 +34,9 @@ def build(
     space: Annotated[str | None, typer.Option(help="Without a run: a shipped space's name, or a YAML.")] = None,
     arrangement: Annotated[Path | None, typer.Option(help="Without a run: the arrangement's YAML.")] = None,
     text: Annotated[str | None, typer.Option(help="Without a run: CLIP text model, hub id or folder.")] = None,
-    autoencoder: Annotated[str | None, typer.Option(help="Without a run, for latents: hub id or folder.")] = None,
+    autoencoder: Annotated[
+        str | None, typer.Option(help="Of the latents, hub id or folder; of a run, by default the cache's own.")
+    ] = None,
     init: Annotated[str | None, typer.Option(help="Without a run: the UNet that the backbone starts from.")] = None,
     prediction: Annotated[
         str | None,
@@ -60,11 +62,11 @@ def build(
             + (f"\n{summary['init']}" if summary["init"] else "")
         )
         return
-    alone = {**anew, "--autoencoder": autoencoder, "--init": init, "--prediction": prediction}
+    alone = {**anew, "--init": init, "--prediction": prediction}
     given = [name for name, value in alone.items() if value is not None]
     if given:
         raise NasError(f"{run} has a space, weights and text of its own; leave {', '.join(given)} out")
-    summary = build_run(run, out or run / "model")
+    summary = build_run(run, out or run / "model", autoencoder)
     emit(summary) if as_json else tell(
         f"{summary['model']}: {summary['parameters']:,} parameters, equal to the supernet's path within "
         f"{summary['difference']:.1e}"
@@ -80,9 +82,7 @@ def export(
     clip: Annotated[str, typer.Option(help="The space's clip whose shape the package has.")] = "deployment",
     shape: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FRAMESxHEIGHTxWIDTH", help="In place of a clip; several become functions of one package."
-        ),
+        typer.Option(metavar="FRAMESxHEIGHTxWIDTH", help="In place of a clip; several are functions of one package."),
     ] = None,
     parts: Annotated[str, typer.Option(help="Of network, text_encoder and decoder.")] = "network,text_encoder,decoder",
     quantize: Annotated[
@@ -101,9 +101,7 @@ def export(
         str | None, typer.Option(help="Whose table predicts the costs in the metadata, and picks each layer's form.")
     ] = None,
     tables: Annotated[Path, typer.Option("--table", help="Folder of tables.")] = Path("tables"),
-    graph: Annotated[
-        bool, typer.Option("--graph", help="The network for Google's Model Explorer too, with ms of --device's table.")
-    ] = False,
+    graph: Annotated[bool, typer.Option("--graph", help="For Model Explorer too, with --device's ms.")] = False,
     format: Annotated[
         str, typer.Option(help="coreml, or coreai for .aimodel files (extra coreai), by default in MODEL/../coreai.")
     ] = "coreml",
@@ -111,32 +109,39 @@ def export(
 ) -> None:
     """Core ML packages, or Core AI's files, of the network, its text encoder and its decoder."""
     from nas.console import say
-    from nas.decoder.export import export_decoder
     from nas.decoder.folder import is_autoencoder
     from nas.export import export_model
     from nas.export.network import parse_shape
 
+    place = out or Path(os.path.normpath(model / ".." / format))
+    more: dict[str, Any] = {"quantize": quantize, "safe": safe, "audit": audit, "device": device, "graph": graph}
     if is_autoencoder(model):
-        told = export_decoder(model, out or Path(os.path.normpath(model / ".." / "coreml")), clip, check=check)
-        emit(told) if as_json else _tell_halves(told)
+        asked = [f"--{name}" for name, value in {**more, "shape": shape}.items() if value]
+        _export_decoder(model, place, clip, check, asked + ["--format"] * (format != "coreml"), as_json)
         return
     stats = export_model(
         model,
-        out or Path(os.path.normpath(model / ".." / ("coreai" if format == "coreai" else "coreml"))),
+        place,
         clip,
         shapes=[parse_shape(text) for text in shape or ()],
         parts=parts.split(","),
-        quantize=quantize,
-        safe=safe,
         check=check,
-        audit=audit,
-        device=device,
         tables=tables,
         format=format,
-        graph=graph,
         tell=(lambda line: None) if as_json else say,
+        **more,
     )
     emit(stats) if as_json else _tell_packages(stats)
+
+
+def _export_decoder(model: Path, out: Path, clip: str, check: bool, asked: list[str], as_json: bool) -> None:
+    """Export an autoencoder's decoder alone."""
+    from nas.decoder.export import export_decoder
+
+    if asked:
+        raise NasError(f"{model} is an autoencoder, which is exported as it is; leave {', '.join(asked)} out")
+    told = export_decoder(model, out, clip, check=check)
+    emit(told) if as_json else _tell_halves(told)
 
 
 def _tell_halves(stats: Mapping[str, Any]) -> None:

@@ -81,7 +81,7 @@ class InOrder(TyperGroup):
 app = typer.Typer(
     cls=InOrder,
     name="nas",
-    help="Hardware-aware search for the temporal layers of mobile video diffusion models.",
+    help="Hardware-aware search of video and image networks: measure, train, search, build, export.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

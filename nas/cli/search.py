@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +27,11 @@ from nas.cli.options import (
     only_once,
     tell,
 )
+from nas.errors import NasError
+
+if TYPE_CHECKING:
+    from nas.search.ladder import Measured
+    from nas.search.letters import Finding
 
 LatencyMs = Annotated[float | None, typer.Option(callback=finite, help="Latency limit of one network evaluation.")]
 MemoryMb = Annotated[float | None, typer.Option(callback=finite, help="Limit of the peak memory.")]
@@ -36,6 +42,7 @@ ParametersMax = Annotated[float | None, typer.Option(callback=finite, help="Most
 Ladder = Annotated[
     str | None, typer.Option(help="Measure designs, each against the one before, instead: snapgen, or a YAML.")
 ]
+Letters = Annotated[bool, typer.Option("--letters", help="Rank all strings of C and T, the sorted ones among them.")]
 LadderDevice = Annotated[str | None, typer.Option(help="With --ladder, of a space in place of a run: the device.")]
 LadderTable = Annotated[Path | None, typer.Option(help="With --ladder and --device: the folder of tables.")]
 
@@ -77,6 +84,7 @@ def search(
         list[str], typer.Option("--set", metavar="search.KEY=VALUE", help="Another setting, e.g. search.margin=0.")
     ] = [],  # noqa: B006
     ladder: Ladder = None,
+    letters: Letters = False,
     device: LadderDevice = None,
     table: LadderTable = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say why: positions, limits, designs by hand.")] = False,
@@ -86,14 +94,12 @@ def search(
     """Choose the arrangement under the budget; exit code 1 when nothing can meet it."""
     from nas.run.answer import search_arrangement
 
-    if ladder is not None:
-        from nas.run.ladder import climb
-
-        measured = climb(run, ladder, device, table, set_)
-        emit(measured.to_json()) if as_json else tell(measured.render())
-        return
     said: dict[str, Any] = {"latency_ms": latency_ms, "memory_mb": memory_mb, "trials": trials, "sampler": sampler}
     said |= {"parameters_min": parameters_min, "parameters_max": parameters_max, "scoring": scoring}
+    if letters or ladder is not None:
+        return _designs(run, ladder, device, table, set_, as_json, said)
+    if device is not None or table is not None:
+        raise NasError("--device and --table belong to --ladder; a run has its own")
     only_once(set_, {f"search.{name}": _option(name) for name, value in said.items() if value is not None})
     answer = search_arrangement(
         run, **said, workers=workers, storage=storage, study=study, sets=set_, helper_of=helper_of
@@ -104,6 +110,25 @@ def search(
     if explain and answer.reasons and not as_json:
         tell(f"\n{answer.reasons}")
     raise typer.Exit(DONE if answer.feasible else NO)
+
+
+def _designs(
+    run: Path,
+    ladder: str | None,
+    device: str | None,
+    table: Path | None,
+    sets: list[str],
+    as_json: bool,
+    said: Mapping[str, Any],
+) -> None:
+    """Designs that are given in place of searched ones: a ladder's, or else every string of letters."""
+    from nas.run.ladder import climb, rank_letters
+
+    limits = [_option(name) for name, value in said.items() if value is not None]
+    if limits:
+        raise NasError(f"--ladder and --letters measure designs and search none; leave {', '.join(limits)} out")
+    found: Measured | Finding = climb(run, ladder, device, table, sets) if ladder is not None else rank_letters(run)
+    emit(found.to_json()) if as_json else tell(found.render())
 
 
 @app.command()

@@ -112,7 +112,7 @@ def train(
     device: Annotated[str | None, typer.Option(help="The device that the run is for; kept in its config.")] = None,
     config: Config = None,
     set_: Set = [],  # noqa: B006
-    init: Annotated[str | None, typer.Option(help="Start the backbone from a diffusers UNet: hub id, folder.")] = None,
+    init: Annotated[str | None, typer.Option(help="Start from a given diffusers network: hub id, folder.")] = None,
     processes: Annotated[
         int | None, typer.Option(max=1024, help="Train with so many processes on this machine.")
     ] = None,

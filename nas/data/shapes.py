@@ -106,6 +106,9 @@ class Cast:
         for bounds, (low, high) in (("radius", config.radius), ("speed", config.speed)):
             if not 0 < low <= high:
                 raise NasError(f"data.{bounds} must run from above 0 upwards, but is {low} to {high}")
+        for bounds, (low, high) in (("rotation", config.rotation), ("approach", config.approach)):
+            if low > high:
+                raise NasError(f"data.{bounds} must run upwards, but is {low} to {high}")
         return cls(
             _some("kinds", config.kinds, KINDS),
             _some("colours", config.colours, tuple(COLOURS)),

@@ -21,7 +21,7 @@ CLIPS = 8  # whose latents say how large a latent is
 
 
 @torch.no_grad()
-def build_autoencoder(run: Path, out: Path) -> dict[str, Any]:
+def build_autoencoder(run: Path, out: Path, autoencoder: str | None = None) -> dict[str, Any]:
     """Build the run's chosen arrangement into ``out``, a folder that diffusers loads.
 
     Returns:
@@ -32,6 +32,8 @@ def build_autoencoder(run: Path, out: Path) -> dict[str, Any]:
     """
     from nas.supernet.trained import load_supernet
 
+    if autoencoder is not None:
+        raise NasError(f"{run}: is an autoencoder's own run; leave --autoencoder out")
     check_replaceable(out, is_autoencoder, "autoencoder")
     config = load(run)
     space = Space.load(config.space)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nas.decoder.config import DistilConfig, DistilSettings
-from nas.decoder.folder import is_autoencoder, load_autoencoder, save_autoencoder
+from nas.decoder.folder import DISTIL, is_begun, load_autoencoder, save_autoencoder
 from nas.errors import NasError
+from nas.outputs import check_replaceable
 from nas.pretrained.autoencoder import VideoAutoencoder
 from nas.pretrained.searched import SearchedAutoencoder, plain_config
 from nas.training.batches import Batch, Batches, validated
@@ -25,8 +26,6 @@ from nas.training.engine import Engine
 from nas.training.loop import Loop, Row, Stage, warmed_rate
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
-
-FOLDER = "distil"  # of the model's: checkpoints, log and settings
 
 
 class Distil(Stage):
@@ -196,12 +195,8 @@ def distil_decoder(
         NasError: if the autoencoder does not fit the space, its class is not known, ``out`` holds something else, or a
             step goes wrong again and again.
     """
-    from nas.files import only_leftovers
-    from nas.training.checkpoint import sole_writer
-
-    folder, config = out / FOLDER, settings.distil
-    if out.is_dir() and not folder.is_dir() and not is_autoencoder(out) and not only_leftovers(out):
-        raise NasError(f"{out} is not empty and holds no distillation; give a new or empty folder to --out")
+    folder = out / DISTIL
+    check_replaceable(out, is_begun, "distillation")
     loaded = Space.load(space)
     chosen = Arrangement.load(arrangement) if arrangement is not None else loaded.baseline()
     loaded.check(chosen)
@@ -216,11 +211,33 @@ def distil_decoder(
     }
     if start is not None:
         facts["start"] = _begin_with(model, start)
+    loop = _trained(model, given, loaded, settings, folder, facts, progress, warn)
+    if loop.world.main:
+        save_autoencoder(model.to("cpu").eval(), out)
+    parameters = sum(parameter.numel() for parameter in model.network.parameters())
+    last = float(loop.rows[-1]["loss"]) if loop.rows else None
+    return {"model": str(out), "parameters": parameters, "steps": loop.step, "loss": last, "main": loop.world.main}
+
+
+def _trained(
+    model: SearchedAutoencoder,
+    given: VideoAutoencoder,
+    space: Space,
+    settings: DistilSettings,
+    folder: Path,
+    facts: Mapping[str, Any],
+    progress: Callable[[int, Mapping[str, Any]], None] | None,
+    warn: Callable[[str], None],
+) -> Loop[Distil]:
+    """Train the model's decoder in place, from what is in the folder; its weights are then the averages."""
+    from nas.training.checkpoint import sole_writer
+
+    config = settings.distil
     if config.threads:
         torch.set_num_threads(config.threads)
     world = World.open(config.device, "distil.device")
     try:
-        batches = Batches(loaded, settings.data, config, settings.seed, world)
+        batches = Batches(space, settings.data, config, settings.seed, world)
         stage = Distil(model, given, batches, config, Engine(config, world))
         loop = Loop(stage, folder, facts, settings.seed, warn)
         with sole_writer(folder) if world.main else nullcontext(), world.together():
@@ -229,14 +246,10 @@ def distil_decoder(
             _fill(model, loop.whole_average())
         else:
             loop.load_average()
-        if world.main:
-            save_autoencoder(model.to("cpu").eval(), out)
         world.wait()
     finally:
         world.close()
-    parameters = sum(parameter.numel() for parameter in model.network.parameters())
-    last = float(loop.rows[-1]["loss"]) if loop.rows else None
-    return {"model": str(out), "parameters": parameters, "steps": loop.step, "loss": last, "main": world.main}
+    return loop
 
 
 def _begin_with(model: SearchedAutoencoder, start: Path) -> str:

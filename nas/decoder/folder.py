@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from nas.pretrained.searched import SearchedAutoencoder
 
 CONFIG = "config.json"
+DISTIL = "distil"  # of the model's folder: checkpoints, log and settings of a distillation
 PLAN = "plan.json"  # of its space: what a table needs to cost it without torch
 
 
@@ -22,6 +23,11 @@ def is_autoencoder(folder: Path) -> bool:
         return bool(json.loads((folder / CONFIG).read_text("utf-8"))["_class_name"] == "SearchedAutoencoder")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a searched autoencoder, or a distillation that has not come to one yet."""
+    return is_autoencoder(folder) or (folder / DISTIL).is_dir()
 
 
 def save_autoencoder(model: SearchedAutoencoder, out: Path) -> None:
@@ -36,7 +42,7 @@ def save_autoencoder(model: SearchedAutoencoder, out: Path) -> None:
     from search_spaces.planning import load_plan
 
     out = Path(os.path.realpath(out))
-    check_replaceable(out, is_autoencoder, "autoencoder")
+    check_replaceable(out, is_begun, "autoencoder")
     with new_folder(out) as partial:
         with no_bars():
             model.save_pretrained(str(partial))

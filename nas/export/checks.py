@@ -122,11 +122,13 @@ class Places:
 
         torch calls a weight ``p_`` and a buffer ``b_`` and its name; the converter adds what it made of it.
         """
+        return self.module(near) or near or "the inputs"
+
+    def module(self, near: str) -> str:
+        """The module of a stored weight; empty for a constant that the converter made."""
         wanted = near.removeprefix("p_").removeprefix("b_")
         fits = [name for name in self._names if wanted.startswith(name)]
-        if not fits:
-            return near or "the inputs"
-        return self._names[max(fits, key=len)].removeprefix("network.")
+        return self._names[max(fits, key=len)].removeprefix("network.") if fits else ""
 
 
 def placed(told: Mapping[str, Any], places: Places) -> Told:

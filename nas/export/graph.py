@@ -124,11 +124,11 @@ def values_of(drawn: Drawn, rows: Mapping[str, Row]) -> dict[str, dict[str, floa
     """``ms``, ``bytes``, ``unit`` and ``error`` of each node that has one."""
     found: dict[str, dict[str, float | str]] = {name: {} for name in DATA}
     last: dict[str, str] = {}
+    packed = _packed(drawn.function)
     for one, place in _placed(drawn):
         owner = next((name for name in rows if name and f"{place}.".startswith(f"{name}.")), "")
         last[owner] = one.name
-        weights = [name for name in one.reads() if drawn.function.is_stored(name)]
-        stored = sum(_bytes(drawn.function.constant(name).type) for name in weights)
+        stored = sum(_stored(drawn.function, name) + packed.get(name, 0) for name in one.reads())
         found["bytes"][one.name] = stored + sum(_bytes(kind) for _, kind in one.outputs)
         if owner in rows and rows[owner].unit:
             found["unit"][one.name] = rows[owner].unit
@@ -139,15 +139,29 @@ def values_of(drawn: Drawn, rows: Mapping[str, Row]) -> dict[str, dict[str, floa
     return found
 
 
+def _packed(function: Function) -> dict[str, int]:
+    """Value -> bytes of what it is unpacked from, of weights in fewer bits; the operations that do it are no nodes."""
+    found: dict[str, int] = {}
+    for one in function.operations:
+        if one.kind.startswith("constexpr_"):
+            size = sum(_stored(function, name) + found.get(name, 0) for name in one.reads())
+            found |= {name: size for name, _ in one.outputs}
+    return found
+
+
+def _stored(function: Function, name: str) -> int:
+    return _bytes(function.declared(name)) if function.is_stored(name) else 0
+
+
 def _placed(drawn: Drawn) -> list[tuple[Operation, str]]:
     """Each operation that computes, with the module whose weight was read last."""
-    near, found = "", []
+    place, found = INPUTS, []
     for one in drawn.function.operations:
         stored = [name for key in ("weight", "gamma") for name in one.inputs.get(key, ())]
         named = [name for name in (*stored, *one.reads()) if drawn.function.is_stored(name)]
-        near = named[0] if named else near
+        place = next((known for name in named if (known := drawn.places.module(name))), place)
         if not one.kind.startswith("constexpr_"):
-            found.append((one, drawn.places.of(near)))
+            found.append((one, place))
     return found
 
 

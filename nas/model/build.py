@@ -22,16 +22,20 @@ from search_spaces.space import Space
 TOLERANCE = 1e-4  # of the largest output; float32 sums in another order
 
 
-def build_model(run: Path, out: Path) -> dict[str, Any]:
+def build_model(run: Path, out: Path, autoencoder: str | None = None) -> dict[str, Any]:
     """Build the run's chosen arrangement into ``out``, a folder that diffusers loads.
 
     The folder holds the network, text encoder, tokenizer and scheduler; it is written whole or not at all.
+
+    Args:
+        autoencoder: another one for the same latents, such as a decoder distilled for their encoder: hub id or folder.
 
     Returns:
         Path, parameters, and the largest difference to the supernet's path.
 
     Raises:
-        NasError: if no arrangement was chosen yet, or the built model does not equal the supernet's path.
+        NasError: if no arrangement was chosen yet, the built model does not equal the supernet's path, or
+            ``autoencoder`` decodes other latents than those that the run was trained on.
     """
     from nas.supernet.trained import load_supernet
 
@@ -48,9 +52,29 @@ def build_model(run: Path, out: Path) -> dict[str, Any]:
     difference = largest_difference(supernet, model, space, arrangement)
     if not difference <= TOLERANCE:  # not a number is a difference too
         raise NasError(f"{out}: the built model differs from the supernet's path by {difference:.1e}, over {TOLERANCE}")
-    vae = load_autoencoder(text.cache.header).model if isinstance(text, CachedText) else None
+    vae = _autoencoder(text, space, autoencoder)
     save_model(model, text.model, text.tokenizer, vae, out)
     return {**_facts(model, out), "difference": difference, "supernet_step": step}
+
+
+def _autoencoder(text: Any, space: Space, other: str | None) -> Any:
+    """The autoencoder of the latents that a run was trained on, or another one for the same; None for pixels."""
+    from nas.pretrained.autoencoder import VideoAutoencoder
+
+    if not isinstance(text, CachedText):
+        if other is not None:
+            raise NasError(f"space {space.name} works in pixels; leave --autoencoder out")
+        return None
+    if other is None:
+        return load_autoencoder(text.cache.header).model
+    found, made = VideoAutoencoder.load(other), text.cache.header["autoencoder"]
+    found.check_fits(space)
+    if found.digest != made["digest"]:
+        raise NasError(
+            f"{other}: decodes latents of encoder {found.digest}, but the run was trained on those of {made['digest']} "
+            f"({made['source']}); give that one, or a decoder distilled for it"
+        )
+    return found.model
 
 
 def build_anew(

@@ -17,7 +17,8 @@ FINETUNE = "finetune"  # inside a model folder that a fine-tuning made: checkpoi
 def data_of(model: Path) -> dict[str, Any]:
     """The ``data`` settings that a model was made with, as ``{"data": ...}``; empty where nobody knows.
 
-    A model inside a run folder was made with the run's data; one that was fine-tuned, with what is stored beside it.
+    A model inside the folder of a run, or of a pruning, was made with its data; one that was fine-tuned, with what is
+    stored beside it.
 
     Raises:
         NasError: if what is stored is damaged.
@@ -27,6 +28,9 @@ def data_of(model: Path) -> dict[str, Any]:
     if tuned is not None:
         return {"data": tuned["data"]}
     if (model.parent / CONFIG_FILE).is_file():
+        around = read_yaml(model.parent / CONFIG_FILE)
+        if isinstance(around, dict) and "prune" in around and "data" in around:
+            return {"data": around["data"]}
         return {"data": load(model.parent).data.model_dump(mode="json")}
     return {}
 

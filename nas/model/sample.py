@@ -138,11 +138,7 @@ def sample_video(
     names = _names(out, len(prompts), pictures=shape[0] == 1)
     if not overwrite:
         check_outputs([file for name in names for file in dict.fromkeys((name, name.with_suffix(".png")))])
-    if not known:
-        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
-    for prompt in prompts:
-        if unknown := opened.unknown_words(prompt):
-            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
+    _warn(opened, prompts, shape, known, warn)
     progress(0, steps or 1, "steps")  # large sizes take their time until the first one is done
     output = opened.sample(
         list(prompts),
@@ -154,10 +150,16 @@ def sample_video(
     )
     size = dict(zip(("frames", "height", "width"), shape, strict=True))
     made_with = {"steps": output.steps, "sigmas": output.sigmas, "guidance": output.guidance, "seed": seed}
-    if shape[0] == 1:
-        return {**_write_pictures(names[0], output.frames, prompts), **size, **made_with}
-    files = _write(names, output.frames, prompts, opened.fps)
-    return {**files[0], "videos": files, **size, **made_with}
+    return {**_written(names, output.frames, prompts, opened.fps), **size, **made_with}
+
+
+def _warn(opened: Sampler, prompts: Sequence[str], shape: Shape, known: bool, warn: Callable[[str], None]) -> None:
+    """Say what the model was not made for: the size, and words of the prompts."""
+    if not known:
+        warn(f"{'x'.join(map(str, shape))} is none of the sizes that this model was made for; expect less of it")
+    for prompt in prompts:
+        if unknown := opened.unknown_words(prompt):
+            warn(f"the text encoder has no word for {', '.join(map(repr, unknown))} in {prompt!r}")
 
 
 def _names(out: Path | None, count: int, *, pictures: bool) -> list[Path]:
@@ -182,6 +184,14 @@ def _check_options(prompts: Sequence[str], out: Path | None, steps: int | None, 
             raise NasError(f"--prompt {prompt!r} {wrong}; write plain text")
     if guidance is not None and not math.isfinite(guidance):
         raise NasError(f"--guidance must be a finite number, but is {guidance}; 1 is off")
+
+
+def _written(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: float) -> dict[str, Any]:
+    """Write pictures or videos, and tell of the files."""
+    if videos.shape[1] == 1:
+        return _write_pictures(names[0], videos, prompts)
+    files = _write(names, videos, prompts, fps)
+    return {**files[0], "videos": files}
 
 
 def _write(names: Sequence[Path], videos: Any, prompts: Sequence[str], fps: float) -> list[dict[str, str]]:

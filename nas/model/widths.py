@@ -31,7 +31,7 @@ def widened(unet: VideoUNet, times: int) -> VideoUNet:
     told["backbone"] = {**told["backbone"], "config": {**config, **wide}}
     told["latent_channels"] = times * unet.space.latent_channels
     made = VideoUNet(space=told, arrangement=unet.arrangement.to_json(), prediction=unet.diffusion.prediction)
-    made.to(unet.device, unet.dtype)
+    nn.Module.to(made, unet.device, unet.dtype)
     _copy(unet, made)
     return made
 

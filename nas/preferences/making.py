@@ -57,20 +57,7 @@ def make_set(
     kept = PreferenceSet(out, maker.header)
     joined = sum(kept.join(PreferenceSet(other)) for other in join)
     names = [f"s{config.seed}-{index:06d}" for index in range(config.prompts)]
-    done = 0
-    for wait in (False, True):  # first what nobody is at, then what others have not finished
-        for index, name in enumerate(names):
-            if not _open(kept, name, list(rewards)):
-                continue
-            try:
-                with held(kept.lock(name), wait):
-                    if not kept.path(name).exists():
-                        kept.write(maker.make(name, index))
-                    _judge(kept, maker, rewards, name)
-            except BlockingIOError:
-                continue
-            done += 1
-            progress(done, len(names), name)
+    _fill(kept, maker, rewards, names, progress)
     for name in kept.names():
         if _open(kept, name, list(rewards)):  # of an earlier seed, or joined: judged by what is new too
             with held(kept.lock(name), True):
@@ -90,6 +77,26 @@ def make_set(
         "left_out": sum(labels.left_out for labels in files.values()),
         "page": str(write_page_of(kept, maker.frames)),
     }
+
+
+def _fill(
+    kept: PreferenceSet, maker: Maker, rewards: dict[str, Reward], names: Sequence[str], progress: Progress
+) -> None:
+    """Make and judge the groups that are not there: first what nobody is at, then what others have not finished."""
+    done = 0
+    for wait in (False, True):
+        for index, name in enumerate(names):
+            if not _open(kept, name, list(rewards)):
+                continue
+            try:
+                with held(kept.lock(name), wait):
+                    if not kept.path(name).exists():
+                        kept.write(maker.make(name, index))
+                    _judge(kept, maker, rewards, name)
+            except BlockingIOError:
+                continue
+            done += 1
+            progress(done, len(names), name)
 
 
 def _files(config: PreferConfig) -> list[str]:

@@ -109,8 +109,9 @@ class SearchedAutoencoder(ModelMixin, AutoencoderMixin, ConfigMixin):
         """Held frames (N, C', h', w'), any of them, to frames (N, 3, H, W)."""
         if self.all_held:
             return held
-        parts = [self.network.run({"x": few, "frames": len(few), "part": "frame"}) for few in held.split(AT_ONCE)]
-        return torch.cat(parts)
+        several = held.split(AT_ONCE) if len(held) > AT_ONCE else [held]
+        parts = [self.network.run({"x": few, "frames": len(few), "part": "frame"}) for few in several]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     @property
     def all_held(self) -> bool:

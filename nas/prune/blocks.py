@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nas.config import SUPERNET, QualityConfig
+from nas.config import SUPERNET, QualityConfig, load
 from nas.console import progress, say
 from nas.errors import NasError
 from nas.files import sole_writer, write_whole
@@ -54,6 +54,9 @@ def prune_blocks(asked: Asked) -> dict[str, Any]:
     from nas.model.build import save_model
     from nas.model.network import VideoUNet
 
+    if (Path(asked.source) / SUPERNET).is_dir():  # a run is judged on its own data
+        data = load(Path(asked.source)).data
+        asked = replace(asked, settings=asked.settings.model_copy(update={"data": data}))
     config, space, out = asked.settings.prune, asked.space, asked.out
     assert asked.target is not None
     units = config.units if "units" in config.model_fields_set else ALL
@@ -91,7 +94,7 @@ def _recover(asked: Asked, given: Given, network: VideoNetwork) -> None:
     world = World.open(config.device, "prune.device")
     work = RecoverBlocks(given.supernet, network.requires_grad_(True), given.text, given.training, config, world)
     facts = {"arrangement": network.arrangement.key, **asked.facts()}
-    loop = Loop(work, asked.out / RECOVERY, facts, seed, say)
+    loop = Loop(work, asked.out / RECOVERY, facts, seed, say, say)
     with progress("recover") as report:
         loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
     loop.load_average()
@@ -159,7 +162,6 @@ def _open(asked: Asked) -> Given:
     Raises:
         NasError: if the source, the text and the data do not fit the space.
     """
-    from nas.config import load
     from nas.data import open_data
     from nas.data.cached import CachedLatents, CachedText, check_data, load_autoencoder
     from nas.pretrained.given import init_network
@@ -169,8 +171,7 @@ def _open(asked: Asked) -> Given:
     space, settings, folder = asked.space, asked.settings, Path(asked.source)
     config, device = settings.prune, usable_device(settings.prune.device, "prune.device")
     trained = (folder / SUPERNET).is_dir()
-    wanted = load(folder).data if trained else settings.data
-    data = open_data(wanted, space.clip("training"), "validation", settings.seed)
+    data = open_data(settings.data, space.clip("training"), "validation", settings.seed)
     check_data(space, data)
     text: Any
     if trained:
@@ -185,7 +186,7 @@ def _open(asked: Asked) -> Given:
         else:
             raise NasError(f"{asked.source}: has no text encoder; name one with --text, or cache the data first")
     vae = load_autoencoder(data.cache.header).model if isinstance(data, CachedLatents) else None
-    training = open_data(wanted, space.clip("training"), "train", settings.seed)
+    training = open_data(settings.data, space.clip("training"), "train", settings.seed)
     for module in (supernet, text):
         module.to(device).eval().requires_grad_(False)
     return Given(supernet, text, data, training, vae)

@@ -82,7 +82,7 @@ def prune_frame(asked: Asked, pruning: Pruning) -> dict[str, Any]:
             frame.requires_grad_(True)
             work = Recover(whole, frame, images, config, pruning)
             told = {"cuts": [step.cut for step in steps], **asked.facts()}
-            loop = Loop(work, out / RECOVERY, told, settings.seed, say)
+            loop = Loop(work, out / RECOVERY, told, settings.seed, say, say)
             with progress("recover") as report:
                 loop.run(lambda done, row: report(done, config.steps, f"loss {row['loss']:.4f}"))
             loop.load_average()

@@ -55,6 +55,7 @@ def train_alone(
             draw=lambda step: [arrangement],
             start=start,
             temporal=inherit,
+            held=start[0].held if inherit else None,
         )
         _run(loop, progress)
         for module in (loop.stage.supernet, loop.stage.text):

@@ -59,6 +59,10 @@ def open_scorer(config: RunConfig, out: Path) -> tuple[Scorer, int]:
     if wanted.scoring == "one_replaced":
         from nas.supernet.paths import fixed_paths
 
+        if quality.supernet.held is not None:
+            raise NasError(
+                "search.scoring=one_replaced changes a path that train.paths=within_budget may have left out; use path"
+            )
         return OneReplaced(quality, fixed_paths(quality.supernet.space, 1)[0]), steps
     if not wanted.adapt_steps:
         return quality, steps

@@ -109,10 +109,11 @@ def _finetune(
     if world.main:
         save_pipeline(pipeline.to("cpu"), out)
     world.wait()
+    told = told_of(model, place, recipe, config, pipeline, source, world) if world.main else {}
     if collapsed is not None:
         raise AnswerIsNo(f"{out}: {collapsed}. The model there is that one") from collapsed
     summary = {"model": str(out), "stage": recipe.name, "steps": loop.step, **_last(loop), "main": world.main}
-    return {**summary, **told_of(model, place, recipe, config, pipeline, source, world)} if world.main else summary
+    return {**summary, **told}
 
 
 def _facts(pipeline: Any, recipe: Recipe, config: FinetuneConfig) -> dict[str, Any]:

@@ -98,7 +98,8 @@ class Preference(Stage):
         else:
             self.modules = {"unet": unet}
             self.reference = copy.deepcopy(unet).eval().requires_grad_(False)
-            self.reference.to(config.reference_device or given.engine.device, KINDS[config.reference_precision])
+            where = torch.device(config.reference_device or given.engine.device)
+            nn.Module.to(self.reference, where, KINDS[config.reference_precision])  # diffusers' own warns of nothing
         self.averaged = frozenset(self.modules)
         self.engine.prepare(unet, unet.blocks())
         trained = [p for module in self.modules.values() for p in module.parameters()]
@@ -195,8 +196,9 @@ def ranked(scores: Tensor, preference: Tensor, beta: float, reduction: str) -> C
     weight, better = pair_weights(phi)
     gap = -beta * (reduced[:, :, None] - reduced[:, None, :])
     loss = -(weight * better * nn.functional.logsigmoid(gap)).sum((1, 2)).mean()
-    count = better.sum().clamp(min=1)
-    return loss, (better * (gap > 0)).sum() / count, (better * gap).sum() / count
+    pairs = better.sum((1, 2)).clamp(min=1)
+    right, margin = ((better * value).sum((1, 2)) / pairs for value in ((gap > 0).float(), gap))
+    return loss, right.mean(), margin.mean()  # over groups, so that processes with other groups agree
 
 
 def pair_weights(phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,9 +225,7 @@ def dense(scores: Tensor, preference: Tensor, beta: float, reduction: str) -> Co
     frames = (label != 0).sum(1)
     gap = -beta * (signed / frames.clamp(min=1) if reduction == "mean" else signed)
     said = (frames > 0).float()
-    count = said.sum().clamp(min=1)
-    loss = -(said * nn.functional.logsigmoid(gap)).sum() / count
-    return loss, (said * (gap > 0)).sum() / count, (said * gap).sum() / count
+    return -(said * nn.functional.logsigmoid(gap)).mean(), (said * (gap > 0)).mean(), (said * gap).mean()
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor, float, str], Compared]] = {

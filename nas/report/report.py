@@ -176,8 +176,8 @@ def verdict(run: RunFolder) -> str:
         gain, doubt = value_of(baseline, "gain"), value_of(baseline, "gain_stderr")
         paired = chance = ""
         if gain is not None and doubt is not None:
-            paired = f"; on the same clips and noise the difference is {gain:.4f} ± {doubt:.4f}"
-            chance = ", too little to tell from chance" if gain < 2 * doubt else ""
+            paired = f"; on the same clips and noise the difference is {abs(gain):.4f} ± {doubt:.4f}"
+            chance = ", too little to tell from chance" if abs(gain) < 2 * doubt else ""
         rest = f"{better} the {loss_text(without)} {run.words.beside}{paired}{chance}"
         sentences.append(f"Its validation loss is {loss_text(loss)}, {rest}.")
     return " ".join(sentences)

@@ -16,13 +16,13 @@ SHOWN = 25  # arrangements in the picture of what stands where: more lines hide 
 def growth_figure(rows: Sequence[Row]) -> Figure:
     """The front's hypervolume over the evaluations, as a share of what it is at the end.
 
-    Hypervolume: the area between the front and the point of the baseline's loss and the largest feasible
+    Hypervolume: the area between the front and the point of the highest loss and the largest feasible
     latency; both axes are minimised.
     """
     usable = [row for row in rows if row.feasible and row["loss"] is not None and row["latency_ms"] is not None]
     if len(usable) < 2:
         return {"data": [], "layout": {}}
-    worst = next((row["loss"] for row in usable if row.is_baseline), None) or max(row["loss"] or 0.0 for row in usable)
+    worst = max(row["loss"] or 0.0 for row in usable)
     dearest = max(row["latency_ms"] or 0.0 for row in usable)
     areas = [
         hypervolume([(r["latency_ms"], r["loss"]) for r in usable[:n]], dearest, worst)
@@ -85,7 +85,9 @@ def positions_figure(rows: Sequence[Row]) -> Figure:
     if len(best) < 3:
         return {"data": [], "layout": {}}
     losses = [row["loss"] or 0.0 for row in best]
-    dimensions = []
+    blocks = {label.partition("(")[0] for row in best for _, text in row.layers for label in text.split(" + ") if label}
+    same = blocks.pop() if len(blocks) == 1 else ""  # need not be said at every tick
+    dimensions: list[dict[str, Any]] = []
     for place, (name, _) in enumerate(best[0].layers):
         values = [row.layers[place][1] for row in best]
         # Ordered by how good they are on average, so that lines of good arrangements run along one side.
@@ -98,10 +100,12 @@ def positions_figure(rows: Sequence[Row]) -> Figure:
                 "label": name,
                 "values": [order.index(value) for value in values],
                 "tickvals": list(range(len(order))),
-                "ticktext": [short_option(value) for value in order],
+                "ticktext": [short_option(value, same) for value in order],
                 "range": [-0.5, max(0.5, len(order) - 0.5)],
             }
         )
+    widest = max((len(text) for row in dimensions[:1] for text in row["ticktext"]), default=0)
+    left = min(220, max(90, 20 + 6 * widest))  # pixels; the first axis has its labels to the left
     dimensions.append({"label": "loss", "values": losses, "tickformat": ".4f"})
     line = {
         "color": losses,
@@ -111,16 +115,21 @@ def positions_figure(rows: Sequence[Row]) -> Figure:
     }
     return {
         "data": [{"type": "parcoords", "dimensions": dimensions, "line": line, "labelside": "top"}],
-        "layout": {"margin": {"l": 90, "r": 60, "t": 50, "b": 20}},
+        "layout": {"margin": {"l": left, "r": 60, "t": 50, "b": 20}},
     }
 
 
 LETTERS = {"Conv": "C", "SelfAttention": "S", "CrossAttention": "X"}
 
 
-def short_option(text: str) -> str:
-    """``Conv1D(kernel_size=3) + SelfAttention3D(heads=4)`` as ``C1 k3 + S3 h4``; ``none`` if empty."""
-    return " + ".join(_letters(brief(label)) for label in text.split(" + ")) if text else "none"
+def short_option(text: str, same: str = "") -> str:
+    """``Conv1D(kernel_size=3) + SelfAttention3D(heads=4)`` as ``C1 k3 + S3 h4``; ``none`` if empty.
+
+    Args:
+        same: the block that all options are of; left out where its parameters tell them apart.
+    """
+    parts = (brief(label).removeprefix(f"{same} ") for label in text.split(" + "))
+    return " + ".join(map(_letters, parts)) if text else "none"
 
 
 def _letters(label: str) -> str:

@@ -14,7 +14,7 @@ from nas.config import RunConfig, load, with_search
 from nas.console import progress
 from nas.errors import NasError
 from nas.ranking.scores import open_scorer, rescorer, scored_by, with_scoring
-from nas.run.costs import make_problem, table_digest, table_rows, table_watch
+from nas.run.costs import held_problem, make_problem, table_digest, table_rows, table_watch
 from nas.run.folder import EXPLAIN, note, read_metrics, write_json
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def search_arrangement(
     config = with_scoring(with_search(load(out), sets), scoring)
     limits = {"latency_ms": latency_ms, "memory_mb": memory_mb}
     limits |= {"parameters_min": parameters_min, "parameters_max": parameters_max}
-    problem = make_problem(config, out, limits)
+    problem = held_problem(make_problem(config, out, limits), out)
     name = sampler or config.search.sampler
     check_sampler(name, "--sampler" if sampler else "search.sampler")
     refused = nearest(problem.costs, problem.budget)

@@ -6,17 +6,20 @@ import hashlib
 import json
 from typing import TYPE_CHECKING
 
-from nas.config import RunConfig
+from nas.config import SUPERNET, RunConfig
 from nas.errors import AnswerIsNo
 
 if TYPE_CHECKING:
     from latency_tables.budget import Budget
     from nas.search.problem import Problem
     from search_spaces.arrangement import Arrangement
+    from search_spaces.variant import Variant
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,15 +205,34 @@ def cost_model(space: Space, table: Table, *, allow_mixed: bool = False) -> Cost
     return CostModel(load_plan(space), table, allow_mixed=allow_mixed)
 
 
-def draw_within(config: RunConfig, out: Path) -> tuple[Callable[[int], list[Arrangement]], str]:
-    """Paths of a step among the arrangements that meet the run's budget, and what they depend on.
+@dataclass(frozen=True)
+class Within:
+    """What a training under a budget draws from.
+
+    Attributes:
+        draw: the paths of a step. drawn_from: what they depend on. layers: position -> of each slot, the variants that
+            some arrangement within the budget may have there.
+    """
+
+    draw: Callable[[int], list[Arrangement]]
+    drawn_from: str
+    layers: Mapping[str, Sequence[Sequence[Variant]]]
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As ``nas.supernet.stage.train`` is told of it."""
+        return {"draw": self.draw, "drawn_from": self.drawn_from, "held": self.layers}
+
+
+def draw_within(config: RunConfig, out: Path) -> Within:
+    """Paths of a step among the arrangements that meet the run's budget.
 
     Raises:
         NasError: if the run has no table of the device, or nothing meets the budget.
     """
     from device_profiler.device import Device
     from latency_tables.table import table_path
-    from nas.search.within import WithinBudget
+    from nas.search.within import WithinBudget, layers_within
 
     device = Device.load(config.device)
     table = table_path(out / "table", device.name, device.runtime)
@@ -222,7 +244,8 @@ def draw_within(config: RunConfig, out: Path) -> tuple[Callable[[int], list[Arra
     problem = make_problem(config, out)
     paths = WithinBudget(problem)
     limits = ", ".join(f"{name} {value:g}" for name, value in problem.budget.bounds.items())
-    return (lambda step: paths(config.seed, step)), f"{limits}; table {table_digest(problem.costs)}"
+    drawn_from = f"{limits}; table {table_digest(problem.costs)}"
+    return Within(lambda step: paths(config.seed, step), drawn_from, layers_within(problem))
 
 
 def make_problem(config: RunConfig, out: Path, limits: Mapping[str, float | None] | None = None) -> Problem:
@@ -241,6 +264,31 @@ def make_problem(config: RunConfig, out: Path, limits: Mapping[str, float | None
         )
     budget = make_budget(config, costs, device.memory_limit_mb, limits or {})
     return Problem(space, costs, budget, config.search.objectives)
+
+
+def held_problem(problem: Problem, out: Path) -> Problem:
+    """The problem as the run's supernet can answer it: designs with layers that it does not hold are left out.
+
+    Raises:
+        NasError: if the budget allows layers that the supernet, trained for a narrower one, does not hold.
+    """
+    from nas.search.within import layers_within
+    from nas.supernet.trained import begun_held
+    from nas.training.log import begun_state
+
+    held = begun_held(problem.space, out / SUPERNET)
+    if held is None:
+        return problem
+    for name, slots in layers_within(problem).items():
+        for slot, variants in enumerate(slots):
+            for variant in variants:
+                if variant not in held[name][slot]:
+                    trained = begun_state(out / SUPERNET).get("paths drawn from", "a narrower one")
+                    raise NasError(
+                        f"the budget allows {variant.label} at {name}, which the supernet does not hold: it was "
+                        f"trained within {trained}, margins taken off; search within that, or train another run"
+                    )
+    return dataclasses.replace(problem, held=held)
 
 
 def make_budget(

@@ -156,8 +156,9 @@ def dry_run(config: RunConfig, out: Path, device: str, processes: int = 1) -> Ah
     precision = config.train.precision
     if precision == "auto":
         precision = "bf16" if target.compute_unit == "CUDA" else "fp32"
-    draw = draw_within(config, out)[0] if config.train.paths == "within_budget" else None
-    step = estimate_step(space, config.train, precision, draw, config.seed)
+    within = draw_within(config, out) if config.train.paths == "within_budget" else None
+    draw, held = (within.draw, within.layers) if within is not None else (None, None)
+    step = estimate_step(space, config.train, precision, draw, config.seed, held)
     frames, channels, height, width = space.latent_shape("training")
     tflops = _reached(target, precision, config.train.tf32)
     return Ahead(config, step, precision, target, tflops, processes, (frames, channels, height, width))

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def _run_stages(config: RunConfig, out: Path, workers: int, storage: str | None)
 
     space, device, settings = Space.load(config.space), Device.load(config.device), config.model_dump_json()
     table, arrangement = table_path(out / "table", device.name, device.runtime), out / "arrangement.yaml"
-    last, model, packages = out / SUPERNET / f"step-{config.train.steps:08d}", out / "model", out / "coreml"
+    last, model, coreml = out / SUPERNET / f"step-{config.train.steps:08d}", out / "model", out / "coreml"
     answer, samples = (arrangement, out / "front.csv", out / EXPLAIN), out / "samples"
 
     def refuse_at_once(stage: of.Stage) -> None:
@@ -68,15 +69,17 @@ def _run_stages(config: RunConfig, out: Path, workers: int, storage: str | None)
         if stage.name == "train":
             problem_or_refuse(config, out)
 
+    def is_profiled() -> bool:
+        return of.has_rows(table, of.table_keys(space, device))
+
+    profiled, exported = (
+        partial(profile_space, config.space, config.device, out / "table"),
+        partial(export, config, out),
+    )
     of.run_stages(
         out,
         [
-            of.Stage(
-                "profile",
-                [settings],
-                lambda: of.has_rows(table, of.table_keys(space, device)),
-                lambda: profile_space(config.space, config.device, out / "table"),
-            ),
+            of.Stage("profile", [settings], is_profiled, profiled),
             of.Stage(
                 "train",
                 [settings],
@@ -98,13 +101,7 @@ def _run_stages(config: RunConfig, out: Path, workers: int, storage: str | None)
                 lambda: of.has_comparison(out / "compare.json", arrangement),
                 lambda: compare(config, out),
             ),
-            of.Stage(
-                "export",
-                [arrangement, last],
-                lambda: of.has_packages(packages),
-                lambda: export(config, out),
-                of.check_export,
-            ),
+            of.Stage("export", [arrangement, last], lambda: of.has_packages(coreml), exported, of.check_export),
             of.Stage(
                 "samples",
                 [arrangement, last, settings],
@@ -183,7 +180,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             report(step.step, config.train.steps, step.sentence)
 
         report(0, config.train.steps, "the first batch is made")  # which may take its time
-        draw, drawn_from = draw_within(config, out) if config.train.paths == "within_budget" else (None, "")
+        within = draw_within(config, out) if config.train.paths == "within_budget" else None
         train(
             space,
             data,
@@ -194,8 +191,7 @@ def train_supernet(config: RunConfig, out: Path) -> dict[str, Any]:
             warn=say,
             tell=say,
             validation=validation,
-            draw=draw,
-            drawn_from=drawn_from,
+            **(within.told if within is not None else {}),
             weights=config.quality.weights,
         )
     best = read_best(out / "supernet")

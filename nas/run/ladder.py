@@ -1,4 +1,4 @@
-"""A ladder measured: on a run's supernet and table, or on a device's table alone."""
+"""A ladder measured, on a run's supernet and table or on a device's table alone; and every string of letters."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from nas.search.ladder import Measured
+    from nas.search.letters import Finding
 
 
 def climb(where: Path, ladder: str, device: str | None, tables: Path | None, sets: Sequence[str] = ()) -> Measured:
@@ -41,6 +42,8 @@ def climb(where: Path, ladder: str, device: str | None, tables: Path | None, set
     else:
         if device is None:
             raise NasError(f"--ladder of the space {where} needs --device; or give a run folder")
+        if sets:
+            raise NasError(f"--set {sets[0]}: of a space, a ladder has no settings; give a run folder, or leave it out")
         space, target, folder, trained = Space.load(str(where)), Device.load(device), tables or Path("tables"), False
     costs = cost_model(space, load_table(target, folder), allow_mixed=True)
     scorer = None
@@ -55,3 +58,26 @@ def climb(where: Path, ladder: str, device: str | None, tables: Path | None, set
         write_whole(where / f"ladder-{wanted.name}.json", json.dumps(measured.to_json(), indent=1))
         write_whole(where / f"ladder-{wanted.name}.svg", ladder_svg(measured))
     return measured
+
+
+def rank_letters(run: Path) -> Finding:
+    """Every string of a run's space costed by its table and scored by its supernet; see ``nas.search.letters``.
+
+    Raises:
+        NasError: if the run has no supernet or table.
+    """
+    from device_profiler.device import Device
+    from nas.console import progress
+    from nas.ranking.scores import open_scorer
+    from nas.run.costs import cost_model, load_table
+    from nas.search.letters import find
+    from search_spaces.space import Space
+
+    config = load(run)
+    space = Space.load(config.space)
+    costs = cost_model(space, load_table(Device.load(config.device), run / "table"), allow_mixed=True)
+    scorer = open_scorer(config, run)[0]
+    with progress("letters") as report:
+        found = find(space, costs, lambda arrangement: scorer.score(arrangement).loss, report)
+    write_whole(run / "letters.json", json.dumps(found.to_json(), indent=1))
+    return found

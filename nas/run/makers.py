@@ -44,8 +44,9 @@ def maker(space: str, what: str) -> Callable[..., dict[str, Any]]:
     return found
 
 
-def build_run(run: Path, out: Path) -> dict[str, Any]:
-    """The run's chosen arrangement as a model folder."""
+def build_run(run: Path, out: Path, autoencoder: str | None = None) -> dict[str, Any]:
+    """The run's chosen arrangement as a model folder; with another autoencoder for its latents, if that is given."""
     from nas.config import load
 
-    return maker(load(run).space, "build")(run, out)
+    more = {} if autoencoder is None else {"autoencoder": autoencoder}
+    return maker(load(run).space, "build")(run, out, **more)

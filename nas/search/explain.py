@@ -259,6 +259,7 @@ def _more(
         changes = [posterior.unit * (wide - best) for wide, best in pairs if np.isfinite(wide) and np.isfinite(best)]
         low, high = (float(value) for value in np.quantile(changes, [0.05, 0.95])) if changes else (None, None)
         candidates = _candidates(problem, other, features, posterior, np.array(chosen.choice, dtype=np.int64), seen)
+        candidates = [row for row in candidates if problem.scorable(row)]
         told = [(*difference(problem.arrangement(row), chosen.arrangement), row) for row in candidates]
         loss, stderr, row = min(told, key=lambda entry: entry[0], default=(0.0, 0.0, None))
         layers = "" if row is None else problem.named(row)

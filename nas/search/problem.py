@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +16,7 @@ from latency_tables.optimum import limits_of, optimum
 from nas.errors import NasError
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
+from search_spaces.variant import Variant
 from search_spaces.words import Words
 
 Indices = NDArray[np.int64]
@@ -38,6 +39,7 @@ class Problem:
         costs: the cost model over the device's table; its options are the space's, in the same order.
         budget: limits in ms, MB and parameters.
         objectives: of ``OBJECTIVES``, what is minimised beside the loss.
+        held: position -> of each slot, the variants that can be scored; all where not given.
 
     Raises:
         NasError: if the cost model describes other positions or options than the space, or an objective is unknown.
@@ -47,6 +49,7 @@ class Problem:
     costs: CostModel
     budget: Budget
     objectives: tuple[str, ...] = ("latency_ms",)
+    held: Mapping[str, Sequence[Collection[Variant]]] | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.objectives if name not in OBJECTIVES]
@@ -193,9 +196,14 @@ class Problem:
         found = {} if self.words.bare else {"baseline": self.baseline}
         for name, blocks in designs.items():
             choice = [self._first_option(position, blocks) for position in self.positions]
-            if all(i is not None for i in choice):
+            if all(i is not None for i in choice) and self.scorable(np.array(choice)):
                 found[name] = np.array(choice)
         return found
+
+    def scorable(self, indices: Indices) -> bool:
+        """Whether all layers of a choice are ``held``."""
+        layers = self.arrangement(indices).layers
+        return self.held is None or all(v in self.held[n][slot] for n, vs in layers for slot, v in enumerate(vs))
 
     def _first_option(self, position: str, blocks: tuple[str, ...]) -> int | None:
         for i, option in enumerate(self.space.options(position)):

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from latency_tables.knapsack import SLACK
 from nas.errors import NasError
 from search_spaces.arrangement import Arrangement
+from search_spaces.variant import Variant
 
 if TYPE_CHECKING:
     from nas.search.problem import Problem
 
+
+Floats = NDArray[np.float64]
 
 TRIES = 1000  # draws of one step that may break a limit other than the latency's
 
@@ -74,3 +79,55 @@ class WithinBudget:
             f"train.paths=within_budget: none of {TRIES} arrangements within the latency limit meets the other limits; "
             "loosen them, or use train.paths=fair"
         )
+
+
+def possible(problem: Problem) -> list[NDArray[np.bool_]]:
+    """Of each position, the options that some arrangement within the budget may have, shape (options,).
+
+    An option is impossible where the cheapest of everything else beside it breaks a limit: by latency, by the peak, by
+    the parameters, each for itself. What breaks only several limits together counts as possible.
+    """
+    model, bounds = problem.costs, problem.budget.bounds
+    options = model.option_costs
+    alive = [np.isfinite(option.latency_ms) for option in options]
+    found = [usable.copy() for usable in alive]
+
+    def at_most(columns: list[Floats], start: float, limit: float) -> None:
+        least = [float(c[usable].min(initial=np.inf)) for c, usable in zip(columns, alive, strict=True)]
+        for p, column in enumerate(columns):
+            rest = start + sum(least[:p] + least[p + 1 :])
+            found[p] &= rest + column <= limit + abs(limit) * SLACK
+
+    if "latency_ms" in bounds:
+        at_most([o.latency_ms for o in options], model.backbone_latency_ms, bounds["latency_ms"])
+    parameters, start = [np.asarray(o.parameters, dtype=float) for o in options], float(model.plan.backbone_parameters)
+    if "parameters_max" in bounds:
+        at_most(parameters, start, bounds["parameters_max"])
+    if "parameters_min" in bounds:
+        at_most([-column for column in parameters], -start, -bounds["parameters_min"])
+    if "memory_mb" in bounds and not model.unknown_memory:
+        lowest = [float(o.point_mb[usable].min(initial=np.inf)) for o, usable in zip(options, alive, strict=True)]
+        for p, option in enumerate(options):
+            others = max([model.backbone_activation_mb, *lowest[:p], *lowest[p + 1 :]])
+            weights = [float(o.weights_mb[u].min(initial=np.inf)) for o, u in zip(options, alive, strict=True)]
+            rest = model.backbone_weights_mb + sum(weights[:p] + weights[p + 1 :])
+            peak = rest + option.weights_mb + np.maximum(option.point_mb, others)
+            found[p] &= peak <= bounds["memory_mb"] * (1 + SLACK)
+    return found
+
+
+def layers_within(problem: Problem) -> dict[str, list[list[Variant]]]:
+    """Position -> of each slot, the variants that some arrangement within the budget may have there.
+
+    The baseline's are among them, whatever it costs: it is trained first, and compared with.
+    """
+    space, baseline = problem.space, problem.space.baseline()
+    found: dict[str, list[list[Variant]]] = {}
+    for position, usable in zip(space.positions, possible(problem), strict=True):
+        kept = [option for option, fits in zip(space.options(position.name), usable, strict=True) if fits]
+        kept.append(baseline.at(position.name))
+        found[position.name] = [
+            [variant for variant in position.variants if any(option[slot : slot + 1] == (variant,) for option in kept)]
+            for slot in range(position.most)
+        ]
+    return found

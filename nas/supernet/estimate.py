@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nas.config import TrainConfig
+from nas.supernet.held import Held, deepest
 from nas.supernet.paths import PATHS
 from nas.supernet.supernet import Supernet
 from nas.tasks import trained_task
@@ -20,7 +21,6 @@ from nas.training.loader import Batch
 from nas.training.precision import KINDS
 from search_spaces.arrangement import Arrangement
 from search_spaces.network import recompute
-from search_spaces.planning import load_plan
 from search_spaces.space import Space
 
 DRAWN = 2  # steps whose paths are counted for the mean operations of a step
@@ -74,16 +74,18 @@ def estimate_step(
     precision: str,
     draw: Callable[[int], Sequence[Arrangement]] | None = None,
     seed: int = 0,
+    held: Held | None = None,
 ) -> StepEstimate:
     """Count a step at the space's training clip; a text encoder that is trained along is left out: words number it.
 
     Args:
-        precision: ``fp32``, ``bf16`` or ``fp16``. draw: the paths of a step, where ``config.paths`` does not say.
+        precision: ``fp32``, ``bf16`` or ``fp16``. draw: the paths of a step, where ``config.paths`` does not say. held:
+            the layers that are held; all where not given.
     """
     paths = draw or (lambda step: PATHS[config.paths](space, seed, step))
     drawn = [list(paths(config.warmup_steps + turn)) for turn in range(DRAWN)]
     with shapes_alone() as counting:
-        supernet = Supernet(space, config.prediction).train()
+        supernet = Supernet(space, config.prediction, held).train()
         if config.activation_checkpoints:
             for part in supernet.blocks():
                 recompute(part)
@@ -106,7 +108,7 @@ def estimate_step(
         learning = [[p for p in step if everything or p.num_layers] or step[:1] for step in drawn]
         later = statistics.fmean(sum(map(operations, step)) for step in learning)
         later += runner.operations(baseline, images, 1) if images else 0.0
-        most = runner.memory(load_plan(space).largest())
+        most = runner.memory(deepest(space, held))
     sizes = [most, *(size for size, _ in warm)]
     return StepEstimate(
         parameters,
@@ -185,6 +187,7 @@ class _Runner:
         batch = Batch(torch.randn(clips, frames or whole, *shape), [""] * clips)
 
         def encode(captions: Sequence[str]) -> Tensor:
+            assert space.text is not None  # a space without text asks for none
             return torch.randn(len(captions), space.text.tokens, space.text.dim)
 
         def predict(inputs: Mapping[str, Any]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from search_spaces.blocks.slicing import fill, fixed, indices, largest, sliced
 from search_spaces.families.contract import Layer
 from search_spaces.parts import APART, SLICED, Position
 from search_spaces.variant import Variant
+
+#: Of each slot of a position, the variants that are held there.
+Slots = Sequence[Collection[Variant]]
 
 #: Builds a variant's block for a position, freshly initialised.
 Build = Callable[[Variant], nn.Module]
@@ -41,7 +44,8 @@ class Shelf(nn.ModuleDict, ABC):
 
     @abstractmethod
     def take(self, slot: int, given: Layer) -> int:
-        """Fill what is held of a given block's kind with its weights, in place; the parameters that were filled.
+        """Fill what is held of a given block's kind, all but its widths being the same, with its weights, in place; the
+        parameters that were filled.
 
         Raises:
             SpaceError: if something of its kind is wider than the given block.
@@ -52,12 +56,12 @@ class Apart(Shelf):
     """Every variant has a module of its own: no weight is shared between two variants.
 
     Args:
-        position: what may stand there. build: makes a variant's block.
+        position: what may stand there. build: makes a variant's block. held: of it, what is held.
     """
 
-    def __init__(self, position: Position, build: Build) -> None:
-        slots = range(position.most)
-        super().__init__({slot_name(slot, v): build(v) for slot in slots for v in position.variants})
+    def __init__(self, position: Position, build: Build, held: Slots | None = None) -> None:
+        slots = enumerate(held if held is not None else [position.variants] * position.most)
+        super().__init__({slot_name(slot, v): build(v) for slot, some in slots for v in position.variants if v in some})
         self.channels, self.variants = position.channels, position.variants
 
     def of(self, slot: int, variant: Variant) -> nn.Module:
@@ -67,8 +71,9 @@ class Apart(Shelf):
         return self.of(slot, variant).state_dict()
 
     def take(self, slot: int, given: Layer) -> int:
-        alike = [variant for variant in self.variants if variant.block == given.variant.block]
-        return sum(fill(self.of(slot, variant), variant, self.channels, given) for variant in alike)
+        alike = [variant for variant in self.variants if fixed(variant) == fixed(given.variant)]
+        held = [variant for variant in alike if slot_name(slot, variant) in self]
+        return sum(fill(self.of(slot, variant), variant, self.channels, given) for variant in held)
 
 
 class Sliced(Shelf):
@@ -78,19 +83,23 @@ class Sliced(Shelf):
     gets a gradient of zero. A slice that is taken out alone computes what it computes here, bit for bit in float32.
 
     Args:
-        position: its variants' blocks say how their parameters are sliced. build: makes a variant's block.
+        position: its variants' blocks say how their parameters are sliced. build: makes a variant's block. held: of
+            it, what is held; a slot then has the slices that any slot has.
 
     Source: shared weights of all widths, as in slimmable networks (Yu et al., arXiv 1812.08928) and Once-for-All (Cai
     et al., arXiv 1908.09791).
     """
 
-    def __init__(self, position: Position, build: Build) -> None:
-        groups = [(largest(group), group) for group in _alike(position.variants)]
+    def __init__(self, position: Position, build: Build, held: Slots | None = None) -> None:
+        slots = held if held is not None else [position.variants] * position.most
+        variants = [variant for variant in position.variants if any(variant in some for some in slots)]
+        groups = [(largest(group), group) for group in _alike(variants)]
         super().__init__(
             {
                 f"{slot}:{fixed(whole).label}": Held(whole, group, position.channels, build)
-                for slot in range(position.most)
+                for slot, some in enumerate(slots)
                 for whole, group in groups
+                if any(variant in some for variant in group)
             }
         )
         self._names = {variant: fixed(whole).label for whole, group in groups for variant in group}
@@ -111,8 +120,8 @@ class Sliced(Shelf):
         return sliced(held.whole.state_dict(), held.indices(variant.label))
 
     def take(self, slot: int, given: Layer) -> int:
-        alike = {name for variant, name in self._names.items() if variant.block == given.variant.block}
-        helds: list[Any] = [self[f"{slot}:{name}"] for name in sorted(alike)]
+        alike = {name for variant, name in self._names.items() if fixed(variant) == fixed(given.variant)}
+        helds: list[Any] = [self[key] for name in sorted(alike) if (key := f"{slot}:{name}") in self]
         return sum(fill(held.whole, held.variant, held.channels, given) for held in helds)
 
 
@@ -165,9 +174,9 @@ class Slice(nn.Module):
 SHELVES: dict[str, type[Apart] | type[Sliced]] = {APART: Apart, SLICED: Sliced}
 
 
-def build_shelf(position: Position, build: Build) -> Shelf:
-    """The shelf that a position's ``shelf`` names."""
-    return SHELVES[position.shelf](position, build)
+def build_shelf(position: Position, build: Build, held: Slots | None = None) -> Shelf:
+    """The shelf that a position's ``shelf`` names, with everything that may stand there or what is ``held``."""
+    return SHELVES[position.shelf](position, build, held)
 
 
 def _alike(variants: Iterable[Variant]) -> Iterator[list[Variant]]:

@@ -21,11 +21,13 @@ from nas.data.clip import images_of
 from nas.data.lengths import check_lengths
 from nas.errors import NasError
 from nas.pretrained.text import TextEncoder
+from nas.supernet.held import FACT, Held, to_json
+from nas.supernet.held import sentence as held_sentence
 from nas.supernet.passes import Passed, Passes
 from nas.supernet.paths import PATHS, fixed_paths
 from nas.supernet.room import clips_at_once
 from nas.supernet.supernet import Supernet
-from nas.supernet.trained import TEXT
+from nas.supernet.trained import TEXT, begun_held
 from nas.tasks import trained_task
 from nas.tasks.contract import weights_of
 from nas.training.checkpoint import list_checkpoints
@@ -59,6 +61,7 @@ def train(
     draw: Callable[[int], list[Arrangement]] | None = None,
     drawn_from: str = "",
     weights: Mapping[str, float] | None = None,
+    held: Held | None = None,
 ) -> None:
     """Train until ``config.steps``, from the newest checkpoint in ``folder`` if there is one.
 
@@ -76,6 +79,8 @@ def train(
         draw, drawn_from: the paths of a step in place of those that ``config.paths`` names, and what they depend on: a
             checkpoint of other draws is not continued.
         weights: of the parts of a score, by which the best checkpoint is picked; the task's own where not given.
+        held: the layers that are held and trained; all where not given. A training that goes on keeps what it began
+            with.
 
     Raises:
         NasError: if the data does not fit the space, the folder holds another training, a step goes wrong again and
@@ -88,8 +93,8 @@ def train(
     try:
         if world.main:
             folder.mkdir(parents=True, exist_ok=True)
-        how = {"world": world, "validation": validation, "draw": draw, "drawn_from": drawn_from, "weights": weights}
-        loop = begin(space, data, config, folder, seed, warn, tell=tell, **how)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"world": world, "validation": validation, "draw": draw, "drawn_from": drawn_from}
+        loop = begin(space, data, config, folder, seed, warn, tell=tell, weights=weights, held=held, **how)
         with world.together():
             loop.run(None if progress is None else lambda step, row: progress(Step.of(row)))
     except PeerLost:
@@ -116,6 +121,7 @@ def begin(
     start: tuple[Supernet, TextEncoder] | None = None,
     temporal: bool = False,
     weights: Mapping[str, float] | None = None,
+    held: Held | None = None,
 ) -> Loop[SupernetStage]:
     """The loop of a training that has not begun; see ``train``.
 
@@ -124,8 +130,11 @@ def begin(
     """
     engine = Engine(config, world or World.open(config.device))
     begun = bool(list_checkpoints(folder))
+    if begun:
+        held = begun_held(space, folder)
     told = warn if engine.world.main else lambda message: None
-    stage = SupernetStage(space, data, config, seed, told, engine, validation, draw, new=not begun, weights=weights)
+    how: dict[str, Any] = {"new": not begun, "weights": weights, "held": held}
+    stage = SupernetStage(space, data, config, seed, told, engine, validation, draw, **how)
     if start is not None:
         stage.start_from(*start, temporal=temporal)
     facts = {**stage.facts, **({"paths drawn from": drawn_from} if drawn_from else {})}
@@ -138,6 +147,7 @@ class SupernetStage(Stage):
     Args:
         draw: the paths of a step; by default those that ``config.paths`` names. validation: clips that are not trained
             on. new: whether nothing was trained yet, so that ``config.init`` counts. weights: of a score's parts.
+        held: the layers that are held; all where not given.
     """
 
     key = "train"
@@ -157,6 +167,7 @@ class SupernetStage(Stage):
         *,
         new: bool = True,
         weights: Mapping[str, float] | None = None,
+        held: Held | None = None,
     ) -> None:
         if draw is None and config.paths not in PATHS:
             raise NasError(
@@ -175,8 +186,8 @@ class SupernetStage(Stage):
         self.loaders = (self.videos, self.images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.supernet = Supernet(space, config.prediction)
-            self.text = text_encoder_of(space, data)
+            self.supernet = Supernet(space, config.prediction, held)
+            self.text = self._text(space, data)
         if isinstance(self.text, TextEncoder):  # now, and not at the step that draws the caption
             check_lengths([(text, "") for text in data.captions], self.text.tokenizer, self.text.max_tokens)
         if config.init and new:
@@ -202,6 +213,15 @@ class SupernetStage(Stage):
         self._room: AtOnce | None = None
         self.step = self.salt = 0  # of the step that is made; all random numbers come of them
 
+    def _text(self, space: Space, data: Dataset) -> Any:
+        """The text side: of a small encoder, that of the built model to start from, if it is one."""
+        from nas.pretrained.given import given_text
+
+        text = text_encoder_of(space, data)
+        if self.config.init is None or not isinstance(text, TextEncoder):
+            return text
+        return given_text(self.config.init, space, data.captions, self.warn) or text
+
     @property
     def facts(self) -> dict[str, Any]:
         """What a checkpoint must share with the training that continues it: captions, because words number tokens."""
@@ -212,6 +232,7 @@ class SupernetStage(Stage):
             "captions": captions,
             **self.text.facts,
             **self.task.facts,
+            **({FACT: to_json(self.supernet.held)} if self.supernet.held is not None else {}),
         }
 
     def fresh(self, folder: Path) -> None:
@@ -287,7 +308,9 @@ class SupernetStage(Stage):
 
     @property
     def sentence(self) -> str:
-        return f"{self.engine.sentence}; {self.room.sentence(len(self.engine.world.share(self.config.clips)))}"
+        told = f"{self.engine.sentence}; {self.room.sentence(len(self.engine.world.share(self.config.clips)))}"
+        left_out = held_sentence(self.space, self.supernet.held) if self.supernet.held is not None else None
+        return told + (f"; {left_out}" if left_out else "")
 
     def notes(self) -> dict[str, Any]:
         """The clips at once, so that a training that goes on adds up its gradients in the same order."""
@@ -306,7 +329,8 @@ class SupernetStage(Stage):
         paths = self.draw(self.step)
         if everything:
             return paths
-        return [path for path in paths if any(variants for _, variants in path.layers)] or paths[:1]
+        chosen = {position.name for position in self.space.positions if position.size > 1}
+        return [path for path in paths if any(vs for name, vs in path.layers if name in chosen)] or paths[:1]
 
     def _learning_rate(self) -> float:
         """Linear ramp, then a cosine to a tenth; a second ramp where temporal paths begin."""
@@ -336,6 +360,8 @@ class SupernetStage(Stage):
         if self.validation is None:
             return None
         paths = [self.space.baseline(), *fixed_paths(self.space, VALIDATED_PATHS - 1)]
+        if self.supernet.held is not None:  # then only those that are drawn
+            paths[1:] = [self.draw(self.config.warmup_steps + turn)[0] for turn in range(VALIDATED_PATHS - 1)]
         config = VALIDATION.model_copy(update={"weights": self.weights})
         device, precision = str(self.engine.device), self.engine.precision
         quality = Quality(self.supernet, self.text, self.validation, config, device, precision=precision)
@@ -344,4 +370,5 @@ class SupernetStage(Stage):
     def strip(self) -> Strip | None:
         from nas.supernet.strip import draw_strip
 
-        return draw_strip(self.supernet, self.text, self.data, self.space, self.engine.device, self.warn)
+        path = fixed_paths(self.space, 1)[0] if self.supernet.held is None else self.draw(self.config.warmup_steps)[0]
+        return draw_strip(self.supernet, self.text, self.data, path, self.engine.device, self.warn)

@@ -16,7 +16,7 @@ from nas.training.watch import GAP
 
 if TYPE_CHECKING:
     from nas.supernet.supernet import Supernet
-    from search_spaces.space import Space
+    from search_spaces.arrangement import Arrangement
 
 
 @torch.no_grad()
@@ -24,11 +24,11 @@ def draw_strip(
     supernet: Supernet,
     text: Any,
     data: Dataset,
-    space: Space,
+    path: Arrangement,
     device: torch.device,
     warn: Callable[[str], None],
 ) -> tuple[NDArray[np.uint8], list[str]] | None:
-    """A few clips as the task shows them, one a row, along the same path and from the same random numbers each time.
+    """A few clips as the task shows them, one a row, along a path and from the same random numbers each time.
 
     Latents are decoded by the autoencoder that made them; where it cannot be loaded the strip is left out.
 
@@ -36,10 +36,8 @@ def draw_strip(
         (height, width, 3) bytes and the captions from top to bottom, or None.
     """
     from nas.data.cached import CachedLatents
-    from nas.supernet.paths import fixed_paths
 
-    path = fixed_paths(space, 1)[0]
-    shown = supernet.task.samples(lambda inputs: supernet.predict(inputs, path), text, data, space, device)
+    shown = supernet.task.samples(lambda inputs: supernet.predict(inputs, path), text, data, supernet.space, device)
     sample, captions = shown.videos, shown.captions
     if isinstance(data, CachedLatents):
         try:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nas.errors import NasError
+from nas.supernet.held import Held, holds
 from nas.supernet.shelf import Shelf, build_shelf
 from nas.tasks import USUAL, Prediction, open_task
 from nas.tasks.contract import Question
@@ -31,6 +33,7 @@ class Supernet(nn.Module):
     Args:
         space: what may be chosen.
         prediction: what a denoiser is trained to answer; called, it always answers as its task judges it.
+        held: the layers that it has; all where not given. A path with another one is refused.
 
     Attributes:
         task: what its networks learn.
@@ -40,14 +43,16 @@ class Supernet(nn.Module):
     Source: single-path one-shot weight sharing (Guo et al., arXiv 1904.00420), over the temporal layers of SnapGen-V.
     """
 
-    def __init__(self, space: Space, prediction: Prediction = USUAL) -> None:
+    def __init__(self, space: Space, prediction: Prediction = USUAL, held: Held | None = None) -> None:
         super().__init__()
-        self.space, self.prediction = space, prediction
+        self.space, self.prediction, self.held = space, prediction, held
         self.task = open_task(space.backbone.family.task, {} if prediction == USUAL else {"prediction": prediction})
         self.unet = build_backbone(space.backbone)
         self.layers = nn.ModuleDict(
             {
-                module_name(position.name): build_shelf(position, partial(build_layer, space, position))
+                module_name(position.name): build_shelf(
+                    position, partial(build_layer, space, position), None if held is None else held[position.name]
+                )
                 for position in space.positions
             }
         )
@@ -59,11 +64,19 @@ class Supernet(nn.Module):
 
     def path(self, arrangement: Arrangement) -> dict[str, list[nn.Module]]:
         """The layers of an arrangement by position, in execution order."""
+        self._check_held(arrangement)
         found: dict[str, list[nn.Module]] = {}
         for position, variants in arrangement.layers:
             shelf = self.shelf(position)
             found[position] = [shelf.of(slot, variant) for slot, variant in enumerate(variants)]
         return found
+
+    def _check_held(self, arrangement: Arrangement) -> None:
+        if self.held is not None and not holds(self.held, arrangement):
+            raise NasError(
+                f"{arrangement.key}: its layers are not all in this supernet, which was trained for a budget that they "
+                "do not meet; train another run under a wider one, or without train.paths=within_budget"
+            )
 
     def shelf(self, position: str) -> Shelf:
         """Who holds the layers of a position."""
@@ -144,6 +157,7 @@ class Supernet(nn.Module):
 
     def extract(self, arrangement: Arrangement) -> VideoNetwork:
         """A plain network of one arrangement with the weights it has here, copied."""
+        self._check_held(arrangement)
         network = VideoNetwork(self.space, arrangement)
         network.unet.load_state_dict(self.unet.state_dict())
         for position, variants in arrangement.layers:
@@ -153,5 +167,7 @@ class Supernet(nn.Module):
         return network.train(self.training)
 
     def temporal_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything that the search chooses among."""
-        return self.layers.parameters()
+        """Everything that the search chooses among; what stands alone at its position trains with the frame."""
+        for position in self.space.positions:
+            if position.size > 1:
+                yield from self.shelf(position.name).parameters()

@@ -8,10 +8,11 @@ from typing import Any
 from nas.data.cached import open_text
 from nas.errors import NasError
 from nas.pretrained.text import NoText, TextEncoder
+from nas.supernet.held import FACT, Held, from_json
 from nas.supernet.supernet import Supernet
 from nas.tasks import USUAL
 from nas.training.checkpoint import check_belongs, list_checkpoints, load_checkpoint
-from nas.training.log import begun_settings, check_shapes
+from nas.training.log import begun_settings, begun_state, check_shapes
 from nas.training.precision import FULL
 from search_spaces.space import Space
 
@@ -36,7 +37,8 @@ def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, in
     checkpoint = load_checkpoint(found[-1])
     check_belongs(checkpoint.state, {"space": space.fingerprint}, found[-1])
     settings = checkpoint.state.get("settings", {})
-    supernet, text = Supernet(space, settings.get("prediction", USUAL)), _text_of(space, folder)
+    held = from_json(space, checkpoint.state[FACT]) if FACT in checkpoint.state else None
+    supernet, text = Supernet(space, settings.get("prediction", USUAL), held), _text_of(space, folder)
     average = checkpoint.tensors.get("average", {})
     parts = (("supernet.", supernet), ("text.", text))
     check_shapes(average, {prefix + n: p for prefix, module in parts for n, p in module.named_parameters()}, found[-1])
@@ -46,6 +48,12 @@ def load_supernet(space: Space, folder: Path) -> tuple[Supernet, TextEncoder, in
         )
         module.eval().requires_grad_(False)
     return supernet, text, int(checkpoint.state["step"])
+
+
+def begun_held(space: Space, folder: Path) -> Held | None:
+    """The layers that the training in a folder holds; None where it holds all of its space."""
+    state = begun_state(folder)
+    return from_json(space, state[FACT]) if FACT in state else None
 
 
 def trained_precision(folder: Path) -> str:

@@ -85,6 +85,17 @@ class Clips(Protocol):
     def captions(self) -> Sequence[str]: ...
 
 
+class Items(Protocol):
+    """A dataset, as far as samples want it: clips (T, C, H, W) with their captions, by number."""
+
+    @property
+    def captions(self) -> Sequence[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 class Random(Protocol):
     """Random numbers of a micro-batch, the same however many processes share it."""
 

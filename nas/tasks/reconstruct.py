@@ -107,7 +107,7 @@ class Reconstruct:
         return Losses(total, out.detach(), {name: term.detach() for name, term in terms.items()})
 
     def _consistent(self, predict: Predict, out: Tensor, moments: Tensor) -> tuple[Tensor, Tensor]:
-        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for it.
+        """How far the decoded clip's latents are from the clip's own, and a term with that gradient for the clip.
 
         The gradient is taken with respect to that clip alone, so the encoder gets none of its second pass.
         """

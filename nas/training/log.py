@@ -97,16 +97,22 @@ def newest_checkpoint(
     return None
 
 
-def begun_settings(folder: Path) -> dict[str, Any]:
-    """The settings that the newest checkpoint was made with; empty where none can be read."""
+def begun_state(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint says beside its tensors; empty where none can be read."""
     for path in reversed(list_checkpoints(folder)):
         try:
-            settings = json.loads((path / STATE).read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             continue
-        if isinstance(settings, dict):
-            return settings
+        if isinstance(state, dict):
+            return state
     return {}
+
+
+def begun_settings(folder: Path) -> dict[str, Any]:
+    """The settings that the newest checkpoint was made with; empty where none can be read."""
+    settings = begun_state(folder).get("settings")
+    return settings if isinstance(settings, dict) else {}
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:

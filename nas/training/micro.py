@@ -24,7 +24,7 @@ class AtOnce:
     def sentence(self, clips: int) -> str:
         """``8 clips a step, 3 at once (measured: ...)``."""
         often = "all at once" if self.clips >= clips else f"{self.clips} at once"
-        return f"{clips} clips a step, {often} ({self.why})"
+        return f"{clips} clip{'s' * (clips != 1)} a step, {often} ({self.why})"
 
     def halve(self) -> bool:
         """Half as many from now on; False where that is less than one."""

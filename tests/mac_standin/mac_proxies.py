@@ -66,6 +66,8 @@ class _MLModelProxy:
         return self.took
 
     def predict(self, data, state):
+        if self.how["refuse_on"] == self.unit:
+            raise RuntimeError("Error computing NN outputs.")
         if self.how["die"]:
             sys.stderr.write("BNNS: unexpected shape\n")
             os.abort()
