@@ -8,8 +8,8 @@ runs again: `lost_by_neighbour` counts pairs that end with another result than o
 Folders with links, modules, pickles and code: `written_outside` and `code_run`.
 
 Files that differ between two undisturbed runs (they hold times and process numbers) are compared by being there alone.
-Prints tables and one JSON line; exit code 1 if anything was lost, refused, written outside or run. All of it takes over
-an hour on two cores: `--stored` prints what benchmarks/data/survival.json keeps, `--store` writes it.
+Prints tables and one JSON line; exit code 1 if anything was lost, refused, written outside or run. All of it takes long
+on two cores: `--store` writes benchmarks/data/survival.json, `--stored` prints it.
 
     python benchmarks/survival.py [--quick] [--jobs 2] [--store | --stored]
 """
@@ -294,6 +294,8 @@ def main() -> int:
     parser.add_argument("--store", action="store_true", help="keep the figures in benchmarks/data")
     parser.add_argument("--stored", action="store_true", help="print the figures that are kept")
     args = parser.parse_args()
+    if args.stored and not STORED.is_file():
+        parser.error("no figures are kept yet; run with --store")
     if args.stored:
         told = json.loads(STORED.read_text())
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,3 +118,10 @@ def test_adaptation_is_asked_for_once_an_arrangement() -> None:
     assert scorer.paired_difference(b, a)[0] == pytest.approx(-1.0)  # b was asked for first, and each costs one more
     scorer.paired_difference(a, b)
     assert asked == [b.key, a.key]
+
+
+def test_a_ranking_that_was_stopped_goes_on_with_the_very_losses_it_had(tmp_path: Path) -> None:
+    losses = {"one": 1 / 3, "two": 2 / 7}
+    chosen = [SimpleNamespace(key=key) for key in losses]
+    first = collect(tmp_path, chosen, lambda arrangement: losses[arrangement.key], {})
+    assert collect(tmp_path, chosen, lambda arrangement: 0.0, {}) == first == losses

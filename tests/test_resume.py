@@ -191,3 +191,12 @@ def test_the_log_is_cut_to_the_step_and_a_half_written_row_dropped(tmp_path: Pat
     assert log.read_text() == '{"step": 1}\n{"step": 2}\n'
     cut_metrics(tmp_path / "nothing.jsonl", 2)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_kill_while_old_checkpoints_go_leaves_none_of_them_for_good(tmp_path: Path) -> None:
+    run(tmp_path, short(keep=1, validate_every=0))
+    for name in ("step-00000002", ".step-00000004.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.safetensors").touch()
+    run(tmp_path, short(keep=1, validate_every=0))
+    assert [path.name for path in sorted(tmp_path.glob("*step-*"))] == ["step-00000006"]

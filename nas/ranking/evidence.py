@@ -209,5 +209,5 @@ def _write(path: Path, others: Sequence[dict[str, str]], known: dict[str, float]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key", "loss", "identity"])
     writer.writerows((row["key"], row["loss"], row["identity"]) for row in others)
-    writer.writerows((key, f"{loss:.8f}", mark) for key, loss in known.items())
+    writer.writerows((key, repr(float(loss)), mark) for key, loss in known.items())
     write_whole(path, text.getvalue())

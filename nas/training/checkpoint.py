@@ -80,12 +80,17 @@ def save_checkpoint(
         shutil.rmtree(target)
     os.replace(partial, target)
     sync(folder)
+    drop_old(folder, keep, also)
+    return target
+
+
+def drop_old(folder: Path, keep: int, also: Collection[int] = frozenset()) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the steps in ``also``, and what a killed process left."""
     for old in list_checkpoints(folder)[:-keep]:
         if old not in {checkpoint_path(folder, other) for other in also}:
-            gone = folder / f".{old.name}.partial"  # half deleted it is a leftover, and no damaged checkpoint
-            os.replace(old, gone)
-            shutil.rmtree(gone)
-    return target
+            os.replace(old, partial_name(old))  # half deleted it is a leftover, and no damaged checkpoint
+    for left in folder.glob(f".{PREFIX}*.partial"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

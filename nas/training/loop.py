@@ -24,6 +24,7 @@ from nas.training.checkpoint import (
     PREFIX,
     Checkpoint,
     checkpoint_path,
+    drop_old,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
@@ -369,6 +370,8 @@ class Loop(Generic[Kind]):
         self._restore(found if found is not None else load_checkpoint(checkpoint_path(self.folder, answer)))
         if self.world.main:
             cut_metrics(self.folder / METRICS, self.step)
+            if list_checkpoints(self.folder)[-1:] == [checkpoint_path(self.folder, self.step)]:  # none is damaged
+                drop_old(self.folder, self.stage.config.keep, self._kept())  # which a kill may have left undone
         return True
 
     def _restore(self, checkpoint: Checkpoint) -> None:
