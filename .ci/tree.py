@@ -13,7 +13,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("search_spaces", "device_profiler", "latency_tables", "nas")
-DATA = ("spaces", "devices", "configs", "tables")
+DATA = {
+    "configs": "named configurations",
+    "devices": "one YAML a device",
+    "ladders": "designs that differ by one change at a time",
+    "spaces": "one YAML a space, and its plan",
+    "tables": "one folder a device",
+}
 OTHERS = {
     "benchmarks": "one script a claim: each prints a table and, last, one JSON line",
     "tests": "contracts over every plugin, one end-to-end test, and the rest named after what it shows",
@@ -24,11 +30,10 @@ BLOCK = re.compile(r"(?<=## The tree\n\n```\n).*?(?=```)", re.DOTALL)
 
 
 def sentence(folder: Path) -> str:
-    """The first sentence of the package's docstring, or the names of the data files of a folder without code."""
+    """The first sentence of the package's docstring, or what a folder without code holds."""
     init = folder / "__init__.py"
     if not init.exists():
-        files = folder.rglob("*.yaml")
-        return ", ".join(sorted({p.name.split(".")[0] if p.parent == folder else p.parent.name for p in files}))
+        return DATA[folder.name]
     text = (ast.get_docstring(ast.parse(init.read_text())) or "").split("\n\n")[0].replace("\n", " ")
     text = text.split(". ")[0].rstrip(".").replace("`", "")
     return text[0].lower() + text[1:] if re.match(r"[A-Z]([a-z]| )", text) else text

@@ -1,1 +1,1 @@
-"""Searched video decoders: built from a run, distilled for an encoder that stays, shown and exported."""
+"""Searched video decoders: built, distilled for an encoder that stays, exported."""

@@ -1,4 +1,4 @@
-"""A large network cut to a small one by what it misses least; what is left recovers by distillation."""
+"""A large network cut to a small one, which recovers by distillation."""
 
 from nas.prune.prune import prune_network
 

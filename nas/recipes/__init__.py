@@ -1,4 +1,4 @@
-"""Ways to fine-tune a built model, one file each; ``nas.recipes.contract`` says what a recipe is."""
+"""Ways to fine-tune a built model, one file each."""
 
 from __future__ import annotations
 

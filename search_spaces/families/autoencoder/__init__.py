@@ -1,4 +1,4 @@
-"""Video autoencoders: a decoder whose stages are chosen, and the encoder that it is trained with."""
+"""Video autoencoders: a decoder whose stages are chosen, and its encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""diffusers' video transformers (LTX, Wan) as a family: the blocks are what is chosen, the rest is the frame."""
+"""Diffusion transformers (LTX, Wan): the blocks are chosen, the rest is the frame."""
 
 from __future__ import annotations
 

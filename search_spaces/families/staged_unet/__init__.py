@@ -1,4 +1,4 @@
-"""A UNet of stages whose every block is a choice: SnapGen's spatial network, and AsCAN's letters."""
+"""A UNet whose every block is a choice: SnapGen's spatial network, AsCAN's letters."""
 
 from __future__ import annotations
 
