@@ -29,7 +29,7 @@ def test_every_command_in_the_readme_exists() -> None:
     from nas.cli.options import app
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
-    named = set(re.findall(r"^(?:\$ |\| `)nas ([a-z]+)", README, flags=re.M))
+    named = set(re.findall(r"^(?:\$ |\| `)nas ([a-z-]+)", README, flags=re.M))
     assert named and named <= known
     assert known <= named | {"table"}
 
