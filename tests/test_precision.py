@@ -70,7 +70,7 @@ def test_the_start_says_in_what_a_training_computes_and_auto_goes_on_in_it(tmp_p
         run(tmp_path / "cut", short(precision="bf16", **small), progress=stop)
     said: list[str] = []
     run(tmp_path / "cut", short(**small), tell=said.append)
-    assert said[0] == "train      bf16 on cpu"
+    assert said[0].startswith("train      bf16 on cpu;")
     assert begun_settings(tmp_path / "cut")["precision"] == "bf16"
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     with pytest.raises(NasError, match="precision is 'bf16', the run's 'fp32'"):
