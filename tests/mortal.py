@@ -218,11 +218,27 @@ def _steady(name: str, data: bytes) -> bytes:
     """A file's content without what may differ and mean the same.
 
     A trial that was killed keeps its number, so that later ones have others; a lowered network says how many seconds it
-    took; a package's program is not the same bytes in every process (what it answers is for `nas export` to check).
+    took; a package's program holds maps, which protobuf writes in another order in every process.
     """
     if name.endswith("front.csv"):
         return b"\n".join(line.partition(b",")[2] for line in data.splitlines())
-    return b"" if "/.cache/" in name or name.endswith(".mlmodel") else data
+    if name.endswith(".mlmodel"):
+        return _in_order(data)
+    return b"" if "/.cache/" in name else data
+
+
+def _in_order(program: bytes) -> bytes:
+    """A package's program with its maps in the order of their keys; a torn one as it is, which equals no whole one."""
+    from coremltools.proto import Model_pb2
+    from google.protobuf.message import DecodeError
+
+    model = Model_pb2.Model()
+    try:
+        model.ParseFromString(program)
+    except DecodeError:
+        return program
+    whole: bytes = model.SerializeToString(deterministic=True)
+    return whole
 
 
 def clear(folder: Path, command: Command) -> None:
