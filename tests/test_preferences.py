@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,9 @@ def test_two_writers_of_one_set_lose_nothing(model: Path, tmp_path: Path) -> Non
         "make_set(Path(sys.argv[1]), how(prompts=6), Path(sys.argv[2]))"
     )
     words = [sys.executable, "-W", "ignore", "-c", script, str(model), str(tmp_path / "both")]
-    here = {"cwd": str(Path(__file__).parent), "stderr": subprocess.PIPE}
+    threads = str(torch.get_num_threads())  # sums of as many parts: equal to the last bit
+    env = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    here = {"cwd": str(Path(__file__).parent), "stderr": subprocess.PIPE, "env": env}
     both = [subprocess.Popen(words, **here) for _ in range(2)]  # type: ignore[call-overload]
     errors = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
