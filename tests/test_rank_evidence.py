@@ -79,7 +79,7 @@ class FakeQuality:
     def score(self, arrangement: Arrangement) -> Score:
         self.asked.append(arrangement.key)
         samples = self._quality.loss(arrangement) + self._noise
-        return score_of(samples, float(samples.mean()), 0.0)
+        return score_of(samples, {})
 
 
 def test_one_replaced_is_the_truth_where_positions_add_up() -> None:
@@ -112,7 +112,7 @@ def test_adaptation_is_asked_for_once_an_arrangement() -> None:
 
     def adapt(arrangement: Arrangement) -> Score:
         asked.append(arrangement.key)
-        return score_of(np.arange(4.0) + len(asked), 0.0, 0.0)
+        return score_of(np.arange(4.0) + len(asked), {})
 
     scorer = Adapted(adapt)
     assert scorer.paired_difference(b, a)[0] == pytest.approx(-1.0)  # b was asked for first, and each costs one more

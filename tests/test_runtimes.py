@@ -183,6 +183,6 @@ def test_a_compute_unit_that_a_runtime_lacks_is_refused(runtime: str) -> None:
 def test_every_runtime_of_the_dict_can_be_imported() -> None:
     roofline = Device.load("iphone16_pro_max_roofline").roofline
     for name in RUNTIMES:
-        unit = "ALL" if name == "coreml" else "CPU"
+        unit = "ALL" if name in ("coreml", "coreai") else "CPU"
         device = Device.model_validate({"name": "board", "runtime": name, "roofline": roofline, "compute_unit": unit})
         assert open_runtime(device).toolkit
