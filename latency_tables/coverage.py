@@ -19,6 +19,7 @@ class Coverage:
         failed: key -> ``"oom: reason"`` for workloads that were tried and have none.
         missing: keys without a row.
         command: what measures the missing ones.
+        begun: whether the table has a row that is the space's own; a text encoder or a decoder is many spaces'.
     """
 
     space: str
@@ -29,16 +30,12 @@ class Coverage:
     failed: dict[str, str]
     missing: tuple[str, ...]
     command: str
+    begun: bool
 
     @property
     def complete(self) -> bool:
         """Whether every workload has a row, failed ones included: a failure is a result."""
         return not self.missing
-
-    @property
-    def begun(self) -> bool:
-        """Whether the table has a row of the space's at all."""
-        return bool(self.ok or self.failed)
 
 
 def coverage(plan: Plan, table: Table, precision: str | None = None) -> Coverage:
@@ -47,7 +44,8 @@ def coverage(plan: Plan, table: Table, precision: str | None = None) -> Coverage
     Args:
         precision: by default the table's; fp32 if it states none.
     """
-    keys = plan.keys(precision or table.header.precision or "fp32", ends=True)
+    precision = precision or table.header.precision or "fp32"
+    keys = plan.keys(precision, ends=True)
     ok, failed = [], {}
     for key in keys:
         rows = table.rows(key)
@@ -65,4 +63,5 @@ def coverage(plan: Plan, table: Table, precision: str | None = None) -> Coverage
         failed,
         table.missing(keys),
         f"nas profile {plan.space} --device {header.device}",
+        any(key in table for key in plan.keys(precision)),
     )

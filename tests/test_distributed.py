@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_fixtures import DATA, losses, run, short, tiny
+from training_fixtures import DATA, losses, members, run, short, tiny
 
 from nas.config import TrainConfig
 from nas.data import Dataset, open_data
@@ -52,7 +51,7 @@ def same_clips() -> Dataset:
 
 
 def member(rank: int, port: int, folder: Path, config: TrainConfig, dies_at: int | None, said: Any) -> None:
-    """One of two processes; forked, so that the libraries are there."""
+    """One of two processes."""
     from accelerate import PartialState
 
     PartialState._reset_state()
@@ -80,21 +79,10 @@ def together(folder: Path, config: TrainConfig, dies_at: int | None = None) -> d
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    context = multiprocessing.get_context("fork")
-    said = context.SimpleQueue()
-    members = [context.Process(target=member, args=(rank, port, folder, config, dies_at, said)) for rank in range(2)]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join()
-    found = {}
-    while not said.empty():
-        rank, text = said.get()
-        found[rank] = text
-    said.close()
+    codes, found = members(member, port, folder, config, dies_at)
     if dies_at is None:
-        assert [process.exitcode for process in members] == [0, 0], found
-    return found
+        assert codes == [0, 0], found
+    return dict(found)
 
 
 def close(one: list[tuple[int, float, float]], other: list[tuple[int, float, float]]) -> None:

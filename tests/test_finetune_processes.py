@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_fixtures import members
 from tuning_fixtures import TOOK, config, make_model, mini
 
 from nas.cli import main
@@ -23,7 +23,7 @@ from nas.training.distributed import PEER_LOST
 
 
 def member(rank: int, port: int, arguments: tuple[Any, ...], said: Any) -> None:
-    """One of two processes; forked, so that the libraries are there."""
+    """One of two processes."""
     from accelerate import PartialState
 
     PartialState._reset_state()
@@ -41,18 +41,8 @@ def together(*arguments: Any) -> list[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
-    context = multiprocessing.get_context("fork")
-    said = context.SimpleQueue()
-    members = [context.Process(target=member, args=(rank, port, arguments, said)) for rank in range(2)]
-    for process in members:
-        process.start()
-    for process in members:
-        process.join()
-    found = []
-    while not said.empty():
-        found.append(said.get())
-    said.close()
-    assert [process.exitcode for process in members] == [0, 0], found
+    codes, found = members(member, port, arguments, method="fork")
+    assert codes == [0, 0], found
     return found
 
 

@@ -22,7 +22,7 @@ from nas.export.folder import exported
 from nas.files import sole_writer, whole
 from nas.finite import check_finite
 from nas.media import to_uint8, write_contact_sheet, write_video
-from nas.model.build import _save
+from nas.model.build import save_model
 from nas.model.pipeline import load_pipeline, save_pipeline
 from nas.model.sample import sample_video
 from nas.outputs import new_folder, put_folder, restore, sole_writer_of
@@ -48,7 +48,7 @@ def test_a_foreign_pipeline_is_not_overwritten_by_a_build(model: Path, tmp_path:
     (foreign / "model_index.json").write_text(json.dumps(told))
     before, pipeline = tree(foreign), load_pipeline(model)
     with pytest.raises(NasError, match="holds no model of this toolkit; give another --out"):
-        _save(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, None, foreign)
+        save_model(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, None, foreign)
     with pytest.raises(NasError, match="model of another kind"):
         save_pipeline(pipeline, foreign)
     assert tree(foreign) == before
@@ -59,7 +59,7 @@ def test_a_folder_with_only_our_leftovers_is_ours(model: Path, tmp_path: Path) -
     (out / ".x.0123456789abcdef.partial").mkdir(parents=True)
     (out / ".lock").touch()
     pipeline = load_pipeline(model)
-    _save(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, None, out)
+    save_model(pipeline.unet, pipeline.text_encoder, pipeline.tokenizer, None, out)
     assert load_pipeline(out).fingerprint() == pipeline.fingerprint()
 
 

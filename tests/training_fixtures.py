@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,30 @@ DATA = DataConfig(source="moving_shapes", validation_clips=8)
 def tiny() -> Space:
     torch.set_num_threads(1)
     return Space.load("tiny")
+
+
+def members(
+    target: Callable[..., None], *arguments: Any, method: str = "forkserver"
+) -> tuple[list[int | None], list[Any]]:
+    """Run ``target(rank, *arguments, said)`` in two processes at once; their exit codes, and what they ``said.put``.
+
+    They are forked by a server that has the libraries and no threads: a fork of a process whose torch has threads may
+    crash when its own begin. ``method="fork"`` is for arguments that cannot be pickled.
+    """
+    context: Any = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload(["accelerate", "torch.distributed.fsdp", "nas.supernet.stage"])
+    said = context.SimpleQueue()
+    started = [context.Process(target=target, args=(rank, *arguments, said)) for rank in range(2)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    found = []
+    while not said.empty():
+        found.append(said.get())
+    said.close()
+    return [process.exitcode for process in started], found
 
 
 def clips(split: Any = "train") -> Dataset:
