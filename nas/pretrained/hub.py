@@ -59,6 +59,7 @@ def has_part(source: str, part: str) -> bool:
     from huggingface_hub import hf_hub_download
 
     try:
+        check_source(source)
         hf_hub_download(source, f"{part}/config.json")
     except Exception:  # not there, no network, no such repository: loading says which, with the better sentence
         return False
