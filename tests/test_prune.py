@@ -144,6 +144,7 @@ def test_each_cut_is_the_one_that_is_missed_least_for_what_it_saves(source: str,
         before, cost = step["loss"], step["cost"]
 
 
+@pytest.mark.slow  # test_prune_blocks.py stops and recovers a smaller one
 def test_a_stopped_pruning_goes_on_and_ends_the_same(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_stopped_pruning_goes_on_and_ends_the_same(
         prune_network(source, space(tmp_path), tmp_path / "stopped", settings(steps=4), parameters=0.5 * whole)
 
 
+@pytest.mark.slow
 def test_recovery_brings_the_answer_back(source: str, tmp_path: Path) -> None:
     told = prune_network(source, space(tmp_path), tmp_path / "out", settings(steps=60, learning_rate=3e-3))
     assert told["missed"] < 0.5 * told["missed_before_recovery"]
