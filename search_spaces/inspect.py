@@ -62,8 +62,8 @@ class SpaceSummary:
     def line(self) -> str:
         """One line for a list of spaces."""
         return (
-            f"{self.name:<12} {self.backbone:<12} {len(self.positions)} positions, {_power(self.size)} arrangements, "
-            f"{self.workloads} workloads, {_millions(self.parameters_smallest)} to "
+            f"{self.name:<18} {self.backbone:<18} {len(self.positions):>2} positions, "
+            f"{_power(self.size)} arrangements, {self.workloads} workloads, {_millions(self.parameters_smallest)} to "
             f"{_millions(self.parameters_largest)} parameters"
         )
 
