@@ -63,7 +63,7 @@ def test_a_package_says_which_model_it_is(exported: Exported, exported_model: Pa
     assert PREFIX + "latency_ms" not in told  # nobody asked for a device
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v"])
+@pytest.mark.parametrize("kind", ["epsilon", pytest.param("v", marks=pytest.mark.slow)])
 def test_a_package_gives_the_model_s_velocity_whatever_its_network_answers(kind: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     arrangement = tiny().sample(np.random.default_rng(2))
@@ -93,7 +93,7 @@ def test_shapes_are_functions_that_share_their_weights(
     assert facts["weights_mb"] < 1.05 * exported[1]["weights_mb"]
 
 
-@pytest.mark.parametrize("quantize", ["int8", "palettize4"])
+@pytest.mark.parametrize("quantize", [pytest.param("int8", marks=pytest.mark.slow), "palettize4"])
 def test_compressed_weights_are_as_small_as_was_said(quantize: str, exported_model: Path, tmp_path: Path) -> None:
     said: list[str] = []
     out = tmp_path / "coreml"

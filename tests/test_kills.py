@@ -44,7 +44,7 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-EVERY = pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+EVERY = pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
 
 
 @EVERY

@@ -37,7 +37,7 @@ def test_every_sampler_keeps_to_the_budget_and_repeats_nothing(name: str, tmp_pa
     assert len({e.arrangement.key for e in found}) == len(found)
 
 
-@pytest.mark.parametrize("name", ["value", "gp"])
+@pytest.mark.parametrize("name", ["value", pytest.param("gp", marks=pytest.mark.slow)])
 def test_a_seed_is_a_study(name: str, tmp_path: Path) -> None:
     problem = tiny_problem(Budget(latency_ms=LIMIT))
     runs = [run(problem, tmp_path / str(i), name, 12, seed) for i, seed in enumerate((3, 3, 4))]
