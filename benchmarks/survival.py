@@ -187,7 +187,7 @@ def visit(index: int) -> dict[str, Any]:
     (outside / OUTSIDE).write_text("mine\n")
     hostile.plant(copy, outside, proof)
     for command in commands:
-        if hostile.shell:
+        if hostile.alone:
             words = [sys.executable, "-P", "-W", "ignore", "-m", "nas.cli", *command.words]
             path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
             subprocess.run(

@@ -6,9 +6,9 @@ microseconds. Two rows: the layers of the network, and within them the operation
 
 from __future__ import annotations
 
-import ast
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PARTS = 5  # of a module's name, at most, that name a layer
 ELSEWHERE = "the network"
+SCOPE = re.compile("'([^']*)'")  # a module's name in what torch's exporter notes: ['', 'network.unet', 'conv_in']
 ROWS = ((1, "layers"), (2, "operations"))
 
 
@@ -152,7 +153,7 @@ def places_of(model: Path) -> dict[str, str]:
     for node in onnx.load(str(model), load_external_data=False).graph.node:
         noted = {entry.key: entry.value for entry in node.metadata_props}.get("pkg.torch.onnx.name_scopes")
         if noted:
-            scopes = [scope for scope in ast.literal_eval(noted)[:-1] if scope]
+            scopes = [scope for scope in SCOPE.findall(noted)[:-1] if scope]
             found[node.name] = scopes[-1].removeprefix("network.") if scopes else ""
     return found
 

@@ -37,13 +37,13 @@ class Hostile:
     Attributes:
         plant: puts the trap into a folder: (folder, a folder outside with a file to be kept, file that code makes).
         commands: names in ``mortal.COMMANDS`` whose outputs are removed and which are run, or words.
-        shell: whether each is a process of its own, started in that folder, as a person does.
+        alone: whether each is a process of its own, started in that folder, as a person does.
     """
 
     name: str
     plant: Callable[[Path, Path, Path], None]
     commands: tuple[str | tuple[str, ...], ...]
-    shell: bool = False
+    alone: bool = False
 
 
 # Names of files of ours, each with the command that would write, read or lock it.
@@ -211,13 +211,13 @@ def repository(folder: Path, outside: Path, proof: Path) -> None:
 
 HOSTILE = (
     *links(),
-    Hostile("modules of the folder", modules, ("train", "table report", "profile", "report"), shell=True),
-    Hostile("a text encoder's own code", text_encoder_code, ("cache",), shell=True),
-    Hostile("a pipeline's own modules", foreign_modules, ("sample", "finetune", "evaluate"), shell=True),
+    Hostile("modules of the folder", modules, ("train", "table report", "profile", "report"), alone=True),
+    Hostile("a text encoder's own code", text_encoder_code, ("cache",), alone=True),
+    Hostile("a pipeline's own modules", foreign_modules, ("sample", "finetune", "evaluate"), alone=True),
     Hostile("pickles for weights", pickles, ("sample", "build", "search", "prune", "cache", "report")),
     Hostile("tags in YAML", yaml_tags, ("train", "search", "report", "profile", "table report", "space show")),
     Hostile("shell words", shell_words, ("profile", "cache")),
     Hostile("captions that lead outside", outside_captions, ("cache",)),
     Hostile("a shard that leads outside", hostile_tar, ("cache",)),
-    Hostile("a repository's programs", repository, ("table report", "report"), shell=True),
+    Hostile("a repository's programs", repository, ("table report", "report"), alone=True),
 )

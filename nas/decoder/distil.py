@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,12 +22,13 @@ from nas.training.batches import Batch, Batches, validated
 from nas.training.distributed import World
 from nas.training.draws import Draws
 from nas.training.engine import Engine
-from nas.training.loop import Loop, Row, Stage, warmed_rate
+from nas.training.loop import Loop
+from nas.training.single import OneOptimizer
 from search_spaces.arrangement import Arrangement
 from search_spaces.space import Space
 
 
-class Distil(Stage):
+class Distil(OneOptimizer):
     """Trains a decoder on pairs of latents and frames; the encoder, and the decoder it comes from, stay as they are.
 
     Args:
@@ -64,24 +64,11 @@ class Distil(Stage):
         )
         self.optimizers = {"": self.optimizer}
 
-    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
-        """One optimiser step; see ``loop.Stage``."""
-        config, engine = self.config, self.engine
-        rate = config.learning_rate * warmed_rate(config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        passed = []
-        for micro in range(config.accumulate):
-            loss = self._loss(self.batches.videos(step * config.accumulate + micro), draws)
-            engine.back(loss)
-            passed.append(float(loss.detach()))
-        norm = engine.norm(self.optimizer)
-        (total,) = engine.world.mean([statistics.fmean(passed)])
-        if not engine.usable(total, norm, sane):
-            return None
-        engine.step(self.optimizer)
-        return {"loss": total, "learning_rate": rate, "grad_norm": norm}
+    def learn(self, turn: int, draws: Draws) -> dict[str, float]:
+        """The new decoder's difference from the given one on a batch; see ``OneOptimizer``."""
+        loss = self._loss(self.batches.videos(turn), draws)
+        self.engine.back(loss)
+        return {"loss": float(loss.detach())}
 
     @torch.no_grad()
     def validate(self) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,14 @@ from nas.prune.config import PruneConfig
 from nas.tasks.noise import Diffusion
 from nas.training.draws import Draws
 from nas.training.engine import Engine
-from nas.training.loop import Row, Stage, warmed_rate
+from nas.training.single import OneOptimizer
 from search_spaces.families.contract import Pruning
 
 if TYPE_CHECKING:
     from nas.prune.images import Images
 
 
-class Recover(Stage):
+class Recover(OneOptimizer):
     """Trains the pruned UNet.
 
     Args:
@@ -58,22 +57,8 @@ class Recover(Stage):
 
         return hook
 
-    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
-        """One optimiser step; see ``loop.Stage``."""
-        config, engine = self.config, self.engine
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warmed_rate(config, step)
-        self.optimizer.zero_grad(set_to_none=True)
-        passed = [self._pass(step * config.accumulate + micro, draws) for micro in range(config.accumulate)]
-        norm = engine.norm(self.optimizer)
-        row = {name: statistics.fmean(one[name] for one in passed) for name in passed[0]}
-        if not engine.usable(row["loss"], norm, sane):
-            return None
-        engine.step(self.optimizer)
-        return {**row, "grad_norm": norm}
-
-    def _pass(self, turn: int, draws: Draws) -> dict[str, float]:
-        """Add up the gradients of a micro-batch; its losses."""
+    def learn(self, turn: int, draws: Draws) -> dict[str, float]:
+        """The task's loss and what is followed of the uncut network; see ``OneOptimizer``."""
         config = self.config
         clean, text = self.images.training(turn, lambda captions: draws.dropped(captions, config.caption_dropout))
         noise = draws.normal(clean)
@@ -87,10 +72,9 @@ class Recover(Stage):
                 with torch.no_grad():
                     wanted = self.pruning.answer(self.whole, *inputs).float()
                 followed, features = share_missed(out, wanted), self._feature_loss()
-        loss = (1 - config.distillation) * task + config.distillation * (followed + config.feature_weight * features)
+        loss, row = blended(config, task, followed, features)
         self.engine.back(loss)
-        parts = {"loss": loss, "loss_task": task, "loss_output": followed, "loss_features": features}
-        return {name: float(part.detach()) for name, part in parts.items()}
+        return row
 
     def _feature_loss(self) -> Tensor:
         mine, theirs = self._features["pruned"], self._features["whole"]
@@ -101,3 +85,10 @@ class Recover(Stage):
 def share_missed(mine: Tensor, wanted: Tensor) -> Tensor:
     """Squared difference as a share of the wanted square."""
     return (mine - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
+
+
+def blended(config: PruneConfig, task: Tensor, followed: Tensor, features: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The loss of a recovery, made of the task's and of what is missed of the uncut network; and its row."""
+    loss = (1 - config.distillation) * task + config.distillation * (followed + config.feature_weight * features)
+    parts = {"loss": loss, "loss_task": task, "loss_output": followed, "loss_features": features}
+    return loss, {name: float(part.detach()) for name, part in parts.items()}

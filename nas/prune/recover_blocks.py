@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nas.prune.config import PruneConfig
-from nas.prune.recover import share_missed
+from nas.prune.recover import blended, share_missed
 from nas.supernet.supernet import Supernet
 from nas.training.distributed import World
 from nas.training.draws import Draws
 from nas.training.engine import Engine
 from nas.training.loader import Loader
-from nas.training.loop import Row, Stage, warmed_rate
+from nas.training.single import OneOptimizer
 from search_spaces.network import VideoNetwork
 
 
-class RecoverBlocks(Stage):
+class RecoverBlocks(OneOptimizer):
     """Trains a pruned network.
 
     Args:
@@ -52,22 +51,8 @@ class RecoverBlocks(Stage):
         )
         self.optimizers = {"network": self.optimizer}
 
-    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
-        """One optimiser step; see ``loop.Stage``."""
-        config, engine = self.config, self.engine
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * warmed_rate(config, step)
-        self.optimizer.zero_grad(set_to_none=True)
-        passed = [self._pass(step * config.accumulate + micro, draws) for micro in range(config.accumulate)]
-        norm = engine.norm(self.optimizer)
-        row = {name: statistics.fmean(one[name] for one in passed) for name in passed[0]}
-        if not engine.usable(row["loss"], norm, sane):
-            return None
-        engine.step(self.optimizer)
-        return {**row, "grad_norm": norm}
-
-    def _pass(self, turn: int, draws: Draws) -> dict[str, float]:
-        """Add up the gradients of a micro-batch; its losses."""
+    def learn(self, turn: int, draws: Draws) -> dict[str, float]:
+        """The task's loss and what is followed of the uncut network; see ``OneOptimizer``."""
         config, task, whole = self.config, self.supernet.task, self.supernet.space.baseline()
         question = task.ask(self.clips(turn), draws, self.text)
         mine: dict[str, Tensor] = {}
@@ -90,7 +75,6 @@ class RecoverBlocks(Stage):
                 followed, features = (
                     share_missed(mine[name].float(), theirs[name].float()) for name in ("", self.last)
                 )
-        loss = (1 - config.distillation) * own + config.distillation * (followed + config.feature_weight * features)
+        loss, row = blended(config, own, followed, features)
         self.engine.back(loss)
-        parts = {"loss": loss, "loss_task": own, "loss_output": followed, "loss_features": features}
-        return {name: float(part.detach()) for name, part in parts.items()}
+        return row

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
-
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -16,7 +13,7 @@ from nas.training.batches import Batch, Batches, validated
 from nas.training.config import StageConfig
 from nas.training.draws import Draws
 from nas.training.engine import Engine
-from nas.training.loop import Row, Stage, warmed_rate
+from nas.training.single import OneOptimizer
 
 
 class JointConfig(StageConfig):
@@ -34,7 +31,7 @@ class JointConfig(StageConfig):
     timestep_std: float = Field(1.0, gt=0.0)
 
 
-class Joint(Stage):
+class Joint(OneOptimizer):
     """Trains the whole network on the velocity of noisy videos and of noisy images (clips of one frame).
 
     Args:
@@ -64,37 +61,18 @@ class Joint(Stage):
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         self.optimizers = {"generator": self.optimizer}
 
-    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
-        """One optimiser step; see ``loop.Stage``."""
+    def learn(self, turn: int, draws: Draws) -> dict[str, float]:
+        """A batch of videos and, by ``image_share``, one of images; see ``OneOptimizer``."""
         config, engine = self.config, self.engine
-        rate = config.learning_rate * warmed_rate(config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        self.optimizer.zero_grad(set_to_none=True)
         share = config.image_share if config.images else 0.0
-        passed = []
-        for micro in range(config.accumulate):
-            turn = step * config.accumulate + micro
-            video = self._loss(self.batches.videos(turn), draws)
-            engine.back((1 - share) * video)  # each by itself: one graph at a time is held
-            image = torch.zeros_like(video)
-            if config.images:
-                image = self._loss(self.batches.pictures(turn), draws)
-                engine.back(share * image)
-            loss = (1 - share) * video.detach() + share * image.detach()
-            passed.append([float(part.detach()) for part in (loss, video, image)])
-        norm = engine.norm(self.optimizer)
-        total, of_videos, of_images = engine.world.mean([statistics.fmean(part) for part in zip(*passed, strict=True)])
-        if not engine.usable(total, norm, sane):
-            return None
-        engine.step(self.optimizer)
-        return {
-            "loss": total,
-            "loss_video": of_videos,
-            "loss_image": of_images,
-            "learning_rate": rate,
-            "grad_norm": norm,
-        }
+        video = self._loss(self.batches.videos(turn), draws)
+        engine.back((1 - share) * video)  # each by itself: one graph at a time is held
+        image = torch.zeros_like(video)
+        if config.images:
+            image = self._loss(self.batches.pictures(turn), draws)
+            engine.back(share * image)
+        loss = (1 - share) * video.detach() + share * image.detach()
+        return {"loss": float(loss), "loss_video": float(video.detach()), "loss_image": float(image.detach())}
 
     @torch.no_grad()
     def validate(self) -> float | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from nas.tasks.noise import clean_estimate, mix, velocity
 from nas.training.batches import Batch
 from nas.training.config import StageConfig
 from nas.training.draws import Draws
-from nas.training.loop import Row, Stage, warmed_rate
+from nas.training.single import OneOptimizer
 
 TINY = 1e-6
 
@@ -48,7 +46,7 @@ class PointsConfig(StageConfig):
     timestep_std: float = Field(1.0, gt=0.0)
 
 
-class Points(Stage):
+class Points(OneOptimizer):
     """Flow matching on a clip and the map of its tracked points, joined in channels.
 
     The network is widened to read and to answer both halves; what is new starts at zero. The model that is kept has
@@ -88,34 +86,21 @@ class Points(Stage):
         )
         self.optimizers = {"generator": self.optimizer}
 
-    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
-        """One optimiser step; see ``loop.Stage``."""
-        config, engine = self.config, self.engine
-        rate = config.learning_rate * warmed_rate(config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        passed = []
-        for micro in range(config.accumulate):
-            losses = self._losses(self.batches.videos(step * config.accumulate + micro), draws)
-            total = (
-                losses["video"]
-                + config.points_weight * losses["points"]
-                + config.reconstruction_weight * losses["reconstruction"]
-                + config.rigidity_weight * losses["rigidity"]
-            )
-            engine.back(total)
-            passed.append([float(value.detach()) for value in (total, *losses.values())])
-        norm = engine.norm(self.optimizer)
-        told = engine.world.mean([statistics.fmean(part) for part in zip(*passed, strict=True)])
-        if not engine.usable(told[0], norm, sane):
-            return None
-        engine.step(self.optimizer)
-        row = dict(zip(("loss", *(f"loss_{name}" for name in PARTS)), told, strict=True))
-        return {**row, "learning_rate": rate, "grad_norm": norm}
+    def learn(self, turn: int, draws: Draws) -> dict[str, float]:
+        """The errors of a batch, weighted; see ``OneOptimizer``."""
+        config, losses = self.config, self._losses(self.batches.videos(turn), draws)
+        total = (
+            losses["video"]
+            + config.points_weight * losses["points"]
+            + config.reconstruction_weight * losses["reconstruction"]
+            + config.rigidity_weight * losses["rigidity"]
+        )
+        self.engine.back(total)
+        parts = {f"loss_{name}": float(value.detach()) for name, value in losses.items()}
+        return {"loss": float(total.detach()), **parts}
 
     def _losses(self, batch: Batch, draws: Draws) -> dict[str, Tensor]:
-        """The errors of ``PARTS`` of a batch."""
+        """The errors of a batch: of videos, of points as learnt, of where they stand, and of their distances."""
         config, channels = self.config, batch.video.shape[1]
         points = batch.extras["points"].transpose(1, 2)
         clean = torch.cat([batch.video, points], dim=1)
@@ -143,9 +128,6 @@ class Points(Stage):
             "reconstruction": misplaced(found, real, tracks[..., 3], told),
             "rigidity": bent(found, real, tracks[..., 3], told, config.neighbours),
         }
-
-
-PARTS = ("video", "points", "reconstruction", "rigidity")
 
 
 def seen_at(points: Tensor, tracks: Tensor) -> Tensor:

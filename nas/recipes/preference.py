@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,7 +20,7 @@ from nas.recipes.contract import Materials, Opening, Recipe
 from nas.tasks.noise import mix, velocity
 from nas.training.config import StageConfig
 from nas.training.draws import Draws
-from nas.training.loop import Row, Stage, warmed_rate
+from nas.training.single import OneOptimizer
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -60,7 +59,7 @@ class PreferenceConfig(StageConfig):
     clips: int = Field(4, ge=1)
 
 
-class Preference(Stage):
+class Preference(OneOptimizer):
     """One step of preference optimisation.
 
     The implicit reward of a clip is how much better than the frozen reference the network denoises it:
@@ -106,28 +105,16 @@ class Preference(Stage):
         self.optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=config.weight_decay)
         self.optimizers = {"generator": self.optimizer}
 
-    def advance(self, step: int, draws: Draws, sane: Callable[[float], bool]) -> Row | None:
-        """One optimiser step; see ``loop.Stage``."""
-        config, engine = self.config, self.engine
-        rate = config.learning_rate * warmed_rate(config, step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        passed = []
-        for micro in range(config.accumulate):
-            batch = self.batches.groups(step * config.accumulate + micro)
-            clips, preferred = chosen(batch.video, batch.extras["preference"], config.loss)
-            with engine.autocast():
-                scores = self._scores(clips, batch.captions, draws)
-            loss, right, margin = LOSSES[config.loss](scores, preferred, config.beta, config.reduction)
-            engine.back(loss)
-            passed.append([float(value.detach()) for value in (loss, right, margin)])
-        norm = engine.norm(self.optimizer)
-        total, accuracy, reward = engine.world.mean([statistics.fmean(part) for part in zip(*passed, strict=True)])
-        if not engine.usable(total, norm, sane):
-            return None
-        engine.step(self.optimizer)
-        return {"loss": total, "accuracy": accuracy, "margin": reward, "learning_rate": rate, "grad_norm": norm}
+    def learn(self, turn: int, draws: Draws) -> dict[str, float]:
+        """How a batch of clips is ranked beside the reference; see ``OneOptimizer``."""
+        config, batch = self.config, self.batches.groups(turn)
+        clips, preferred = chosen(batch.video, batch.extras["preference"], config.loss)
+        with self.engine.autocast():
+            scores = self._scores(clips, batch.captions, draws)
+        loss, right, margin = LOSSES[config.loss](scores, preferred, config.beta, config.reduction)
+        self.engine.back(loss)
+        told = {"loss": loss, "accuracy": right, "margin": margin}
+        return {name: float(value.detach()) for name, value in told.items()}
 
     def _scores(self, clips: Tensor, captions: list[str], draws: Draws) -> Tensor:
         """s of clips (B, k, C, T, H, W): (B, k, T, N), the N values of each frame not yet reduced to one."""

@@ -103,10 +103,9 @@ class _Transformer(nn.Module):
     """
 
     feed = "ff"  # diffusers' name of the feed-forward layer
+    eps = 1e-5  # of the norm of queries and keys
 
-    def __init__(
-        self, channels: int, *, heads: int, ffn: int, size: int, context_dim: int, embedding_dim: int, eps: float
-    ) -> None:
+    def __init__(self, channels: int, *, heads: int, ffn: int, size: int, context_dim: int, embedding_dim: int) -> None:
         super().__init__()
         if embedding_dim != 6 * channels:
             raise SpaceError(
@@ -114,8 +113,8 @@ class _Transformer(nn.Module):
                 f"network hands out {embedding_dim}; name another block"
             )
         self.channels, self.size, self.count = channels, size, heads
-        self.attn1 = Attention(channels, channels, heads, size, eps)
-        self.attn2 = Attention(channels, context_dim, heads, size, eps)
+        self.attn1 = Attention(channels, channels, heads, size, self.eps)
+        self.attn2 = Attention(channels, context_dim, heads, size, self.eps)
         self.add_module(self.feed, FeedForward(channels, ffn))
         self.scale_shift_table = nn.Parameter(torch.randn(6, channels) / channels**0.5)
 
@@ -180,17 +179,10 @@ class WanBlock(_Transformer):
     """
 
     feed = "ffn"
+    eps = 1e-6
 
-    def __init__(self, channels: int, *, heads: int, ffn: int, size: int, context_dim: int, embedding_dim: int) -> None:
-        super().__init__(
-            channels,
-            heads=heads,
-            ffn=ffn,
-            size=size,
-            context_dim=context_dim,
-            embedding_dim=embedding_dim,
-            eps=1e-6,
-        )
+    def __init__(self, channels: int, **sizes: int) -> None:
+        super().__init__(channels, **sizes)
         self.norm2 = nn.LayerNorm(channels, eps=1e-6)
         self.scale_shift_table = nn.Parameter(self.scale_shift_table.detach()[None])
 
@@ -208,17 +200,6 @@ class LTXBlock(_Transformer):
     Source: LTX-Video (arXiv 2501.00103), as in diffusers' ``LTXVideoTransformerBlock``; fewer heads inside an unchanged
     width: Mobile DiT (arXiv 2507.13343).
     """
-
-    def __init__(self, channels: int, *, heads: int, ffn: int, size: int, context_dim: int, embedding_dim: int) -> None:
-        super().__init__(
-            channels,
-            heads=heads,
-            ffn=ffn,
-            size=size,
-            context_dim=context_dim,
-            embedding_dim=embedding_dim,
-            eps=1e-5,
-        )
 
     def norm(self, x: Tensor, place: int) -> Tensor:
         return x if place == 1 else F.rms_norm(x, x.shape[-1:], eps=1e-6)
