@@ -277,7 +277,7 @@ def test_what_cannot_be_fine_tuned_is_one_line(model: Path, tmp_path: Path) -> N
         finetune(model, "joint", config(data={"buckets": ["4x9x8"]}), tmp_path / "out")
     with pytest.raises(NasError, match="there is no feature 2, only 0 to 1"):
         finetune(model, "adversarial", config(head_stages=(2,)), tmp_path / "out")
-    with pytest.raises(NasError, match="--stage must be one of joint, adversarial, .*but is 'both'"):
+    with pytest.raises(NasError, match="unknown recipe 'both'.*Known recipes: adversarial, .*joint"):
         finetune(model, "both", config(), tmp_path / "out")
     with pytest.raises(NasError, match="13 tokens, the text encoder takes 12: .*shorten it"):
         finetune(model, "joint", config(data={"max_objects": 2}), tmp_path / "out")

@@ -25,6 +25,7 @@ from nas.recipes.contract import Recipe, find_recipe, known_recipes
 from nas.training.config import StageConfig
 from nas.training.engine import Engine
 from nas.training.loop import Stage
+from search_spaces import registry
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ PULL = Recipe("pull", "a stranger's", PullConfig, lambda m, c: Pull(m.pipeline, 
 def foreign(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("pull", "test_recipes:PULL", contract.GROUP)
     broken = EntryPoint("broken", "test_recipes:NOTHING", contract.GROUP)
-    monkeypatch.setattr(contract, "entry_points", lambda group: [point] if group == contract.GROUP else [broken])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == contract.GROUP else [broken])
 
 
 def settings(**changes: Any) -> Any:
@@ -103,14 +104,14 @@ def test_a_recipe_that_nobody_knows_is_one_line(
     with pytest.raises(SystemExit) as ended:
         main(["finetune", str(model), "--stage", "adverserial", "--out", "nowhere"])
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and "but is 'adverserial'. Did you mean 'adversarial'?" in said
+    assert ended.value.code == 2 and "unknown recipe 'adverserial'. Did you mean 'adversarial'?" in said
     broken = EntryPoint("pull", "test_recipes:NOTHING", contract.GROUP)
-    monkeypatch.setattr(contract, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
     with pytest.raises(NasError, match="recipe 'pull': test_recipes:NOTHING cannot be loaded .*; repair or uninstall"):
         find_recipe("pull")
     wrong = EntryPoint("pull", "test_recipes:PullConfig", contract.GROUP)
-    monkeypatch.setattr(contract, "entry_points", lambda group: [wrong])
-    with pytest.raises(NasError, match="must name a Recipe of that name"):
+    monkeypatch.setattr(registry, "entry_points", lambda group: [wrong])
+    with pytest.raises(NasError, match="must name a Recipe, not"):
         find_recipe("pull")
 
 

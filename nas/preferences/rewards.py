@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,8 @@ from numpy.typing import NDArray
 from nas.errors import NasError
 from nas.evaluate.motion import motion_energy
 from nas.preferences.config import PreferConfig
-from search_spaces.errors import nearest
+from search_spaces.errors import unknown
+from search_spaces.registry import Registry
 
 #: Entry points of this group name a function from ``PreferConfig`` and a clip's shape to a ``Reward``.
 GROUP = "temporal_nas.rewards"
@@ -113,6 +113,7 @@ REWARDS: Mapping[str, Make] = {
     "sharpness": lambda config, clip: sharpness,
     "fidelity": lambda config, clip: fidelity,
 }
+REGISTRY: Registry[Make] = Registry("reward", GROUP, REWARDS, error=NasError)
 
 
 def open_reward(name: str, config: PreferConfig, clip: Any) -> Reward:
@@ -124,21 +125,14 @@ def open_reward(name: str, config: PreferConfig, clip: Any) -> Reward:
     Raises:
         NasError: if nobody knows it, or what it needs is not there.
     """
-    if name in REWARDS:
-        return REWARDS[name](config, clip)
     if name.endswith(".onnx"):
         return _onnx(Path(name))
     if name.startswith("clip:"):
         return _clip(Path(name.removeprefix("clip:")))
-    points = {point.name: point for point in entry_points(group=GROUP)}
-    if name in points:
-        made: Reward = points[name].load()(config, clip)
-        return made
-    known = [*REWARDS, *points]
-    raise NasError(
-        f"rewards: unknown reward {name!r}.{nearest(name, known)} Known: {', '.join(known)}; or FILE.onnx, "
-        "clip:FOLDER, labels:FILE.csv, judge:FILE.csv"
-    )
+    if name not in REGISTRY.names():
+        others = "Or FILE.onnx, clip:FOLDER, labels:FILE.csv, judge:FILE.csv."
+        raise NasError(f"rewards: {unknown('reward', name, REGISTRY.names())} {others}")
+    return REGISTRY.get(name)(config, clip)
 
 
 def _onnx(path: Path) -> Reward:

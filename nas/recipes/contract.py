@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
 from nas.errors import NasError
 from nas.training.config import StageConfig
-from search_spaces.errors import nearest
+from search_spaces.registry import Registry
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,37 +103,21 @@ class Recipe:
     raises: bool = False
 
 
+REGISTRY: Registry[Recipe] = Registry("recipe", GROUP, RECIPES, Recipe, NasError)
+
+
 def known_recipes() -> list[str]:
     """Names of our recipes, then of those that installed packages add."""
-    return list(dict.fromkeys([*RECIPES, *(point.name for point in entry_points(group=GROUP))]))
+    return list(dict.fromkeys([*RECIPES, *REGISTRY.names()]))
 
 
 def find_recipe(name: str) -> Recipe:
     """A recipe by its name: ours, or one that an installed package adds.
 
     Raises:
-        NasError: if nobody knows it, or a package's entry point cannot be loaded or is no ``Recipe``.
+        NasError: if nobody knows it, or a package's entry point cannot be loaded or is no ``Recipe`` of that name.
     """
-    if name in RECIPES:
-        module, _, attribute = RECIPES[name].partition(":")
-        ours: Recipe = getattr(import_module(module), attribute)
-        return ours
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            return _loaded(point)
-    known = known_recipes()
-    raise NasError(f"--stage must be one of {', '.join(known)}, but is {name!r}.{nearest(name, known)}")
-
-
-def _loaded(point: Any) -> Recipe:
-    try:
-        recipe = point.load()
-    except (ImportError, AttributeError) as error:
-        raise NasError(
-            f"recipe {point.name!r}: {point.value} cannot be loaded ({error}); repair or uninstall it"
-        ) from error
-    if not isinstance(recipe, Recipe) or recipe.name != point.name:
-        raise NasError(
-            f"recipe {point.name!r}: entry point {point.value} must name a Recipe of that name, not {recipe!r:.80}"
-        )
+    recipe = REGISTRY.get(name)
+    if recipe.name != name:
+        raise NasError(f"recipe {name!r}: its entry point names the recipe {recipe.name!r}; give both one name")
     return recipe

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from nas.errors import NasError
-from search_spaces.errors import unknown
+from search_spaces.registry import Registry
 
 if TYPE_CHECKING:
     from nas.tasks.contract import Task
@@ -22,24 +20,16 @@ Prediction = Literal["velocity", "epsilon", "v"]  # what a denoiser may answer
 USUAL: Prediction = "velocity"
 
 
-def known_tasks() -> list[str]:
-    """Names of our tasks and of those that installed packages add."""
-    return sorted({*TASKS, *(point.name for point in entry_points(group=GROUP))})
+REGISTRY: Registry[type[Task]] = Registry("task", GROUP, TASKS, type, NasError)
 
 
 def task_class(name: str) -> type[Task]:
     """The class of a task: ours, or one that an installed package adds.
 
     Raises:
-        NasError: if nobody knows it.
+        NasError: if nobody knows it, or a package's entry point cannot be loaded.
     """
-    if name in TASKS:
-        module, _, cls = TASKS[name].partition(":")
-        return cast("type[Task]", getattr(import_module(module), cls))
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            return cast("type[Task]", point.load())
-    raise NasError(unknown("task", name, known_tasks()))
+    return REGISTRY.get(name)
 
 
 def open_task(name: str, settings: Mapping[str, Any] | None = None) -> Task:
