@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from nas.cli import main
+from nas.ranking.agreement import CHANCE
 
 SHORT = "train.steps=6 train.warmup_steps=2 train.clips=2 train.images=2 search.trials=4 search.rescore_clips=8"
 SETTINGS = [
@@ -58,7 +60,7 @@ def test_one_command_leaves_a_table_a_model_a_package_and_a_page(run: Path) -> N
     assert (run / "coreml" / "unet.mlpackage").is_dir() and metrics["coreml"]["max_rank"] <= 5
     assert (run / "model" / "model_index.json").is_file() and (run / "samples" / "samples.npz").is_file()
     page = (run / "report.html").read_text()
-    assert "http://" not in page.replace("http://www.w3.org", "") or "src=" not in page
+    assert not re.search(r"""(?:src=|<link[^>]+href=|url\()["']?https?:""", page)  # it opens offline
     with (run / "front.csv").open(newline="") as handle:
         front = list(csv.DictReader(handle))
     assert sum(row["chosen"] == "1" for row in front) == 1
@@ -91,8 +93,9 @@ def test_an_answer_comes_with_its_reasons_and_with_what_is_known_of_the_ranking(
     assert "ranking    not checked against arrangements trained alone" in out
     assert "design by hand" in out and "reachable  latency_ms" in out and "latency with a margin of 10.0%" in out
     assert json.loads((run / "explain.json").read_text())["evaluations"] >= 4
-    assert nas("rank", str(run), "--arrangements", "6", "--steps", "1", "--json") in (0, 1)
-    assert json.loads(capsys.readouterr().out)["count"] == 6
+    code = nas("rank", str(run), "--arrangements", "6", "--steps", "1", "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert told["count"] == 6 and code == int(told["chance"] > CHANCE or told["tau"] <= 0)
     assert nas("search", str(run)) == 0
     assert "ranking    within 10% of latency" in capsys.readouterr().out
     assert nas("search", str(run), "--scoring", "one_replaced") == 0
