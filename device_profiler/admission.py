@@ -5,7 +5,7 @@ from __future__ import annotations
 from device_profiler.device import Device
 from device_profiler.errors import OutOfMemory
 from device_profiler.lowering.forms import split
-from search_spaces.blocks.attention import attention_of
+from search_spaces.blocks import attention_of
 from search_spaces.ends import decoder_peak_elements
 from search_spaces.workload import BYTES_PER_ELEMENT, Workload
 

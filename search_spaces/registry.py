@@ -38,6 +38,10 @@ class Registry(Generic[Thing]):
         """Every name, sorted; nothing is imported."""
         return sorted({*self.ours, *(point.name for point in points(self.group))})
 
+    def __contains__(self, name: object) -> bool:
+        """Whether anybody knows the name; nothing is imported."""
+        return name in self.ours or any(point.name == name for point in points(self.group))
+
     def get(self, name: str) -> Thing:
         """The thing of a name; ours where it is taken twice.
 

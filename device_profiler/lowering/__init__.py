@@ -173,7 +173,7 @@ def default_lowerings(toolkit: str, workload: Workload) -> tuple[str, ...]:
     Where there is attention, ``fused`` keeps it one operation and ``decomposed`` spells it out. ``+form`` is another
     form of the block (``device_profiler.lowering.forms``).
     """
-    from search_spaces.blocks.attention import has_attention
+    from search_spaces.blocks import has_attention
 
     attention: tuple[str, ...] = ("plain",)
     if toolkit != "module" and has_attention(workload):

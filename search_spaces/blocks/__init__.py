@@ -10,9 +10,18 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from search_spaces.blocks.attention import (
+    Attention,
+    along_time,
+    of_frames,
+    over_clip,
+    text_along_time,
+    text_over_clip,
+)
 from search_spaces.errors import SpaceError, unknown
 from search_spaces.registry import Registry
 from search_spaces.variant import Variant
+from search_spaces.workload import Workload
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,6 +129,8 @@ class BlockSpec:
         across: whether a frame's output depends on other frames; one of which it does not can be run frame by frame.
         widths: parameters in which a smaller variant is a part of a larger one. The class then has a static method
             ``slices(channels, params, whole) -> {parameter name: Index}``: what of the whole's parameters it has.
+        attention: of a workload of it, its largest; None where it attends to nothing. A block that attends can be
+            lowered with its attention as one operation, or spelled out.
         letter: what it is called where a network is spelled in letters, such as C and T; empty where it is not.
     """
 
@@ -131,6 +142,7 @@ class BlockSpec:
     identity: bool = True
     across: bool = True
     widths: frozenset[str] = NOTHING
+    attention: Callable[[Workload], Attention] | None = None
     letter: str = ""
 
     def __post_init__(self) -> None:
@@ -142,13 +154,6 @@ class BlockSpec:
             raise SpaceError(f"{self.path}: widths must be a frozenset of its params, but is {self.widths!r:.60}")
 
 
-_ATTENTION, _CONVOLUTION, _CROSS, _SPATIAL, _STAGED, _TRANSFORMER = (
-    f"search_spaces.blocks.{file}"
-    for file in (
-        *("self_attention", "convolution", "cross_attention", "spatial_convolution", "spatial_transformer"),
-        "transformer",
-    )
-)
 _TIME = frozenset({"embedding"})
 _FEED = {"ratio": 3, "gated": 1}
 _FEED_RULE = within(ratio=(1, 16), gated=(0, 1))
@@ -156,109 +161,95 @@ _HEADS = {"head_width": 64, "kv_heads": 1}
 _EXPANSION_RULE = within(expansion=(1, 16))
 
 
-def _choice(
-    path: str, params: Mapping[str, int], reads: frozenset[str], letter: str, summary: str, *rules: Rule
-) -> BlockSpec:
-    """A block of which a place holds exactly one."""
-    return BlockSpec(path, params, reads, summary, rules, identity=False, letter=letter)
+def _attention(path: str, reads: frozenset[str], summary: str, attention: Callable[[Workload], Attention]) -> BlockSpec:
+    path = f"search_spaces.blocks.{path}"
+    return BlockSpec(path, {"heads": 8}, reads, summary, (heads_divide_channels,), attention=attention)
+
+
+def _convolution(name: str, summary: str) -> BlockSpec:
+    return BlockSpec(f"search_spaces.blocks.convolution:{name}", {"kernel_size": 3}, NOTHING, summary, (odd_kernel,))
 
 
 def _transformer(name: str, summary: str) -> BlockSpec:
     return BlockSpec(
-        f"{_TRANSFORMER}:{name}",
+        f"search_spaces.blocks.transformer:{name}",
         {"heads": 1, "ffn": 64, "size": 16},
         frozenset(READABLE),
         summary,
         (heads_fit_channels,),
         identity=False,
         widths=frozenset({"heads", "ffn"}),
+        attention=over_clip,
+    )
+
+
+def _spatial(name: str, params: Mapping[str, int], summary: str, *rules: Rule) -> BlockSpec:
+    path = f"search_spaces.blocks.spatial_convolution:{name}"
+    return BlockSpec(path, params, _TIME, summary, rules, identity=False, letter="C")
+
+
+def _staged(
+    name: str, params: Mapping[str, int], reads: frozenset[str], letter: str, summary: str, *rules: Rule
+) -> BlockSpec:
+    path, attention = f"search_spaces.blocks.spatial_transformer:{name}", of_frames if letter == "T" else None
+    return BlockSpec(path, params, reads, summary, rules, identity=False, letter=letter, attention=attention)
+
+
+def _residual(name: str, summary: str, across: bool = True, heads: int = 0) -> BlockSpec:
+    return BlockSpec(
+        f"search_spaces.blocks.residual:{name}",
+        {"width": 64, "depth": 1, **({"heads": heads} if heads else {})},
+        NOTHING,
+        summary,
+        (widths_and_depths, *([heads_divide_channels] if heads else [])),
+        identity=False,
+        across=across,
+        attention=over_clip if heads else None,
     )
 
 
 BLOCKS: dict[str, BlockSpec] = {
-    "SelfAttention1D": BlockSpec(
-        f"{_ATTENTION}:SelfAttention1D", {"heads": 8}, NOTHING, "attention along time", (heads_divide_channels,)
+    "SelfAttention1D": _attention("self_attention:SelfAttention1D", NOTHING, "attention along time", along_time),
+    "SelfAttention3D": _attention(
+        "self_attention:SelfAttention3D", NOTHING, "attention over time and space", over_clip
     ),
-    "SelfAttention3D": BlockSpec(
-        f"{_ATTENTION}:SelfAttention3D",
-        {"heads": 8},
-        NOTHING,
-        "attention over time and space",
-        (heads_divide_channels,),
+    "CrossAttention1D": _attention("cross_attention:CrossAttention1D", TEXT, "text read with time", text_along_time),
+    "CrossAttention3D": _attention(
+        "cross_attention:CrossAttention3D", TEXT, "text read with time and place", text_over_clip
     ),
-    "CrossAttention1D": BlockSpec(
-        f"{_CROSS}:CrossAttention1D", {"heads": 8}, TEXT, "text read with time", (heads_divide_channels,)
-    ),
-    "CrossAttention3D": BlockSpec(
-        f"{_CROSS}:CrossAttention3D",
-        {"heads": 8},
-        TEXT,
-        "text read with time and place",
-        (heads_divide_channels,),
-    ),
-    "Conv1D": BlockSpec(f"{_CONVOLUTION}:Conv1D", {"kernel_size": 3}, NOTHING, "convolution along time", (odd_kernel,)),
-    "Conv3D": BlockSpec(
-        f"{_CONVOLUTION}:Conv3D", {"kernel_size": 3}, NOTHING, "convolution over time and space", (odd_kernel,)
-    ),
+    "Conv1D": _convolution("Conv1D", "convolution along time"),
+    "Conv3D": _convolution("Conv3D", "convolution over time and space"),
     "LTXBlock": _transformer("LTXBlock", "a transformer block of LTX-Video"),
     "WanBlock": _transformer("WanBlock", "a transformer block of Wan"),
-    "FullConv": _choice(f"{_SPATIAL}:FullConv", {}, _TIME, "C", "two full convolutions of each frame"),
-    "SeparableConv": _choice(
-        f"{_SPATIAL}:SeparableConv",
-        {"expansion": 2},
-        _TIME,
-        "C",
-        "two separable convolutions of each frame",
-        _EXPANSION_RULE,
+    "FullConv": _spatial("FullConv", {}, "two full convolutions of each frame"),
+    "SeparableConv": _spatial(
+        "SeparableConv", {"expansion": 2}, "two separable convolutions of each frame", _EXPANSION_RULE
     ),
-    "FusedMBConv": _choice(
-        f"{_SPATIAL}:FusedMBConv",
-        {"expansion": 4},
-        _TIME,
-        "C",
-        "a full convolution that widens, and a mix back",
-        _EXPANSION_RULE,
+    "FusedMBConv": _spatial(
+        "FusedMBConv", {"expansion": 4}, "a full convolution that widens, and a mix back", _EXPANSION_RULE
     ),
-    "TextTransformer": _choice(
-        f"{_STAGED}:TextTransformer",
+    "TextTransformer": _staged(
+        "TextTransformer",
         {"self_attention": 1, **_HEADS, **_FEED},
         TEXT,
         "T",
         "a transformer block that reads the text, with self-attention or without",
-        within(self_attention=(0, 1)),
-        heads_of_width,
-        _FEED_RULE,
+        *(within(self_attention=(0, 1)), heads_of_width, _FEED_RULE),
     ),
-    "SelfTransformer": _choice(
-        f"{_STAGED}:SelfTransformer",
+    "SelfTransformer": _staged(
+        "SelfTransformer",
         {**_HEADS, **_FEED},
         NOTHING,
         "T",
         "a transformer block that reads no text",
-        heads_of_width,
-        _FEED_RULE,
+        *(heads_of_width, _FEED_RULE),
     ),
-    "FeedForward": _choice(
-        f"{_STAGED}:FeedForward", _FEED, NOTHING, "F", "a feed-forward layer without attention", _FEED_RULE
-    ),
+    "FeedForward": _staged("FeedForward", _FEED, NOTHING, "F", "a feed-forward layer without attention", _FEED_RULE),
+    "Residual2D": _residual("Residual2D", "residual convolutions, frame by frame", across=False),
+    "Residual21D": _residual("Residual21D", "residual convolutions over space, then along time"),
+    "CausalConv3D": _residual("CausalConv3D", "residual convolutions over time and space, none ahead"),
+    "CausalAttention3D": _residual("CausalAttention3D", "the same with attention to earlier frames", heads=4),
 }
-
-_RESIDUAL = "search_spaces.blocks.residual"
-for _name, _summary, _more, _rules, _across in (
-    ("Residual2D", "residual convolutions, frame by frame", {}, (), False),
-    ("Residual21D", "residual convolutions over space, then along time", {}, (), True),
-    ("CausalConv3D", "residual convolutions over time and space, none ahead", {}, (), True),
-    ("CausalAttention3D", "the same with attention to earlier frames", {"heads": 4}, (heads_divide_channels,), True),
-):
-    BLOCKS[_name] = BlockSpec(
-        f"{_RESIDUAL}:{_name}",
-        {"width": 64, "depth": 1, **_more},
-        NOTHING,
-        _summary,
-        (widths_and_depths, *_rules),
-        identity=False,
-        across=_across,
-    )
 
 
 REGISTRY = Registry("block", GROUP, BLOCKS, BlockSpec)
@@ -271,6 +262,21 @@ def block_spec(name: str) -> BlockSpec:
         SpaceError: if nobody knows it, or the package's entry point is no ``BlockSpec``.
     """
     return REGISTRY.get(name)
+
+
+def has_attention(workload: Workload) -> bool:
+    """Whether the workload holds attention, so that it has a fused and a decomposed form."""
+    if not workload.is_block:
+        return workload.block in ("backbone", "network", "spatial")
+    return workload.block in REGISTRY and block_spec(workload.block).attention is not None
+
+
+def attention_of(workload: Workload) -> Attention | None:
+    """The largest attention of a block's workload; None of any other, and of a block that attends to nothing."""
+    if not workload.is_block or workload.block not in REGISTRY:
+        return None
+    spec = block_spec(workload.block)
+    return spec.attention(workload) if spec.attention else None
 
 
 def complete(variant: Variant, channels: int) -> Variant:

@@ -1,13 +1,10 @@
-"""Which workloads attend, and over how many tokens."""
+"""Over how many tokens a block attends: what its spec says as ``attention``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from search_spaces.workload import Workload
-
-#: Blocks that attend over a whole clip, and to the text.
-TRANSFORMERS = ("LTXBlock", "WanBlock")
 
 
 @dataclass(frozen=True)
@@ -20,35 +17,40 @@ class Attention:
     keys: int
 
 
-_TRANSFORMERS = ("SelfTransformer", "TextTransformer")
+def along_time(workload: Workload) -> Attention:
+    """The frames of each place among themselves."""
+    return Attention(_pixels(workload) * workload.batch, _heads(workload), workload.frames, workload.frames)
 
 
-def has_attention(workload: Workload) -> bool:
-    """Whether the workload holds attention, so that it has a fused and a decomposed form."""
-    whole = workload.block in ("backbone", "network", "spatial")
-    return whole or "Attention" in workload.block or workload.block in (*TRANSFORMERS, *_TRANSFORMERS)
+def over_clip(workload: Workload) -> Attention:
+    """All places of all frames among themselves."""
+    tokens = workload.frames * _pixels(workload)
+    return Attention(workload.batch, _heads(workload), tokens, tokens)
 
 
-def attention_of(workload: Workload) -> Attention | None:
-    """The largest attention of one of our blocks; None for any other workload."""
-    pixels = workload.height * workload.width
-    heads = dict(workload.params).get("heads", 1)
-    frames, batch, text = workload.frames, workload.batch, workload.context_tokens
-    shapes = {
-        "SelfAttention1D": (batch * pixels, frames, frames),
-        "SelfAttention3D": (batch, frames * pixels, frames * pixels),
-        "CausalAttention3D": (batch, frames * pixels, frames * pixels),
-        "CrossAttention1D": (batch * pixels, frames, text),
-        "CrossAttention3D": (batch, frames * pixels, text),
-    }
-    shapes |= dict.fromkeys(TRANSFORMERS, (batch, frames * pixels, frames * pixels))
-    if workload.block in _TRANSFORMERS:
-        params = dict(workload.params)
-        heads = workload.channels // params["head_width"]
-        if params.get("self_attention", 1):
-            return Attention(batch * frames, heads, pixels, max(pixels, text))
-        return Attention(batch, heads, frames * pixels, text)
-    if workload.block not in shapes:
-        return None
-    groups, queries, keys = shapes[workload.block]
-    return Attention(groups, heads, queries, keys)
+def text_along_time(workload: Workload) -> Attention:
+    """The frames of each place to the text."""
+    groups = workload.batch * _pixels(workload)
+    return Attention(groups, _heads(workload), workload.frames, workload.context_tokens)
+
+
+def text_over_clip(workload: Workload) -> Attention:
+    """All places of all frames to the text."""
+    return Attention(workload.batch, _heads(workload), workload.frames * _pixels(workload), workload.context_tokens)
+
+
+def of_frames(workload: Workload) -> Attention:
+    """The places of each frame among themselves, or to a longer text; without self-attention, of a clip to the text."""
+    pixels, params = _pixels(workload), dict(workload.params)
+    heads = workload.channels // params["head_width"]
+    if params.get("self_attention", 1):
+        return Attention(workload.batch * workload.frames, heads, pixels, max(pixels, workload.context_tokens))
+    return Attention(workload.batch, heads, workload.frames * pixels, workload.context_tokens)
+
+
+def _pixels(workload: Workload) -> int:
+    return workload.height * workload.width
+
+
+def _heads(workload: Workload) -> int:
+    return dict(workload.params).get("heads", 1)
